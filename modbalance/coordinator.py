@@ -1,0 +1,301 @@
+"""Balance the optimisation of the modalities. EBMC (CVPR 2026), energy-guided modality coordination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modbalance.functional.energy import Gap, descend, energy_gap
+from modbalance.heads import linear_heads, probe
+from modbalance.kernels import energy_penalty, pick_backend, reference
+from modbalance.kernels.problem import Problem
+from modbalance.output import scalars
+from modbalance.presence import (
+    absent_like,
+    check_dims,
+    check_positive,
+    masked_mean,
+    resolve,
+    select,
+    upcast,
+    zero_of,
+)
+from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, labelled, task_loss
+
+
+class CoordinatorOutput(NamedTuple):
+    loss: Tensor
+    gap: Tensor
+    penalty: Tensor
+    descent: Tensor
+    fit: Tensor
+    energy: dict[str, Tensor]
+    features: dict[str, Tensor]
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The scalar terms by name, detached."""
+        return scalars(self)
+
+
+class EnergyCoordinator(nn.Module):
+    r"""Keep the strong modality from starving the others, with one more term in the loss.
+
+    $$E_i(m) = \alpha\lVert z_i^m\rVert^2 + \beta\,\ell(T_m(z_i^m), y_i) + \gamma\,u(T_m(z_i^m)), \qquad
+      L = L_{gap} + \delta \sum_m \operatorname{mean}_i \lVert \partial E_i(m)/\partial z_i^m\rVert^2
+      + \lambda \sum_m \operatorname{mean}_i E_i(m) + L_{fit}$$
+
+    - `gap` draws the energies of the modalities together (`functional.energy_gap`). `pull` compares
+      beta loss + gamma u alone, since ||z||^2 would let inflation close it; the paper's forms compare E.
+    - `penalty` flattens the energy around each feature (`kernels.energy_penalty`).
+    - `descent` is energy descent as a gradient: what reaches z is exactly lambda dE/dz.
+    - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
+      see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
+
+    No returned feature depends on the target. Add the loss to your own with weight 1.
+
+    Args:
+        dims: feature size by modality, at least two.
+        num_outputs: number of classes, labels or targets.
+        task: `classification`, `multilabel`, `regression` or `gaussian`; see `modbalance.tasks`.
+        alpha, beta, gamma: weights of the energy's terms. 0.01, 1 and 0 are ours. With `regression` the
+            uncertainty is constant and gamma has no effect.
+        delta: weight of the penalty. 0.1 is ours.
+        descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
+            coordinator is the plain unimodal auxiliary loss.
+        step: lambda of the label-free descent of the returned features; 0 returns the input itself.
+        gap: `pull`, `paper`, `paper_per_sample` or None.
+        temperature: T of the entropy, > 0.
+        normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
+        backend: of `kernels.energy_penalty`; heads that are not linear need `auto` or `reference`.
+        heads: trained predictors of your own by modality, `(B, D_m)` to `(B, width)`, row by row. They stay
+            yours (not in `parameters()`), `fit` is then 0. Linear heads of the coordinator's own by default.
+        joint: let gap, penalty and descent train the heads too, as the paper's text reads.
+        class_weight: weight of each class in the loss, `(C,)`; classification only.
+        ignore_index: label of the rows that count as absent; classification only.
+        validate: check values (NaN, label range) as well; this synchronises the device.
+
+    Shape:
+        features `(B, D_m)` by modality, target `(B,)` or `(B, C)`, present bool `(B,)` by modality →
+        `energy` `(B,)` for every modality of `dims`, 0 where absent; `features` as they came, after the
+        label-free descent if `step` > 0; the other fields are scalars. Without a target the losses are 0 and
+        energies hold their label-free terms. `uncertainty`, `(B,)` by modality, takes the place of the own
+        head's entropy: that of a teacher, for example.
+
+    Raises:
+        ValueError: a name, shape, task or backend does not fit; the message names it and the remedy.
+
+    Source: EBMC (CVPR 2026), energy-guided modality coordination, L_EMC. The probes, `pull` and the
+    label-free descent are ours.
+
+    Example:
+        >>> import torch
+        >>> balance = EnergyCoordinator({"audio": 8, "video": 5}, num_outputs=3)
+        >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}
+        >>> out = balance(features, torch.arange(6) % 3)
+        >>> sorted(out.scalars()), out.energy["audio"].shape
+        (['descent', 'fit', 'gap', 'loss', 'penalty'], torch.Size([6]))
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_outputs: int,
+        task: Task = "classification",
+        *,
+        alpha: float = 0.01,
+        beta: float = 1.0,
+        gamma: float = 0.0,
+        delta: float = 0.1,
+        descent: float = 1.0,
+        step: float = 0.0,
+        gap: Gap | None = "pull",
+        temperature: float = 1.0,
+        normalize: bool = True,
+        backend: str = "auto",
+        heads: Mapping[str, nn.Module] | None = None,
+        joint: bool = False,
+        class_weight: Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
+        validate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims("EnergyCoordinator", dims)
+        check_task("EnergyCoordinator", task, num_outputs, class_weight)
+        check_positive("EnergyCoordinator", temperature=temperature)
+        if gap not in ("pull", "paper", "paper_per_sample", None):
+            raise ValueError(
+                f"EnergyCoordinator: gap is {gap!r}, expected 'pull', 'paper', 'paper_per_sample' or None; "
+                "pass one of them."
+            )
+        if heads is not None and set(heads) != set(self.dims):
+            raise ValueError(
+                f"EnergyCoordinator: heads has {sorted(heads)}, expected {sorted(self.dims)} as in dims; "
+                "pass one head a modality."
+            )
+        self.num_outputs, self.task = num_outputs, task
+        self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
+        self.descent, self.step, self.gap, self.temperature = descent, step, gap, temperature
+        self.normalize, self.backend, self.joint = normalize, backend, joint
+        self.ignore_index, self.validate = ignore_index, validate
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        # Heads of the user's own stay out of the module tree: their parameters already have an optimiser.
+        self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else None
+        self._given: tuple[dict[str, nn.Module], ...] = () if heads is None else (dict(heads),)
+        self._linear = all(type(self._head(name)) is nn.Linear for name in self.dims)
+        if not self._linear and pick_backend(backend) != "reference" and backend != "auto":
+            raise ValueError(
+                f"EnergyCoordinator: backend is {backend!r} with heads that are not nn.Linear, expected auto or "
+                'reference; pass backend="reference".'
+            )
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        target: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        uncertainty: Mapping[str, Tensor] | None = None,
+    ) -> CoordinatorOutput:
+        masks = resolve("EnergyCoordinator", features, present, self.dims)
+        batch = len(next(iter(masks.values())))
+        if target is not None:
+            check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
+        if self.validate:
+            check_values("EnergyCoordinator", self.task, features, masks, target, self.num_outputs, self.ignore_index)
+        if uncertainty is not None:
+            self._check_uncertainty(uncertainty, masks)
+
+        z = {name: select(x, masks[name]) for name, x in features.items()}
+        mask = torch.stack(list(masks.values()))
+        valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
+        mask = mask if valid is None else mask & valid
+        problem = Problem(
+            self.task,
+            self.alpha,
+            self.beta,
+            self.gamma if uncertainty is None else 0.0,
+            self.temperature,
+            self.normalize,
+            target,
+            self.class_weight,
+        )
+        energy, gradient_norm = self._energy(problem, z, mask)
+        stated = None
+        if uncertainty is not None:
+            stated = self.gamma * torch.stack([upcast(uncertainty[name]) for name in z])
+            energy = energy + select(stated, mask)
+
+        gap = penalty = descent = fit = zero_of(z)
+        if target is not None:
+            penalty = masked_mean(gradient_norm, mask, dim=1).sum()
+            descent = self.descent * masked_mean(energy, mask, dim=1).sum()
+            if self.gap is not None:
+                gap = energy_gap(self._gap_energy(problem, z, energy, stated), mask, self.gap)
+            if self.heads is not None:
+                fit = self._fit(z, target, mask)
+        loss = gap + self.delta * penalty + descent + fit
+        energies = absent_like(dict(zip(z, energy, strict=True)), self.dims)
+        return CoordinatorOutput(
+            loss, gap, penalty, descent, fit, energies, self._descended(features, masks, problem)
+        )
+
+    def _head(self, name: str) -> nn.Module:
+        return self._given[0][name] if self.heads is None else self.heads[name]
+
+    def _outputs(self, name: str, z: Tensor) -> Tensor:
+        head = self._head(name)
+        return upcast(head(z) if self.joint else probe(head, z))
+
+    def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._linear:
+            heads = [partial(self._outputs, name) for name in z]
+            return reference.energy_penalty(problem, mask, [upcast(x) for x in z.values()], heads)
+        weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
+        return energy_penalty(
+            list(z.values()),
+            weights,
+            biases,
+            present=mask,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+            **problem._asdict(),
+        )
+
+    def _linear_head(self, name: str) -> tuple[Tensor, Tensor | None]:
+        head = self._head(name)
+        assert isinstance(head, nn.Linear)
+        if self.joint:
+            return head.weight, head.bias
+        return head.weight.detach(), None if head.bias is None else head.bias.detach()
+
+    def _gap_energy(self, problem: Problem, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None) -> Tensor:
+        if self.gap != "pull":
+            return energy
+        potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
+        return potential if stated is None else potential + stated
+
+    def _fit(self, z: dict[str, Tensor], target: Tensor, mask: Tensor) -> Tensor:
+        losses = [
+            task_loss(
+                self.task,
+                upcast(self._head(name)(x.detach())),
+                target,
+                class_weight=self.class_weight,
+                ignore_index=self.ignore_index,
+            )
+            for name, x in z.items()
+        ]
+        return masked_mean(torch.stack(losses), mask, dim=1).sum()
+
+    def _descended(
+        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: Problem
+    ) -> dict[str, Tensor]:
+        if not self.step:
+            return dict(features)
+        label_free = problem._replace(target=None)
+        moved = {}
+        for name, x in features.items():
+            z = select(x, masks[name])
+            if self._linear:
+                weight, _ = self._linear_head(name)
+                new = descend(
+                    z,
+                    self._outputs(name, z),
+                    weight,
+                    step=self.step,
+                    task=self.task,
+                    alpha=problem.alpha,
+                    gamma=problem.gamma,
+                    temperature=self.temperature,
+                    normalize=self.normalize,
+                )
+            else:
+                total = partial(_total_energy, label_free, partial(self._outputs, name))
+                new = z - self.step * torch.func.grad(total)(z)
+            moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
+        return moved
+
+    def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if name not in uncertainty or uncertainty[name].shape != mask.shape:
+                raise ValueError(
+                    f"EnergyCoordinator: uncertainty[{name!r}] is "
+                    f"{tuple(uncertainty[name].shape) if name in uncertainty else 'missing'}, expected "
+                    f"{tuple(mask.shape)}; pass one value a sample for every modality in features."
+                )
+
+    def extra_repr(self) -> str:
+        return (
+            f"dims={self.dims}, task={self.task!r}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, "
+            f"delta={self.delta}, descent={self.descent}, gap={self.gap!r}"
+        )
+
+
+def _total_energy(problem: Problem, outputs: partial[Tensor], z: Tensor) -> Tensor:
+    norm = problem.norm_weight(z.shape[1]) * upcast(z).square().sum()
+    return norm + problem.potential(outputs(z)).sum()

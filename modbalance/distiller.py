@@ -1,0 +1,134 @@
+"""Trust between modalities, by sample. EBMC (CVPR 2026), instance-aware modality trust distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from modbalance.functional.trust import Direction, distillation_loss, trust_fusion, trust_weights
+from modbalance.output import scalars
+from modbalance.presence import check_positive, resolve, select
+from modbalance.tasks import Task, check_task, output_width, prediction_variance
+
+
+class DistillerOutput(NamedTuple):
+    loss: Tensor
+    weights: dict[str, Tensor]
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The scalar terms by name, detached."""
+        return scalars(self)
+
+
+class TrustDistiller(nn.Module):
+    r"""Weigh the modalities of each sample by how far their teachers are to be trusted, and learn from them.
+
+    Trust is `functional.trust_weights` of the teachers' variances, the loss `functional.distillation_loss`,
+    and `fuse` the weighted sum by trust, the same in training and at inference. The component has no
+    parameters.
+
+    Args:
+        num_outputs: number of classes, labels or targets.
+        task: `classification`, `multilabel`, `regression` or `gaussian`; see `modbalance.tasks`.
+        temperature: T of the softened probabilities, > 0; classification and multilabel only.
+        direction: `paper` is KL(student || teacher), `forward` is KL(teacher || student).
+        min_variance: floor of a teacher's variance.
+
+    Shape:
+        student `(B, width)`, teachers `(B, width)` by modality, variances `(B,)` or `(B, C)` by modality,
+        present bool `(B,)` by modality → `weights` `(B,)` by modality: 0 where absent, else summing to 1;
+        `loss` is a scalar. Without `variances` they are read from the teachers: p(1-p), or the Gaussian's own.
+
+    Raises:
+        ValueError: a shape or option does not fit, or the task is `regression` and no variances came.
+
+    Source: EBMC (CVPR 2026), instance-aware modality trust distillation, L_IMTD.
+
+    Example:
+        >>> import torch
+        >>> distill = TrustDistiller(num_outputs=3)
+        >>> teachers = {"text": torch.tensor([[9.0, 0.0, 0.0]]), "audio": torch.zeros(1, 3)}
+        >>> out = distill(torch.zeros(1, 3), teachers)
+        >>> bool(out.weights["text"] > out.weights["audio"])
+        True
+        >>> distill.fuse({"text": torch.ones(1, 4), "audio": torch.zeros(1, 4)}, out.weights).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        task: Task = "classification",
+        *,
+        temperature: float = 1.0,
+        direction: Direction = "paper",
+        min_variance: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        check_task("TrustDistiller", task, num_outputs)
+        check_positive("TrustDistiller", temperature=temperature, min_variance=min_variance)
+        if direction not in ("paper", "forward"):
+            raise ValueError(
+                f"TrustDistiller: direction is {direction!r}, expected 'paper' (student || teacher) or 'forward' "
+                "(teacher || student); pass one of them."
+            )
+        self.num_outputs, self.task = num_outputs, task
+        self.temperature, self.direction, self.min_variance = temperature, direction, min_variance
+
+    def forward(
+        self,
+        student: Tensor,
+        teachers: Mapping[str, Tensor],
+        variances: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> DistillerOutput:
+        weights = self.trust(teachers, variances, present)
+        width = output_width(self.task, self.num_outputs)
+        if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
+            raise ValueError(
+                f"TrustDistiller: student has shape {tuple(student.shape)}, expected "
+                f"({len(next(iter(teachers.values())))}, {width}) as the teachers; pass the fused model's outputs."
+            )
+        loss = distillation_loss(
+            student,
+            teachers,
+            weights,
+            task=self.task,
+            temperature=self.temperature,
+            direction=self.direction,
+        )
+        return DistillerOutput(loss, weights)
+
+    def trust(
+        self,
+        teachers: Mapping[str, Tensor],
+        variances: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The weights alone, before there is a student: what fusion needs."""
+        width = output_width(self.task, self.num_outputs)
+        masks = resolve("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
+        if variances is None:
+            if self.task == "regression":
+                raise ValueError(
+                    'TrustDistiller: variances is None with task="regression", expected one variance a modality, '
+                    'since a regression output states none; pass variances=... or use task="gaussian".'
+                )
+            variances = {
+                name: prediction_variance(self.task, select(x.detach(), masks[name])) for name, x in teachers.items()
+            }
+        elif set(variances) != set(teachers):
+            raise ValueError(
+                f"TrustDistiller: variances has {sorted(variances)}, expected {sorted(teachers)} as in teachers; "
+                "pass a variance for each teacher."
+            )
+        return trust_weights(variances, masks, min_variance=self.min_variance)
+
+    def fuse(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        """Sum of `tensors` by `weights`, per sample; see `functional.trust_fusion`."""
+        return trust_fusion(tensors, weights)
+
+    def extra_repr(self) -> str:
+        return f"num_outputs={self.num_outputs}, task={self.task!r}, direction={self.direction!r}"

@@ -1,0 +1,142 @@
+"""Shared and private parts: alignment, redundancy, preservation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbalance.presence import masked_mean, resolve, stack
+from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, task_loss
+
+
+def alignment_loss(
+    shared: Mapping[str, Tensor],
+    present: Mapping[str, Tensor] | None = None,
+    *,
+    temperature: float = 0.1,
+) -> Tensor:
+    r"""InfoNCE between each modality's shared part and the aggregate of the others.
+
+    $$L_{inv} = -\operatorname{mean}_{m,i} \log
+      \frac{\exp(\cos(z_i^m, a_i^{-m})/\tau)}{\sum_j \exp(\cos(z_i^m, a_j^{-m})/\tau)}, \qquad
+      a_i^{-m} = \operatorname{mean}_{n \ne m,\ n\text{ present in } i} z_i^n$$
+
+    Args:
+        shared: by modality, `(B, dim)` with one dim for all.
+        present: by modality, bool `(B,)`; all by default.
+        temperature: tau, > 0.
+
+    Returns:
+        A scalar, the mean over the anchors: present modalities of samples that have at least two. 0 where
+        there are none. It depends on the batch, whose other samples are the negatives.
+
+    Raises:
+        ValueError: sizes differ between modalities, or a mask is not bool `(B,)`.
+
+    Source: EBMC (CVPR 2026), semantic decoupling, L_inv. The paper aggregates all modalities; we leave the
+    anchor's own out, since with itself in the aggregate the task is nearly free. tau = 0.1 is ours.
+
+    Example:
+        >>> x = torch.eye(4)
+        >>> alignment_loss({"a": x, "b": x}) < alignment_loss({"a": x, "b": x.roll(1, 0)})
+        tensor(True)
+    """
+    masks = resolve("alignment_loss", shared, present, argument="shared")
+    x, mask = stack("alignment_loss", shared, masks)
+    others = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).to(x.dtype)
+    count = torch.einsum("mn,nb->mb", others, mask.to(x.dtype))
+    aggregate = torch.einsum("mn,nbd->mbd", others, x) / count.clamp(min=1)[..., None]
+    similarity = torch.einsum("mid,mjd->mij", _unit(x), _unit(aggregate)) / temperature
+    # A finite floor: a row without any candidate is masked below and must not turn NaN before.
+    similarity = similarity.masked_fill((count == 0)[:, None], -1e30)
+    loss = similarity.logsumexp(-1) - similarity.diagonal(dim1=1, dim2=2)
+    return masked_mean(loss, mask & (count > 0))
+
+
+def redundancy_loss(
+    private: Mapping[str, Tensor],
+    present: Mapping[str, Tensor] | None = None,
+    *,
+    cosine: Literal["squared", "plain"] = "squared",
+) -> Tensor:
+    r"""Similarity of the private parts of different modalities of the same sample.
+
+    $$L_{dis} = \operatorname{mean}_{i,\ m<n} \cos(z_i^m, z_i^n)^2$$
+
+    Args:
+        private: by modality, `(B, dim)` with one dim for all.
+        present: by modality, bool `(B,)`; all by default.
+        cosine: `squared` is least at orthogonal parts, as the paper's text asks; `plain`, the paper's
+            formula, is least at opposed ones.
+
+    Returns:
+        A scalar, the mean over samples and pairs of present modalities; 0 where there are none.
+
+    Raises:
+        ValueError: sizes differ between modalities, or `cosine` is neither of the two.
+
+    Source: EBMC (CVPR 2026), semantic decoupling, L_dis.
+
+    Example:
+        >>> redundancy_loss({"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 2.0]])})
+        tensor(0.)
+    """
+    if cosine not in ("squared", "plain"):
+        raise ValueError(f"redundancy_loss: cosine is {cosine!r}, expected 'squared' or 'plain'; pass one of them.")
+    masks = resolve("redundancy_loss", private, present, argument="private")
+    x, mask = stack("redundancy_loss", private, masks)
+    first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    unit = _unit(x)
+    similarity = (unit[first] * unit[second]).sum(-1)
+    similarity = similarity.square() if cosine == "squared" else similarity
+    return masked_mean(similarity, mask[first] & mask[second])
+
+
+def preservation_loss(
+    predictions: Mapping[str, Tensor],
+    target: Tensor,
+    present: Mapping[str, Tensor] | None = None,
+    *,
+    task: Task = "classification",
+    class_weight: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    r"""Task loss of each modality's own predictor: what a private part must still tell by itself.
+
+    $$L_{uni} = \operatorname{mean}_{m,i}\ \ell(T_m(z_i^m), y_i)$$
+
+    Args:
+        predictions: by modality, head outputs `(B, width)`.
+        target: see `modbalance.tasks`.
+        present: by modality, bool `(B,)`; all by default.
+        task, class_weight, ignore_index: see `modbalance.tasks`.
+
+    Returns:
+        A scalar, the mean over present modalities of labelled samples; 0 where there are none.
+
+    Raises:
+        ValueError: the target does not fit the task.
+
+    Source: EBMC (CVPR 2026), semantic decoupling, L_uni.
+
+    Example:
+        >>> preservation_loss({"a": torch.zeros(2, 4)}, torch.tensor([0, 1]))
+        tensor(1.3863)
+    """
+    masks = resolve("preservation_loss", predictions, present, argument="predictions")
+    outputs, mask = stack("preservation_loss", predictions, masks)
+    width = outputs.shape[-1]
+    num_outputs = width // 2 if task == "gaussian" else width
+    check_target("preservation_loss", task, target, outputs.shape[1], num_outputs)
+    valid = labelled(task, target, num_outputs, ignore_index)
+    mask = mask if valid is None else mask & valid
+    losses = [task_loss(task, s, target, class_weight=class_weight, ignore_index=ignore_index) for s in outputs]
+    return masked_mean(torch.stack(losses), mask)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=1e-8)

@@ -1,0 +1,148 @@
+"""Energy of a modality, and the gap between modalities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from modbalance.presence import masked_mean, select, upcast
+from modbalance.tasks import Task, uncertainty_slope
+
+Gap = Literal["pull", "paper", "paper_per_sample"]
+
+
+def energy(
+    z: Tensor,
+    loss: Tensor,
+    uncertainty: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    normalize: bool = False,
+) -> Tensor:
+    r"""Energy of one modality, per sample.
+
+    $$E_i = \alpha \lVert z_i \rVert^2 + \beta\,\ell_i + \gamma\,u_i$$
+
+    Args:
+        z: features, `(B, D)`.
+        loss: task loss per sample, `(B,)`.
+        uncertainty: entropy in nats, `(B,)`.
+        alpha, beta, gamma: weights of the three terms.
+        normalize: `||z||^2 / D` in place of `||z||^2`.
+
+    Returns:
+        `(B,)`; float64 for float64 input, else float32.
+
+    Raises:
+        ValueError: `loss` or `uncertainty` is not `(B,)`.
+
+    Source: EBMC (CVPR 2026), energy-guided modality coordination, E(m). The paper takes batch averages; we
+    keep samples apart.
+
+    Example:
+        >>> energy(torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]), torch.tensor([0.1]))
+        tensor([25.6000])
+    """
+    for name, x in (("loss", loss), ("uncertainty", uncertainty)):
+        if x.shape != z.shape[:1]:
+            raise ValueError(
+                f"energy: {name} has shape {tuple(x.shape)}, expected ({z.shape[0]},) as z has that many rows; "
+                "pass one value a sample."
+            )
+    norm = upcast(z).square().sum(-1)
+    return alpha * (norm / z.shape[1] if normalize else norm) + beta * upcast(loss) + gamma * upcast(uncertainty)
+
+
+def energy_gap(energies: Tensor, present: Tensor, kind: Gap = "pull") -> Tensor:
+    r"""How far apart the energies of the modalities are.
+
+    - `pull`: $\operatorname{mean}_m (\bar E_m - \operatorname{sg}(\min_n \bar E_n))^2$ over the modalities
+      that are there at all, $\bar E_m$ the mean over a modality's present samples. Only modalities above the
+      lowest move; the lowest is the reference and is left alone.
+    - `paper`: $\operatorname{mean}_{m \ne n} (\bar E_m - \bar E_n)^2$, both means over the samples that have
+      both m and n.
+    - `paper_per_sample`: $\operatorname{mean}_{m \ne n} \operatorname{mean}_i (E_{m,i} - E_{n,i})^2$.
+
+    Args:
+        energies: `(M, B)`.
+        present: bool `(M, B)`.
+        kind: one of the three.
+
+    Returns:
+        A scalar, 0 with fewer than two modalities. Duplicating the batch does not change it.
+
+    Raises:
+        ValueError: shapes differ or `kind` is unknown.
+
+    Source: EBMC (CVPR 2026), energy-guided modality coordination, L_gap. `pull` is ours: the paper's form
+    raises the strong modality's loss as readily as it lowers the weak one's.
+
+    Example:
+        >>> energy_gap(torch.tensor([[1.0], [3.0]]), torch.ones(2, 1, dtype=torch.bool), "paper")
+        tensor(4.)
+    """
+    if energies.dim() != 2 or present.shape != energies.shape or present.dtype != torch.bool:
+        raise ValueError(
+            f"energy_gap: energies {tuple(energies.shape)} and {present.dtype} present {tuple(present.shape)}, "
+            "expected (M, B) and bool of the same shape; stack the modalities."
+        )
+    energies = upcast(energies)
+    if kind == "pull":
+        means, there = masked_mean(energies, present, dim=1), present.any(1)
+        reference = torch.where(there, means, torch.inf).amin().detach()
+        return masked_mean(select(means - reference, there).square(), there)
+    both = present[:, None] & present[None]
+    if kind == "paper":
+        means = masked_mean(energies[:, None].expand(both.shape), both, dim=2)
+        gaps = (means - means.T).square()
+    elif kind == "paper_per_sample":
+        x = select(energies, present)
+        gaps = masked_mean((x[:, None] - x[None]).square(), both, dim=2)
+    else:
+        raise ValueError(
+            f"energy_gap: kind is {kind!r}, expected 'pull', 'paper' or 'paper_per_sample'; pass one of them."
+        )
+    pairs = both.any(2) & ~torch.eye(len(energies), dtype=torch.bool, device=energies.device)
+    return masked_mean(gaps, pairs)
+
+
+def descend(
+    z: Tensor,
+    outputs: Tensor,
+    weight: Tensor,
+    *,
+    step: float,
+    task: Task = "classification",
+    alpha: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+    normalize: bool = False,
+) -> Tensor:
+    r"""One step down the label-free part of the energy, under a linear head.
+
+    $$z - \lambda\,\partial(\alpha\lVert z\rVert^2 + \gamma u)/\partial z
+      = z - \lambda\,(2\alpha z + W^\top \partial u/\partial s)$$
+
+    Args:
+        z: features, `(B, D)`.
+        outputs: the head's outputs s on them, `(B, width)`.
+        weight: the head's weight, `(width, D)`.
+        step: lambda, >= 0.
+        task, alpha, gamma, temperature, normalize: as in the energy.
+
+    Returns:
+        `(B, D)`, a function of the features alone: no target enters.
+
+    Source: EBMC (CVPR 2026), energy descent. The paper's form has the label in E; fed forward it would hand
+    the answer to whatever reads the features.
+
+    Example:
+        >>> descend(torch.ones(1, 2), torch.zeros(1, 3), torch.zeros(3, 2), step=0.25)
+        tensor([[0.5000, 0.5000]])
+    """
+    scale = 2 * alpha / z.shape[1] if normalize else 2 * alpha
+    return z - step * (scale * z + gamma * uncertainty_slope(task, outputs, temperature) @ weight)

@@ -1,0 +1,170 @@
+"""Trust in teachers: weights, distillation and fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modbalance.presence import masked_mean, masked_softmax, resolve, select, upcast
+from modbalance.tasks import Task, split_gaussian
+
+Direction = Literal["paper", "forward"]
+
+
+def trust_weights(
+    variances: Mapping[str, Tensor],
+    present: Mapping[str, Tensor] | None = None,
+    *,
+    min_variance: float = 1e-6,
+) -> dict[str, Tensor]:
+    r"""How far each modality is to be trusted, per sample.
+
+    $$w_m = \operatorname{softmax}_m (\log c_m + \log \rho_m), \qquad
+      c_m = \exp(-\operatorname{mean}_c \sigma_{m,c}), \qquad
+      \rho_m = 1 / \log(1 + \textstyle\sum_c \sigma^2_{m,c})$$
+
+    Args:
+        variances: of each modality's prediction, `(B,)` or `(B, C)`; for regression in units of the training
+            target's variance.
+        present: by modality, bool `(B,)`; all by default.
+        min_variance: floor of a variance, > 0: two certain teachers share the trust.
+
+    Returns:
+        by modality `(B,)`: exactly 0 where absent, summing to 1 over the present ones, all 0 where none is.
+        No gradient.
+
+    Raises:
+        ValueError: `min_variance` is not positive, or shapes do not fit.
+
+    Source: EBMC (CVPR 2026), instance-aware modality trust distillation: confidence c, reliability rho.
+
+    Example:
+        >>> trust_weights({"a": torch.tensor([0.1]), "b": torch.tensor([0.1])})["a"]
+        tensor([0.5000])
+    """
+    if not min_variance > 0:
+        raise ValueError(
+            f"trust_weights: min_variance is {min_variance}, expected a positive number; the default is 1e-6."
+        )
+    variances = {name: v[:, None] if isinstance(v, Tensor) and v.dim() == 1 else v for name, v in variances.items()}
+    masks = resolve("trust_weights", variances, present, argument="variances")
+    logits = []
+    for name, v in variances.items():
+        v = select(upcast(v.detach()), masks[name]).clamp(min_variance, 1e30)
+        logits.append(-v.sqrt().mean(-1) - v.sum(-1).log1p().log())
+    weights = masked_softmax(torch.stack(logits), torch.stack([masks[name] for name in variances]), dim=0)
+    return dict(zip(variances, weights, strict=True))
+
+
+def distillation_loss(
+    student: Tensor,
+    teachers: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    *,
+    task: Task = "classification",
+    temperature: float = 1.0,
+    direction: Direction = "paper",
+) -> Tensor:
+    r"""Divergence of the student from its teachers, each weighted by its trust.
+
+    $$L = \operatorname{mean}_i \sum_m w_{m,i}\, T^2\, KL(p^{student}_i \,\Vert\, p^{m}_i)$$
+
+    Categorical for classification, Bernoulli summed over labels for multilabel, Gaussian summed over targets
+    else; `regression` outputs are means of variance 1, so that its divergence is half the squared difference.
+
+    Args:
+        student: outputs of the fused model, `(B, width)`.
+        teachers: outputs by modality, `(B, width)`; detached.
+        weights: trust by modality, `(B,)`; 0 leaves a teacher out, whatever it says.
+        task: see `modbalance.tasks`.
+        temperature: T of the softened probabilities, > 0; classification and multilabel only.
+        direction: `paper` is KL(student || teacher), `forward` is KL(teacher || student) as in Hinton et al.
+
+    Returns:
+        A scalar, the mean over samples that have a teacher; 0 where there are none.
+
+    Raises:
+        ValueError: the direction is unknown, or a teacher's shape is not the student's.
+
+    Source: EBMC (CVPR 2026), instance-aware modality trust distillation.
+
+    Example:
+        >>> s = torch.zeros(1, 2)
+        >>> distillation_loss(s, {"a": s}, {"a": torch.ones(1)})
+        tensor(0.)
+    """
+    if direction not in ("paper", "forward"):
+        raise ValueError(
+            f"distillation_loss: direction is {direction!r}, expected 'paper' (student || teacher) or 'forward' "
+            "(teacher || student); pass one of them."
+        )
+    student = upcast(student)
+    total = student.new_zeros(student.shape[0]) + 0.0 * student.sum(-1)
+    taught = torch.zeros_like(total, dtype=torch.bool)
+    for name, outputs in teachers.items():
+        if outputs.shape != student.shape:
+            raise ValueError(
+                f"distillation_loss: teachers[{name!r}] has shape {tuple(outputs.shape)}, expected "
+                f"{tuple(student.shape)} as the student; pass outputs of the same head width."
+            )
+        weight = weights[name].detach()
+        here = weight > 0
+        teacher = select(outputs.detach().to(student.dtype), here)
+        pair = (student, teacher) if direction == "paper" else (teacher, student)
+        total = total + select(weight * _divergence(task, *pair, temperature), here)
+        taught = taught | here
+    return masked_mean(total, taught)
+
+
+def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    r"""Fusion by trust: $\sum_m w_m z_m$, per sample.
+
+    Args:
+        tensors: features or predictions by modality, `(B, D)` with one D for all.
+        weights: by modality, `(B,)`; where it is 0 the tensor is not looked at.
+
+    Returns:
+        `(B, D)`.
+
+    Raises:
+        ValueError: sizes differ, or a modality has no weight.
+
+    Source: EBMC (CVPR 2026), instance-level weighted fusion.
+
+    Example:
+        >>> x = {"a": torch.ones(1, 2), "b": 3 * torch.ones(1, 2)}
+        >>> trust_fusion(x, {"a": torch.tensor([0.5]), "b": torch.tensor([0.5])})
+        tensor([[2., 2.]])
+    """
+    resolve("trust_fusion", tensors, None, argument="tensors")
+    missing = [name for name in tensors if name not in weights]
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    if missing or len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"trust_fusion: shapes are {shapes} with weights for {sorted(weights)}, expected one shape for all "
+            "and a weight for each; project the modalities to one size first."
+        )
+    return torch.stack(
+        [weights[name].to(x.dtype)[:, None] * select(x, weights[name] > 0) for name, x in tensors.items()]
+    ).sum(0)
+
+
+def _divergence(task: Task, p: Tensor, q: Tensor, temperature: float) -> Tensor:
+    """KL(p || q) per sample from head outputs."""
+    if task == "regression":
+        return 0.5 * (p - q).square().sum(-1)
+    if task == "gaussian":
+        (mean_p, log_p), (mean_q, log_q) = split_gaussian(p), split_gaussian(q)
+        scaled = (log_p - log_q).exp() + (mean_p - mean_q).square() * (-log_q).exp()
+        return 0.5 * (scaled - 1 + log_q - log_p).sum(-1)
+    p, q = p / temperature, q / temperature
+    if task == "classification":
+        log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    yes = p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q))
+    no = (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
+    return temperature**2 * (yes + no).sum(-1)

@@ -1,0 +1,149 @@
+r"""The energy gradient-norm penalty: one door, `energy_penalty`, over interchangeable backends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from modbalance.kernels import analytic, reference
+from modbalance.kernels.problem import Problem
+from modbalance.presence import upcast
+from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, output_width
+
+__all__ = ["Backend", "EnergyPenalty", "energy_penalty"]
+
+Backend = Literal["auto", "analytic", "reference"]
+BACKENDS = {"analytic": analytic.energy_penalty, "reference": reference.linear_energy_penalty}
+
+
+class EnergyPenalty(NamedTuple):
+    energy: Tensor  # (M, B)
+    penalty: Tensor  # (M, B)
+
+
+def energy_penalty(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor | None,
+    *,
+    task: Task = "classification",
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+    present: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    class_weight: Tensor | None = None,
+    normalize: bool = False,
+    backend: str = "auto",
+) -> EnergyPenalty:
+    r"""Energies of M modalities under linear heads, and the squared norms of their gradients, per sample.
+
+    $$E_i = \alpha\lVert z_i\rVert^2 + \beta\,\ell(W z_i + b, y_i) + \gamma\,u(W z_i + b), \qquad
+      P_i = \lVert \partial E_i / \partial z_i \rVert^2$$
+
+    Both are differentiable once with respect to features, weights and biases.
+
+    Args:
+        features: M tensors `(B, D_m)`; D may differ. Any floating dtype.
+        weights: M head weights `(width, D_m)`; width is C, or 2C for `gaussian`.
+        biases: M head biases `(width,)`, or None.
+        target: see `modbalance.tasks`; None leaves the loss out of the energy.
+        task: `classification`, `multilabel`, `regression` or `gaussian`.
+        alpha, beta, gamma: weights of the energy's three terms.
+        temperature: T of the entropy, > 0; classification and multilabel only.
+        present: which sample has which modality, bool `(M, B)`; all by default.
+        ignore_index: label of the rows that count as absent; classification only.
+        class_weight: weight of each class in the loss, `(C,)`; classification only.
+        normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
+        backend: `reference` differentiates twice, `analytic` uses the closed form; `auto` picks. The
+            environment variable `MODBALANCE_BACKEND` overrides `auto`.
+
+    Returns:
+        energy `(M, B)` and penalty `(M, B)`, float64 for float64 features, else float32. Absent rows are 0
+        and get no gradient, whatever they hold.
+
+    Raises:
+        ValueError: a shape, task or backend does not fit; the message says which and what would.
+        RuntimeError: the analytic result is differentiated twice (the reference backend allows it), or the
+            reference backend meets a loss that is not twice differentiable.
+
+    Source: EBMC (CVPR 2026), energy-guided modality coordination. `normalize` and the per-sample form are
+    ours: the mean over present rows is then independent of the batch size.
+
+    Example:
+        >>> z, w, b = torch.tensor([[3.0, 4.0]]), torch.zeros(2, 2), torch.zeros(2)
+        >>> energy_penalty([z], [w], [b], torch.tensor([0]), gamma=0.0)
+        EnergyPenalty(energy=tensor([[25.6931]]), penalty=tensor([[100.]]))
+    """
+    num_outputs = _check(features, weights, biases, target, task, present, class_weight)
+    kernel = BACKENDS[pick_backend(backend)]
+    mask = labelled(task, target, num_outputs, ignore_index)
+    if present is not None:
+        mask = present if mask is None else present & mask
+    elif mask is not None:
+        mask = mask.expand(len(features), -1)
+    dtype = upcast(features[0]).dtype
+    problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
+    z, w = [x.to(dtype) for x in features], [x.to(dtype) for x in weights]
+    b = [x.new_zeros(x.shape[0]) if y is None else y.to(dtype) for x, y in zip(w, biases, strict=True)]
+    with torch.autocast(z[0].device.type, enabled=False):
+        return EnergyPenalty(*kernel(problem, mask, z, w, b))
+
+
+def pick_backend(backend: str) -> str:
+    """The backend that runs: the one asked for by name, else `MODBALANCE_BACKEND`, else `analytic`."""
+    name = os.environ.get("MODBALANCE_BACKEND", "auto") if backend == "auto" else backend
+    name = "analytic" if name == "auto" else name
+    if name not in BACKENDS:
+        raise ValueError(
+            f"energy_penalty: backend is {name!r}, expected auto, {' or '.join(BACKENDS)}; "
+            "pass one of these or unset MODBALANCE_BACKEND."
+        )
+    return name
+
+
+def _check(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor | None,
+    task: Task,
+    present: Tensor | None,
+    class_weight: Tensor | None,
+) -> int:
+    if not features or not len(features) == len(weights) == len(biases):
+        raise ValueError(
+            f"energy_penalty: {len(features)} features, {len(weights)} weights and {len(biases)} biases, "
+            "expected one of each per modality; pass sequences of equal length."
+        )
+    width = weights[0].shape[0]
+    num_outputs = width // 2 if task == "gaussian" else width
+    check_task("energy_penalty", task, num_outputs, class_weight)
+    width = output_width(task, num_outputs)
+    batch = features[0].shape[0]
+    for m, (z, w, b) in enumerate(zip(features, weights, biases, strict=True)):
+        if z.dim() != 2 or z.shape[0] != batch or not z.is_floating_point():
+            raise ValueError(
+                f"energy_penalty: features[{m}] is a {z.dtype} tensor {tuple(z.shape)}, expected floating "
+                f"point ({batch}, D); pass one row a sample."
+            )
+        if w.shape != (width, z.shape[1]) or (b is not None and b.shape != (width,)):
+            raise ValueError(
+                f"energy_penalty: weights[{m}] has shape {tuple(w.shape)} and biases[{m}] "
+                f"{None if b is None else tuple(b.shape)}, expected ({width}, {z.shape[1]}) and ({width},); "
+                "pass the weight and bias of a linear head on these features."
+            )
+    if present is not None and (present.dtype != torch.bool or present.shape != (len(features), batch)):
+        raise ValueError(
+            f"energy_penalty: present is a {present.dtype} tensor {tuple(present.shape)}, expected bool "
+            f"({len(features)}, {batch}); stack one mask a modality."
+        )
+    if target is not None:
+        check_target("energy_penalty", task, target, batch, num_outputs)
+    return num_outputs
