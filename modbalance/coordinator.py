@@ -61,7 +61,7 @@ class EnergyCoordinator(nn.Module):
         dims: feature size by modality, at least two.
         num_outputs: number of classes, labels or targets.
         task: `classification`, `multilabel`, `regression` or `gaussian`; see `modbalance.tasks`.
-        alpha, beta, gamma: weights of the energy's terms. 0.01, 1 and 0 are ours. With `regression` the
+        alpha, beta, gamma: weights of the energy's terms. 0.1, 1 and 0 are ours. With `regression` the
             uncertainty is constant and gamma has no effect.
         delta: weight of the penalty. 0.1 is ours.
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
@@ -108,7 +108,7 @@ class EnergyCoordinator(nn.Module):
         num_outputs: int,
         task: Task = "classification",
         *,
-        alpha: float = 0.01,
+        alpha: float = 0.1,
         beta: float = 1.0,
         gamma: float = 0.0,
         delta: float = 0.1,

@@ -1,0 +1,118 @@
+"""What a model is told about a data set, and the batches it reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from data import DataError, Dataset, Split
+from torch import Tensor
+
+from modbalance.tasks import Task
+
+TASKS: dict[str, Task] = {"sentiment": "gaussian", "regression": "gaussian", "classes": "classification"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a checkpoint must know to read data again."""
+
+    kind: str
+    dims: dict[str, int]
+    sequences: tuple[str, ...]  # modalities with a time axis
+    num_outputs: int
+    mean: float = 0.0  # of the training targets; models predict standardised ones
+    scale: float = 1.0
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Spec:
+        return cls(**{**values, "sequences": tuple(values["sequences"])})
+
+    @classmethod
+    def of(cls, dataset: Dataset, modalities: list[str] | None = None) -> Spec:
+        train = dataset.splits["train"]
+        names = modalities or dataset.modalities
+        dims = {name: dataset.dims[name] for name in names}
+        sequences = tuple(name for name in names if name in train.lengths)
+        if dataset.kind == "classes":
+            return cls(dataset.kind, dims, sequences, dataset.classes)
+        assert train.target is not None
+        scale = train.target.std(correction=0).item() or 1.0
+        return cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale)
+
+    def check(self, dataset: Dataset, where: str) -> None:
+        """Whether a model of this spec can read `dataset`; modalities may lack, others are not looked at."""
+        if dataset.kind is not None and dataset.kind != self.kind:
+            raise DataError(
+                f"{where}: the data are {dataset.kind}, expected {self.kind} as in training; pass data of that kind."
+            )
+        if dataset.classes > self.num_outputs:
+            raise DataError(
+                f"{where}: the data have {dataset.classes} classes, expected at most {self.num_outputs} as in "
+                "training; pass the data it was made for."
+            )
+        shared = [name for name in self.dims if name in dataset.dims]
+        if not shared:
+            raise DataError(
+                f"{where}: the data have {dataset.modalities}, expected some of {list(self.dims)} as in training; "
+                "pass the data it was made for."
+            )
+        for name in shared:
+            if dataset.dims[name] != self.dims[name]:
+                raise DataError(
+                    f"{where}: {name} has {dataset.dims[name]} features, expected {self.dims[name]} as in training; "
+                    "extract it with the same encoder."
+                )
+            if (name in next(iter(dataset.splits.values())).lengths) != (name in self.sequences):
+                raise DataError(
+                    f"{where}: {name} comes {'pooled' if name in self.sequences else 'as sequences'}, expected it "
+                    f"{'as sequences' if name in self.sequences else 'pooled'} as in training; pass the same layout."
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    features: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    present: dict[str, Tensor]
+    target: Tensor | None  # standardised for both regressions
+
+    def __len__(self) -> int:
+        return len(next(iter(self.present.values())))
+
+    def rows(self, rows: Tensor | slice) -> Batch:
+        return Batch(
+            {k: v[rows] for k, v in self.features.items()},
+            {k: v[rows] for k, v in self.lengths.items()},
+            {k: v[rows] for k, v in self.present.items()},
+            None if self.target is None else self.target[rows],
+        )
+
+    def showing(self, present: dict[str, Tensor]) -> Batch:
+        return Batch(self.features, self.lengths, present, self.target)
+
+
+def whole(split: Split, spec: Spec, device: torch.device) -> Batch:
+    """A fold as one batch: the modalities of `spec`, absent where the data lack them."""
+    rows = len(split)
+    features, lengths, present = {}, {}, {}
+    for name, size in spec.dims.items():
+        there = name in split.features
+        frames = (1,) if name in spec.sequences else ()
+        x = split.features[name] if there else torch.zeros(rows, *frames, size)
+        features[name] = x.to(device)
+        present[name] = (split.present[name] if there else torch.zeros(rows, dtype=torch.bool)).to(device)
+        if name in spec.sequences:
+            lengths[name] = (split.lengths[name] if there else torch.zeros(rows, dtype=torch.int64)).to(device)
+    target = split.target
+    if target is not None and spec.kind != "classes":
+        target = (target - spec.mean) / spec.scale
+    return Batch(features, lengths, present, None if target is None else target.to(device))

@@ -1,0 +1,86 @@
+"""Files that users have, read unchanged and told apart by content."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from .check import check
+from .dataset import DataError, Dataset, Split, canonical, listed
+from .folds import split_off_valid
+from .gcnet import is_gcnet, read_gcnet
+from .mmsa import is_mmsa, read_mmsa
+from .npz import read_npz
+from .synthetic import synthetic
+from .unpickle import unpickle
+
+__all__ = ["DataError", "Dataset", "Split", "canonical", "load", "synthetic"]
+
+_LAYOUTS = (
+    "an MMSA pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, "
+    "or an .npz with x_<modality>, y and split"
+)
+_ZIP = re.compile(rb"PK\x03\x04")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|[\]}]q|\([ld]p\d")  # protocols 2 to 5, 1, 0
+
+
+def load(path: str | PathLike[str], *, split_seed: int = 0, labels: bool = True) -> Dataset:
+    """Read a file, or the one data file of a folder.
+
+    Args:
+        path: an MMSA pickle, a GCNet pickle or its folder, or an .npz of our own.
+        split_seed: draws the validation fold where the data have none.
+        labels: False accepts data without labels and without all three folds, for prediction.
+
+    Raises:
+        DataError: what came, what was expected and what to do.
+    """
+    file = _find(Path(path))
+    if _starts(file, _ZIP):
+        dataset = read_npz(file, labels=labels)
+    else:
+        content = unpickle(file)
+        if is_mmsa(content):
+            dataset = read_mmsa(content, f"{file.resolve().parent.name}-{file.stem}", labels=labels)
+        elif is_gcnet(content):
+            dataset = read_gcnet(content, file, labels=labels)
+        else:
+            entries = f" of {listed(content)}" if isinstance(content, dict) else ""
+            raise DataError(
+                f"load: {file} is a pickle with a {type(content).__name__}{entries}, expected {_LAYOUTS}; "
+                "convert it to the .npz."
+            )
+    if labels and "valid" not in dataset.splits and len(dataset.splits.get("train", ())):
+        dataset = split_off_valid(dataset, split_seed)
+    if not labels:  # to predict, one fold is enough
+        dataset = replace(dataset, splits={fold: split for fold, split in dataset.splits.items() if len(split)})
+    return check(dataset, labels=labels)
+
+
+def _find(path: Path) -> Path:
+    """The file itself, or the only one in the folder that could be data."""
+    if path.is_file():
+        if not (_starts(path, _ZIP) or _starts(path, _PICKLE)):
+            raise DataError(
+                f"load: {path} is neither a pickle nor an .npz, expected {_LAYOUTS}; convert it to the .npz."
+            )
+        return path
+    if not path.is_dir():
+        raise DataError(f"load: {path} does not exist, expected a file or folder with {_LAYOUTS}; check the path.")
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    found = [e for e in inside if e.is_file() and (_starts(e, _ZIP) or _starts(e, _PICKLE))]
+    if len(found) != 1:
+        what = (
+            f"{len(found)} candidates ({listed(e.name for e in found)})"
+            if found
+            else f"no data file (found: {listed(e.name + '/' * e.is_dir() for e in inside)})"
+        )
+        raise DataError(f"load: {path} has {what}, expected exactly one: {_LAYOUTS}; name the file you mean.")
+    return found[0]
+
+
+def _starts(file: Path, magic: re.Pattern[bytes]) -> bool:
+    with file.open("rb") as f:
+        return magic.match(f.read(8)) is not None

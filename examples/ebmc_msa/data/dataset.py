@@ -1,0 +1,63 @@
+"""What every loader returns: the three splits of one data set, modality by modality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["sentiment", "classes", "regression"]
+
+FOLDS = ("train", "valid", "test")
+
+
+class DataError(ValueError):
+    """Everything a user's file can do wrong: who, what came, what was expected; what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold. All features are float32, zero where the modality is absent or a frame is padding."""
+
+    features: dict[str, Tensor]  # (N, D), or (N, T, D) with lengths
+    lengths: dict[str, Tensor]  # (N,) int64, valid frames first, 0 where absent; only with a time axis
+    present: dict[str, Tensor]  # (N,) bool; every row has at least one modality
+    target: Tensor | None  # (N,) int64 classes, or (N,) float32; None without labels
+    id: list[str]
+    group: list[str] | None = None  # video, conversation or speaker
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    kind: Kind | None  # None: a file without labels that does not say what they would be
+    classes: int  # number of classes, 1 for the other kinds, 0 for classes without labels
+    splits: dict[str, Split] = field(repr=False)  # "train", "valid", "test", as far as they exist
+    note: str = ""  # what the loader decided, for the report: layout, split off by seed, ...
+
+    @property
+    def modalities(self) -> list[str]:
+        return list(next(iter(self.splits.values())).features)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {name: x.shape[-1] for name, x in next(iter(self.splits.values())).features.items()}
+
+
+def canonical(names: Iterable[str]) -> list[str]:
+    """Text, audio, vision, then the others in the order they came."""
+    names = list(names)
+    first = [name for name in ("text", "audio", "vision") if name in names]
+    return first + [name for name in names if name not in first]
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Names for an error message, cut where the list grows long."""
+    names = [str(name) for name in names]
+    shown = ", ".join(names[:limit]) or "nothing"
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

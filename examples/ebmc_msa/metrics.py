@@ -1,0 +1,97 @@
+"""The metrics the field reports, on real utterances only. Accuracies and F1 in percent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, recall_score
+from torch import Tensor
+
+Values = np.ndarray[Any, Any] | Tensor
+
+
+def compute(kind: str, prediction: Values, target: Values, num_classes: int = 1) -> dict[str, float]:
+    """The metrics of a data set's kind: sentiment, classes (predicted labels) or regression."""
+    if kind == "sentiment":
+        return sentiment(prediction, target)
+    if kind == "classes":
+        return classes(prediction, target, num_classes)
+    if kind == "regression":
+        return regression(prediction, target)
+    raise ValueError(f"metrics: kind {kind!r}, expected sentiment, classes or regression; pass one of them.")
+
+
+def sentiment(prediction: Values, target: Values) -> dict[str, float]:
+    """Acc-2 and weighted F1 with and without neutral targets, Acc-7, Acc-5, MAE, Pearson.
+
+    has0 asks `>= 0` of all; non0 asks `> 0` where the target is not 0, and is NaN if every target is.
+    """
+    p, y = _pair(prediction, target)
+    has0 = p >= 0, y >= 0
+    non0 = p[y != 0] > 0, y[y != 0] > 0
+    return {
+        "acc2_has0": _accuracy(*has0),
+        "acc2_non0": _accuracy(*non0),
+        "f1_has0": _f1(*has0),
+        "f1_non0": _f1(*non0),
+        "acc7": _accuracy(*(np.round(np.clip(v, -3, 3)).astype(int) for v in (p, y))),
+        "acc5": _accuracy(*(np.round(np.clip(v, -2, 2)).astype(int) for v in (p, y))),
+        "mae": float(mean_absolute_error(y, p)),
+        "corr": _pearson(p, y),
+    }
+
+
+def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, float]:
+    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1."""
+    p, y = _pair(prediction, target)
+    for name, values in (("prediction", p), ("target", y)):
+        if (values != np.round(values)).any() or values.min() < 0 or values.max() >= num_classes:
+            raise ValueError(
+                f"metrics: {name} runs from {values.min():g} to {values.max():g}, expected labels 0 to "
+                f"{num_classes - 1}; pass predicted labels (argmax), not scores."
+            )
+    p, y = p.astype(int), y.astype(int)
+    recall = recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0)
+    return {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+
+
+def regression(prediction: Values, target: Values) -> dict[str, float]:
+    """MAE, Pearson and R², which is NaN for a single utterance."""
+    p, y = _pair(prediction, target)
+    r2 = float(r2_score(y, p)) if len(y) > 1 else float("nan")
+    return {"mae": float(mean_absolute_error(y, p)), "corr": _pearson(p, y), "r2": r2}
+
+
+def _pair(prediction: Values, target: Values) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    p, y = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, np.float64) for v in (prediction, target))
+    if p.ndim != 1 or p.shape != y.shape or not len(p):
+        raise ValueError(
+            f"metrics: prediction has shape {p.shape} and target {y.shape}, expected two of one shape (N,), "
+            "N > 0; squeeze the last axis, and pass one value per utterance."
+        )
+    for name, values in (("prediction", p), ("target", y)):
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"metrics: {(~np.isfinite(values)).sum()} of {len(values)} values of {name} are NaN or "
+                "infinite, expected numbers; if they are predictions, training has diverged: lower the "
+                "learning rate."
+            )
+    return p, y
+
+
+def _accuracy(p: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    return 100 * float(accuracy_score(y, p)) if len(y) else float("nan")
+
+
+def _f1(p: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    return 100 * float(f1_score(y, p, average="weighted", zero_division=0)) if len(y) else float("nan")
+
+
+def _pearson(p: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    """0 where either side is constant: it says nothing about the other."""
+    if np.ptp(p) == 0 or np.ptp(y) == 0:
+        return 0.0
+    p, y = p - p.mean(), y - y.mean()
+    scale = np.sqrt((p @ p) * (y @ y))
+    return float(p @ y / scale) if scale > 0 else 0.0

@@ -1,0 +1,187 @@
+"""EBMC assembled from its four components, and the plain model it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from batch import Batch, Spec
+from calibration import calibrate, fit_scale
+from encoders import Encoder
+from settings import Settings
+from torch import Tensor, nn
+
+from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
+from modbalance.functional import preservation_loss
+from modbalance.presence import select
+from modbalance.tasks import output_width, task_loss
+
+
+class Prediction(NamedTuple):
+    outputs: Tensor  # (B, width)
+    fused: Tensor  # (B, dim)
+    trust: dict[str, Tensor]  # (B,) by modality; empty where nothing weighs them
+    energy: dict[str, Tensor]  # (B,) by modality
+    loss: Tensor  # scalar; 0 without a target
+    terms: dict[str, Tensor]  # what it is made of
+
+
+class Concat(nn.Module):
+    """The same encoders, their features concatenated. Of one modality: that one alone."""
+
+    def __init__(self, spec: Spec, settings: Settings) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoders = _encoders(spec, settings)
+        self.mix = nn.Linear(settings.dim * len(spec.dims), settings.dim)
+        self.head = _head(spec, settings)
+
+    def forward(self, batch: Batch) -> Prediction:
+        fused = self.mix(torch.cat(list(_encode(self.encoders, batch).values()), -1))
+        outputs = self.head(fused)
+        task = _task_term(self.spec, outputs, batch.target)
+        return Prediction(outputs, fused, {}, {}, task, {"task": task})
+
+
+class EBMC(nn.Module):
+    """Encoders, decoupler, enhancer, coordinator, fusion by trust, head.
+
+    Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; the coordinator only watches.
+    `start_balancing` freezes the teachers and opens stage II: the full loss, and fusion by trust.
+    """
+
+    def __init__(self, spec: Spec, settings: Settings) -> None:
+        super().__init__()
+        self.spec, self.settings = spec, settings
+        dims = dict.fromkeys(spec.dims, settings.dim)
+        lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
+        self.encoders = _encoders(spec, settings)
+        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
+        self.enhance = ComplementaryEnhancer(
+            dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
+        )
+        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
+        self.distill = TrustDistiller(spec.num_outputs, spec.task)
+        self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
+        self.head = _head(spec, settings)
+        self.teachers: dict[str, Teacher] = {}
+        self.scales: dict[str, float] = {}
+        self.balancing = False
+
+    def forward(self, batch: Batch) -> Prediction:
+        without, weight = self.settings.without, self.settings
+        taught = {name: self.teach(name, batch) for name in self.teachers}
+        trust = self.distill.trust(taught, present=batch.present) if taught else _equal(batch.present)
+        features = _encode(self.encoders, batch)
+        parts = self.decouple(features, batch.target, batch.present)
+        enhanced = None
+        if "cce" not in without:
+            enhanced = self.enhance(
+                features,
+                parts.shared,
+                parts.private,
+                lambda z: self.head(self._fuse(z, trust)),
+                batch.target,
+                batch.present,
+            )
+            features = {name: select(x, batch.present[name]) for name, x in enhanced.features.items()}
+        balanced = self.coordinate(features, batch.target, batch.present)
+        fused = self._fuse(balanced.features, trust)
+        outputs = self.head(fused)
+
+        loss = _task_term(self.spec, outputs, batch.target)
+        terms = {"task": loss}
+        if "msd" in without:
+            loss = loss + self._private_heads_alone(parts.private, batch)
+        else:
+            loss = loss + weight.zeta * parts.loss
+            terms |= {
+                "alignment": parts.alignment,
+                "redundancy": parts.redundancy,
+                "preservation": parts.preservation,
+            }
+        if enhanced is not None:
+            loss = loss + weight.beta * enhanced.loss
+            terms |= {"reconstruction": enhanced.reconstruction, "enhancement": enhanced.task}
+        if "emc" not in without:
+            loss = loss + (weight.gamma * balanced.loss if self.balancing else balanced.fit)
+            terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
+        if taught:
+            distillation = self.distill(outputs, taught, present=batch.present).loss
+            loss = loss + weight.eta * distillation
+            terms["distillation"] = distillation
+        return Prediction(outputs, fused, trust if taught else {}, balanced.energy, loss, terms)
+
+    @torch.no_grad()
+    def start_balancing(self, valid: Batch) -> None:
+        """Freeze a teacher of each whole unimodal path as it is now, calibrated on the validation fold."""
+        self.balancing = True
+        if "imtd" not in self.settings.without:
+            for name in self.spec.dims:
+                self.teachers[name] = Teacher(self.path(name))
+                here = valid.rows(valid.present[name])
+                self.scales[name] = 1.0
+                if len(here):
+                    self.scales[name] = fit_scale(self.spec.task, self.teach(name, here), here.target)
+
+    def teach(self, name: str, batch: Batch) -> Tensor:
+        """What the teacher of one modality says, its uncertainty calibrated."""
+        outputs = self.teachers[name](batch.features[name], batch.lengths.get(name))
+        return calibrate(self.spec.task, outputs, self.scales[name])
+
+    def _fuse(self, features: Mapping[str, Tensor], trust: Mapping[str, Tensor]) -> Tensor:
+        return self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, trust)
+
+    def path(self, name: str) -> nn.Module:
+        return UnimodalPath(self.encoders[name], self.decouple.private[name], self.decouple.heads[name])
+
+    def _private_heads_alone(self, private: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Without MSD the T_m still learn, on private parts that they do not shape: teachers are made of them."""
+        if batch.target is None:
+            return torch.zeros(())
+        predictions = {name: self.decouple.heads[name](x.detach()) for name, x in private.items()}
+        return preservation_loss(predictions, batch.target, batch.present, task=self.spec.task)
+
+
+class UnimodalPath(nn.Module):
+    """One modality from its input to its own prediction: what a teacher is a frozen copy of."""
+
+    def __init__(self, encoder: nn.Module, private: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.private, self.head = encoder, private, head
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return self.head(self.private(self.encoder(x, lengths)))
+
+
+def _encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            name: Encoder(size, settings.dim, sequence=name in spec.sequences, dropout=settings.dropout)
+            for name, size in spec.dims.items()
+        }
+    )
+
+
+def _head(spec: Spec, settings: Settings) -> nn.Sequential:
+    width = output_width(spec.task, spec.num_outputs)
+    return nn.Sequential(nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(settings.dim, width))
+
+
+def _encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
+    """Features by modality, zero where absent."""
+    return {
+        name: select(encoder(batch.features[name], batch.lengths.get(name)), batch.present[name])
+        for name, encoder in encoders.items()
+    }
+
+
+def _equal(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weight for every modality that is there."""
+    count = torch.stack(list(present.values())).sum(0).clamp(min=1)
+    return {name: here / count for name, here in present.items()}
+
+
+def _task_term(spec: Spec, outputs: Tensor, target: Tensor | None) -> Tensor:
+    return outputs.new_zeros(()) if target is None else task_loss(spec.task, outputs, target).mean()

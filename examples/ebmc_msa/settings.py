@@ -1,0 +1,42 @@
+"""Everything that can be set about a run, with the defaults that all data sets share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+COMPONENTS = ("msd", "cce", "emc", "imtd")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`L = L_task + zeta L_MSD + beta L_CCE + gamma L_EMC + eta L_IMTD`; the paper's values where it has any."""
+
+    zeta: float = 0.5  # paper
+    beta: float = 0.1  # paper
+    gamma: float = 0.1  # paper
+    eta: float = 0.1  # paper
+    lambda_1: float = 0.1  # paper
+    lambda_2: float = 0.1  # paper
+    without: tuple[str, ...] = ()  # components left out
+
+    stage1_epochs: int = 100  # paper
+    stage2_epochs: int = 100  # paper
+    batch_size: int = 64  # paper
+    patience: int = 15  # epochs without a better validation score; the rest is ours
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    dim: int = 64
+    dropout: float = 0.3
+    modality_dropout: float = 0.1
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        return cls(**{**values, "without": tuple(values["without"])})
+
+
+# The synthetic set is easy and the run without arguments is a first look: under two minutes on a CPU.
+SYNTHETIC = {"stage1_epochs": 15, "stage2_epochs": 15, "patience": 5}

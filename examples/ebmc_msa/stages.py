@@ -1,0 +1,121 @@
+"""Training: one stage, and the one or two stages of a model."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from batch import Batch
+from evaluate import measure, score
+from missing import random_drop
+from model import EBMC, Concat
+from settings import Settings
+from torch import nn
+
+from modbalance.diagnostics import gradient_norms, shares
+
+Progress = Callable[[str, int, dict[str, Any]], None]
+
+
+class Stage(NamedTuple):
+    name: str  # enhance, balance, or train for a model of one stage
+    epochs: int
+    history: list[dict[str, Any]]
+    seconds: float
+    step_ms: float
+    epoch: int  # the one selected
+
+
+def train(
+    model: EBMC | Concat, train: Batch, valid: Batch, settings: Settings, seed: int, progress: Progress
+) -> tuple[list[Stage], EBMC | None]:
+    """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing."""
+    for name, encoder in model.encoders.items():
+        encoder.standardise(train.features[name], train.lengths.get(name), train.present[name])
+    if not isinstance(model, EBMC):
+        epochs = settings.stage1_epochs + settings.stage2_epochs
+        return [run_stage("train", model, train, valid, settings, epochs, seed, progress)], None
+    first = run_stage("enhance", model, train, valid, settings, settings.stage1_epochs, seed, progress)
+    before = copy.deepcopy(model)
+    model.start_balancing(valid)
+    second = run_stage("balance", model, train, valid, settings, settings.stage2_epochs, seed + 1, progress)
+    return [first, second], before
+
+
+def run_stage(
+    name: str,
+    model: EBMC | Concat,
+    train: Batch,
+    valid: Batch,
+    settings: Settings,
+    epochs: int,
+    seed: int,
+    progress: Progress,
+) -> Stage:
+    """Train with early stopping; the model ends at the epoch that is best on validation."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    history: list[dict[str, Any]] = []
+    best, best_state = (-float("inf"), 0.0), copy.deepcopy(model.state_dict())
+    steps, started = 0, time.perf_counter()
+    for epoch in range(1, epochs + 1):
+        tick = time.perf_counter()
+        entry = _epoch(model, optimizer, train, settings, generator)
+        metrics = measure(model, valid)
+        steps += -(-len(train) // settings.batch_size)
+        entry |= {
+            "stage": name,
+            "epoch": epoch,
+            "valid": metrics,
+            "selected": False,
+            "seconds": time.perf_counter() - tick,
+        }
+        history.append(entry)
+        progress(name, epoch, entry)
+        if (now := score(model.spec.kind, metrics)) > best:
+            best, best_epoch = now, epoch
+            best_state = copy.deepcopy(model.state_dict())
+        elif epoch - best_epoch >= settings.patience:
+            break
+    if epochs:
+        model.load_state_dict(best_state)
+        history[best_epoch - 1]["selected"] = True
+    seconds = time.perf_counter() - started
+    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), best_epoch if epochs else 0)
+
+
+def _epoch(
+    model: EBMC | Concat,
+    optimizer: torch.optim.Optimizer,
+    train: Batch,
+    settings: Settings,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    model.train()
+    order = torch.randperm(len(train), generator=generator)
+    sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
+    batches = order.split(settings.batch_size)
+    for rows in batches:
+        batch = train.rows(rows.to(next(iter(train.present.values())).device))
+        if settings.modality_dropout:
+            batch = batch.showing(random_drop(batch.present, settings.modality_dropout, generator))
+        out = model(batch)
+        optimizer.zero_grad()
+        out.loss.backward()
+        _add(sums["gradient"], gradient_norms(model.encoders))
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        _add(sums["train"], out.terms)
+        _add(
+            sums["energy"], {name: e.sum() / batch.present[name].sum().clamp(min=1) for name, e in out.energy.items()}
+        )
+    means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
+    return {**means, "gradient": shares(means["gradient"])}
+
+
+def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        total[name] = total.get(name, 0.0) + value.detach()

@@ -1,0 +1,135 @@
+"""Train EBMC, or the plain models it is compared with, and write a report.
+
+python examples/ebmc_msa/train.py                        the built-in synthetic set, under two minutes
+python examples/ebmc_msa/train.py --data PATH --compare  your files: EBMC, concatenation, each modality alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from data import DataError, load, synthetic
+from settings import COMPONENTS, SYNTHETIC, Settings
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    d = Settings()
+    parser = argparse.ArgumentParser(
+        description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on validation; "
+        "the test fold is opened once, at the end. Writes OUT/NAME/ with metrics.json, a checkpoint per model and "
+        "seed, and report.html.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Without --data the built-in synthetic set is used, with at most "
+        "{stage1_epochs} and {stage2_epochs} epochs and patience {patience}.\n\n".format(**SYNTHETIC)
+        + ""
+        "examples:\n"
+        "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
+        "  train.py --data IEMOCAP/ --without emc --name no-emc\n"
+        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --predictions predictions.csv",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", metavar="PATH", type=Path, help="an MMSA pickle, a GCNet folder or an .npz; known by its content"
+    )
+    data.add_argument(
+        "--imbalance", type=float, default=0.8, metavar="I",
+        help="of the synthetic set: 0, all modalities tell the same, to 1, only text does (%(default)s)",
+    )  # fmt: skip
+    data.add_argument(
+        "--split-seed", type=int, default=0, metavar="N",
+        help="draws the validation fold where the data have none (%(default)s)",
+    )  # fmt: skip
+    what = parser.add_argument_group("what to train")
+    what.add_argument(
+        "--model", default="ebmc", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (ebmc)"
+    )
+    what.add_argument("--compare", action="store_true", help="ebmc, concat and every modality alone, in one table")
+    what.add_argument(
+        "--without", nargs="+", default=[], choices=COMPONENTS, metavar="PART",
+        help="leave components of EBMC out: msd, cce, emc, imtd",
+    )  # fmt: skip
+    what.add_argument("--seeds", nargs="+", type=int, default=[1111], metavar="SEED", help="one run each (1111)")
+    how = parser.add_argument_group("how to train")
+    how.add_argument("--stage1-epochs", type=_count, metavar="N", help=f"at most, enhance ({d.stage1_epochs})")
+    how.add_argument("--stage2-epochs", type=_count, metavar="N", help=f"at most, balance ({d.stage2_epochs})")
+    how.add_argument(
+        "--patience", type=_positive, metavar="N", help=f"epochs without a better validation score ({d.patience})"
+    )
+    how.add_argument("--batch-size", type=_positive, metavar="N", help=f"utterances a step ({d.batch_size})")
+    how.add_argument("--lr", type=float, metavar="X", help=f"learning rate of AdamW ({d.lr})")
+    how.add_argument(
+        "--modality-dropout", type=float, metavar="P",
+        help=f"chance that a training sample lacks a modality it has ({d.modality_dropout})",
+    )  # fmt: skip
+    how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
+    out = parser.add_argument_group("results")
+    out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
+    out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
+    out.add_argument("--evaluate", type=Path, metavar="RUN", help="no training: test the checkpoints of runs/NAME")
+    out.add_argument(
+        "--predictions", type=Path, metavar="FILE.csv",
+        help="write each test utterance's prediction, variance and trust by modality; "
+        "with --evaluate, for data without labels too",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.lr is not None and not args.lr > 0:
+        parser.error(f"argument --lr: {args.lr}, expected a positive number")
+    if args.modality_dropout is not None and not 0 <= args.modality_dropout < 1:
+        parser.error(f"argument --modality-dropout: {args.modality_dropout}, expected a probability in [0, 1)")
+    if args.stage1_epochs == 0 and args.stage2_epochs == 0:
+        parser.error("argument --stage1-epochs: no epoch in either stage, expected at least one")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        # Only now: --help and a misspelt option should not wait for torch.
+        import run
+
+        dataset = (
+            synthetic(imbalance=args.imbalance)
+            if args.data is None
+            else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None)
+        )
+        if args.evaluate is not None:
+            run.evaluate(args.evaluate, dataset, args.device, args.predictions)
+        else:
+            command = shlex.join(["python", os.path.relpath(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)])
+            run.train(dataset, args, settings(args), command)
+    except DataError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted: nothing was written. The same command starts again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    names = ("stage1_epochs", "stage2_epochs", "patience", "batch_size", "lr", "modality_dropout")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    defaults = SYNTHETIC if args.data is None else {}
+    return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

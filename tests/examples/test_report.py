@@ -1,0 +1,258 @@
+"""The report: everything shown, nothing loaded from outside, user's names escaped, no half-written file."""
+
+from __future__ import annotations
+
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import plots
+import pytest
+import report
+from rich.console import Console
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+SENTIMENT = ("acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "acc7", "acc5", "mae", "corr")
+CLASSES = ("acc", "ua", "f1")
+THREE = ("text", "audio", "vision")
+SIX = ("fou", "fac", "kar", "mor", "pix", "zer")
+
+
+class Page(HTMLParser):
+    """Checks nesting while it reads; keeps text, ids and images."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.ids, self.images, self.text = [], [], [], ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.images += [attrs] if tag == "img" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def conditions(modalities):
+    left_out = ["+".join(m for m in modalities if m != gone) for gone in modalities]
+    return list(dict.fromkeys(["+".join(modalities), *left_out, *modalities]))
+
+
+def fake_scores(rng, keys, seeds, level):
+    scores = {}
+    for key in keys:
+        centre = {"mae": 1.6 - level, "corr": level, "r2": level**2}.get(key, 100 * level)
+        values = [float(centre + 0.01 * centre * rng.standard_normal()) for _ in seeds]
+        scores[key] = {"mean": float(np.mean(values)), "std": float(np.std(values)), "values": values}
+    return scores
+
+
+def fake_results(kind="sentiment", modalities=THREE, seeds=(1111, 1112), compare=False):
+    rng = np.random.default_rng(0)
+    keys = SENTIMENT if kind == "sentiment" else CLASSES
+    shared = {
+        "dataset": "synthetic",
+        "kind": kind,
+        "task": "gaussian" if kind == "sentiment" else "classification",
+        "seeds": list(seeds),
+        "selection": {
+            "split": "valid",
+            "metric": keys[-2],
+            "epochs": {str(s): {"enhance": 9, "balance": 14} for s in seeds},
+        },
+        "versions": {"modbalance": "0.1.0", "torch": "2.5.1", "python": "3.11"},
+        "command": "python examples/ebmc_msa/train.py --seeds 1111 1112",
+    }
+    share = dict(zip(modalities, rng.dirichlet(np.ones(len(modalities))).tolist(), strict=True))
+
+    def one(model, levels):
+        test = {c: fake_scores(rng, keys, seeds, level) for c, level in levels.items()}
+        return shared | {"model": model, "test": test, "contribution": {"before": share, "after": share}}
+
+    levels = {c: 0.55 + 0.3 * (c.count("+") + 1) / len(modalities) for c in conditions(modalities)}
+    if not compare:
+        return one("ebmc", levels)
+    models = {"ebmc": one("ebmc", levels), "concat": one("concat", {c: v - 0.02 for c, v in levels.items()})}
+    models |= {m: one(m, {m: 0.86 - 0.1 * i}) for i, m in enumerate(modalities)}
+    return shared | {"models": models}
+
+
+def fake_record(model, seed, results, modalities, utterances=60):
+    rng = np.random.default_rng(seed)
+    kind, m = results["kind"], len(modalities)
+    stages = {"enhance": 12, "balance": 18} if model == "ebmc" else {"train": 10}
+    history = []
+    for stage, epochs in stages.items():
+        for epoch in range(1, epochs + 1):
+            fall = np.exp(-epoch / 8)
+            noise = 0.02 * rng.standard_normal(m)
+            gradient = np.arange(m, 0, -1.0) ** (1 + fall) + np.abs(noise)
+            terms = ("total", "task", "invariant")
+            terms = terms if stage == "enhance" else (*terms, "energy_gap")
+            energy = {k: float((i + 1) * (0.4 + fall) + noise[i]) for i, k in enumerate(modalities)}
+            history.append(
+                {
+                    "stage": stage,
+                    "epoch": epoch,
+                    "seconds": 0.5,
+                    "train": {t: float((i + 1) * fall + 0.05 * rng.random()) for i, t in enumerate(terms)},
+                    "valid": {results["selection"]["metric"]: float(0.6 + fall + 0.02 * rng.standard_normal())},
+                    "energy": energy if stage == "balance" else {},
+                    "gradient": dict(zip(modalities, (gradient / gradient.sum()).tolist(), strict=True)),
+                    "selected": epoch == epochs - 4,
+                }
+            )
+    weights = rng.dirichlet(np.linspace(4, 1, m), utterances)
+    target = rng.integers(0, 4, utterances) if kind == "classes" else rng.uniform(-3, 3, utterances)
+    features = target[:, None] * rng.standard_normal(8) + rng.standard_normal((utterances, 8))
+    before, after = np.sort(rng.dirichlet(np.ones(m)))[::-1], np.full(m, 1 / m) + 0.02 * np.arange(m)[::-1]
+    return {
+        "model": model,
+        "seed": seed,
+        "history": history,
+        "contribution": {
+            "before": dict(zip(modalities, before.tolist(), strict=True)),
+            "after": dict(zip(modalities, (after / after.sum()).tolist(), strict=True)),
+        },
+        "trust": {k: weights[:, i].tolist() for i, k in enumerate(modalities)},
+        "present": {k: [True] * utterances for k in modalities},
+        "error": np.abs(rng.standard_normal(utterances)).tolist(),
+        "fused": {"before": rng.standard_normal((utterances, 8)), "after": features},
+        "target": target,
+        "calibration": {k: 1.0 + 0.1 * i for i, k in enumerate(modalities)},
+        "cost": {s: {"seconds": 20.0 * n, "epochs": n, "step_ms": 11.5} for s, n in stages.items()},
+        "parameters": {"student": 1_234_567, "teachers": 345_678, "encoders": 901_234},
+    }
+
+
+def fake_records(results, modalities, utterances=60):
+    models = results.get("models", {"ebmc": None})
+    return [fake_record(m, s, results, modalities, utterances) for m in models for s in results["seeds"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "modalities", "compare"),
+    [("sentiment", THREE, False), ("sentiment", THREE, True), ("classes", SIX, True)],
+    ids=["sentiment", "sentiment-compare", "classes-compare"],
+)
+def test_page_is_whole(tmp_path, kind, modalities, compare):
+    results = fake_results(kind, modalities, compare=compare)
+    path = tmp_path / "report.html"
+    report.write_report(path, results, fake_records(results, modalities))
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.ids == list(report.SECTIONS)
+    assert all(image["alt"] and image["src"].startswith("data:") for image in page.images)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert len(html) < 3_000_000
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_missing_parts_leave_their_section_out(tmp_path):
+    results = fake_results(seeds=(1111,))
+    path = tmp_path / "report.html"
+    report.write_report(path, results, [{"model": "ebmc", "seed": 1111, "trust": None, "history": []}])
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.ids == ["results", "contribution", "missing", "run"]
+    assert "±" not in page.text.replace("mean ± standard", "")
+    del results["contribution"]
+    report.write_report(path, results, [])
+    assert Page(path.read_text(encoding="utf-8")).ids == ["results", "missing", "run"]
+
+
+def test_single_modality_model(tmp_path):
+    results = fake_results()
+    results |= {"model": "text", "test": {"text": results["test"]["text"]}, "contribution": {}}
+    report.write_report(tmp_path / "report.html", results, [])
+    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).ids == ["results", "run"]
+
+
+def test_small_test_split_has_no_tsne(tmp_path):
+    results = fake_results(seeds=(1111,))
+    report.write_report(tmp_path / "report.html", results, fake_records(results, THREE, utterances=4))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "features" not in page.ids
+    assert "trust" in page.ids
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", 'a"b$c$_{ [red]x[/red]'])
+def test_names_of_the_user_are_escaped(tmp_path, name):
+    modalities = ("text", name)
+    results = fake_results(modalities=modalities, seeds=(1111,), compare=True) | {"dataset": name}
+    report.write_report(tmp_path / "report.html", results, fake_records(results, modalities, utterances=9))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert name in Page(html).text
+    console = Console(file=io.StringIO(), width=200)
+    report.print_table(results, console)
+    assert name in console.file.getvalue()
+
+
+def test_terminal_table_fits_80_columns():
+    console = Console(file=io.StringIO(), width=80)
+    report.print_table(fake_results(compare=True), console)
+    assert "…" not in console.file.getvalue()
+
+
+def test_failure_keeps_the_old_report(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    monkeypatch.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(path, fake_results(seeds=(1111,)), [])
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_verdict_says_where_ebmc_loses():
+    results = fake_results(compare=True, seeds=(1111,))
+    scores = results["models"]["ebmc"]["test"]["text+audio+vision"]
+    for scored in scores.values():
+        scored["mean"] = 0.0
+    text = Page(report.render(report.Run(results, []))).text
+    assert "EBMC is worse than the best single modality on 7 of 8 metrics: Acc-2 has0 (0.0 against" in text
+    assert "EBMC is worse than plain concatenation on 7 of 8 metrics" in text
+    scores["mae"]["mean"] = None
+    assert "7 of 7" in Page(report.render(report.Run(results, []))).text
+
+
+@pytest.mark.parametrize("compare", [False, True], ids=["one", "compare"])
+def test_terminal_table(compare):
+    results = fake_results(compare=compare)
+    console = Console(file=io.StringIO(), width=160)
+    report.print_table(results, console)
+    text = " ".join(console.file.getvalue().split())
+    assert "only vision" in text
+    assert "1111, 1112" in text
+    assert "validation split by MAE" in text
+    assert ("concat" in text) == compare
+
+
+def test_condition_label():
+    assert report.condition_label("a+b+c", "abc") == "all modalities"
+    assert report.condition_label("a+c", "abc") == "without b"
+    assert report.condition_label("b", "ab") == "only b"
+    assert report.condition_label("a+b", "abcd") == "a + b"
+
+
+def test_palette_is_stable():
+    full = plots.palette(["text", "audio", "vision"])
+    assert plots.palette(["vision", "text"])["vision"] == full["vision"]
+    assert len({style.colour for style in plots.palette(SIX).values()}) == 6
+    assert len(plots.palette([str(i) for i in range(12)])) == 12
+
+
+def test_spread_keeps_order_and_distance():
+    placed = plots.spread([0.99, 0.98, 0.1, 1.0], 0.1)
+    assert np.argsort(placed).tolist() == [2, 1, 0, 3]
+    assert np.diff(np.sort(placed)).min() >= 0.1 - 1e-9
+    assert placed.max() <= 1
