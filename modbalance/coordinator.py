@@ -44,8 +44,9 @@ class CoordinatorOutput(NamedTuple):
 class EnergyCoordinator(nn.Module):
     r"""Keep the strong modality from starving the others, with one more term in the loss.
 
-    $$E_i(m) = \alpha\lVert z_i^m\rVert^2 + \beta\,\ell(T_m(z_i^m), y_i) + \gamma\,u(T_m(z_i^m)), \qquad
-      L = L_{gap} + \delta \sum_m \operatorname{mean}_i \lVert \partial E_i(m)/\partial z_i^m\rVert^2
+    $$E_i(m) = \alpha\lVert z_i^m\rVert^2 + \beta\,\ell(T_m(z_i^m), y_i) + \gamma\,u(T_m(z_i^m))$$
+
+    $$L = L_{gap} + \delta \sum_m \operatorname{mean}_i \lVert \partial E_i(m)/\partial z_i^m\rVert^2
       + \lambda \sum_m \operatorname{mean}_i E_i(m) + L_{fit}$$
 
     - `gap` draws the energies of the modalities together (`functional.energy_gap`). `pull` compares
@@ -61,8 +62,10 @@ class EnergyCoordinator(nn.Module):
         dims: feature size by modality, at least two.
         num_outputs: number of classes, labels or targets.
         task: `classification`, `multilabel`, `regression` or `gaussian`; see `modbalance.tasks`.
-        alpha, beta, gamma: weights of the energy's terms. 0.1, 1 and 0 are ours. With `regression` the
-            uncertainty is constant and gamma has no effect.
+        alpha: weight of the features' size in the energy, >= 0. 0.1 is ours.
+        beta: weight of the loss in the energy. 1 is ours.
+        gamma: weight of the uncertainty in the energy; 0, ours, leaves it out. No effect with `regression`, whose
+            uncertainty is constant.
         delta: weight of the penalty. 0.1 is ours.
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
@@ -91,7 +94,7 @@ class EnergyCoordinator(nn.Module):
     Source: EBMC (CVPR 2026), energy-guided modality coordination, L_EMC. The probes, `pull` and the
     label-free descent are ours.
 
-    Example:
+    Examples:
         >>> import torch
         >>> balance = EnergyCoordinator({"audio": 8, "video": 5}, num_outputs=3)
         >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}

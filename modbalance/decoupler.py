@@ -43,7 +43,8 @@ class SemanticDecoupler(nn.Module):
         num_outputs: number of classes, labels or targets.
         task: `classification`, `multilabel`, `regression` or `gaussian`; see `modbalance.tasks`.
         temperature: tau of the InfoNCE term. 0.1 is ours.
-        lambda_1, lambda_2: weights of L_dis and L_uni; 0.1 is the paper's.
+        lambda_1: weight of L_dis; 0.1 is the paper's.
+        lambda_2: weight of L_uni; 0.1 is the paper's.
         cosine: `squared` (least at orthogonal parts) or `plain` in L_dis.
         class_weight: weight of each class in L_uni, `(C,)`; classification only.
         ignore_index: label of the rows that L_uni leaves out; classification only.
@@ -59,7 +60,7 @@ class SemanticDecoupler(nn.Module):
 
     Source: EBMC (CVPR 2026), semantic decoupling, L_MSD.
 
-    Example:
+    Examples:
         >>> import torch
         >>> decouple = SemanticDecoupler({"text": 8, "audio": 5}, dim=4, num_outputs=3)
         >>> out = decouple({"text": torch.randn(6, 8), "audio": torch.randn(6, 5)}, torch.arange(6) % 3)

@@ -26,7 +26,7 @@ def shapley_values(value: Callable[[tuple[str, ...]], float], players: Sequence[
 
     Source: L. S. Shapley, A value for n-person games, 1953.
 
-    Example:
+    Examples:
         >>> shapley_values(lambda coalition: float(len(coalition)), ["text", "audio"])
         {'text': 1.0, 'audio': 1.0}
     """
@@ -44,7 +44,7 @@ def shapley_values(value: Callable[[tuple[str, ...]], float], players: Sequence[
 def shares(values: Mapping[str, float]) -> dict[str, float]:
     """Values as shares that sum to 1; what is below zero counts as nothing, all equal where nothing is above.
 
-    Example:
+    Examples:
         >>> shares({"text": 3.0, "audio": 1.0, "vision": -1.0})
         {'text': 0.75, 'audio': 0.25, 'vision': 0.0}
     """
@@ -56,7 +56,7 @@ def shares(values: Mapping[str, float]) -> dict[str, float]:
 def gradient_norms(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Norm of the gradients of each modality's module, after `backward()`; 0 where there are none.
 
-    Example:
+    Examples:
         >>> encoder = nn.Linear(2, 1, bias=False)
         >>> encoder(torch.tensor([[3.0, 4.0]])).sum().backward()
         >>> gradient_norms({"audio": encoder})

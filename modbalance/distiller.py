@@ -46,7 +46,7 @@ class TrustDistiller(nn.Module):
 
     Source: EBMC (CVPR 2026), instance-aware modality trust distillation, L_IMTD.
 
-    Example:
+    Examples:
         >>> import torch
         >>> distill = TrustDistiller(num_outputs=3)
         >>> teachers = {"text": torch.tensor([[9.0, 0.0, 0.0]]), "audio": torch.zeros(1, 3)}

@@ -74,7 +74,7 @@ class ComplementaryEnhancer(nn.Module):
     Source: EBMC (CVPR 2026), cross-modal complementary enhancement, L_CCE. The reconstruction target is
     detached: undetached it shrinks the weak features.
 
-    Example:
+    Examples:
         >>> import torch
         >>> enhance = ComplementaryEnhancer({"text": 8, "audio": 5}, dim=4, num_outputs=3)
         >>> features = {"text": torch.randn(6, 8), "audio": torch.randn(6, 5)}

@@ -20,7 +20,7 @@ def select(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         As `x`. Masked entries are 0 and get gradient 0, even where `x` holds NaN or inf.
 
-    Example:
+    Examples:
         >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
         tensor([1., 0.])
     """
@@ -39,7 +39,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = Non
         `x` without the dimensions averaged over: pooling `(B, T, D)` with a `(B, T)` mask and `dim=1`
         gives `(B, D)`.
 
-    Example:
+    Examples:
         >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
         tensor(2.)
     """
@@ -57,7 +57,7 @@ def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
         mask: bool, of the shape of `logits`.
         dim: the dimension that sums to one.
 
-    Example:
+    Examples:
         >>> masked_softmax(torch.tensor([1.0, 1.0, 9.0]), torch.tensor([True, True, False]), dim=0)
         tensor([0.5000, 0.5000, 0.0000])
     """

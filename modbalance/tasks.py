@@ -58,7 +58,7 @@ def task_loss(
     Returns:
         `(B,)`, 0 for ignored rows.
 
-    Example:
+    Examples:
         >>> task_loss("regression", torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
         tensor([0., 4.])
     """
@@ -89,7 +89,7 @@ def task_uncertainty(task: Task, outputs: Tensor, *, temperature: float = 1.0) -
     Returns:
         `(B,)`; all 0 for `regression`, whose variance is constant.
 
-    Example:
+    Examples:
         >>> task_uncertainty("classification", torch.zeros(1, 4))
         tensor([1.3863])
     """

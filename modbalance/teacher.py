@@ -26,7 +26,7 @@ class Teacher(nn.Module):
 
     Source: EBMC (CVPR 2026), the unimodal teachers of instance-aware trust distillation.
 
-    Example:
+    Examples:
         >>> teacher = Teacher(nn.Sequential(nn.Linear(4, 2), nn.Dropout()))
         >>> teacher.train().copy.training, list(teacher.parameters())
         (False, [])

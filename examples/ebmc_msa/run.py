@@ -134,7 +134,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
             "dataset": dataset.name,
             "kind": dataset.kind,
             "seeds": sorted({r["seed"] for r in records}),
-            "selection": {"split": "none", "metric": "the run's own checkpoints"},
+            "selection": {"split": "valid", "metric": SELECTION[dataset.kind]},
             "models": {name: {"test": spread(group)} for name, group in grouped(records).items()},
         }
         print_table(results, console)

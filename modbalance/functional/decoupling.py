@@ -40,7 +40,7 @@ def alignment_loss(
     Source: EBMC (CVPR 2026), semantic decoupling, L_inv. The paper aggregates all modalities; we leave the
     anchor's own out, since with itself in the aggregate the task is nearly free. tau = 0.1 is ours.
 
-    Example:
+    Examples:
         >>> x = torch.eye(4)
         >>> alignment_loss({"a": x, "b": x}) < alignment_loss({"a": x, "b": x.roll(1, 0)})
         tensor(True)
@@ -81,7 +81,7 @@ def redundancy_loss(
 
     Source: EBMC (CVPR 2026), semantic decoupling, L_dis.
 
-    Example:
+    Examples:
         >>> redundancy_loss({"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 2.0]])})
         tensor(0.)
     """
@@ -113,7 +113,9 @@ def preservation_loss(
         predictions: by modality, head outputs `(B, width)`.
         target: see `modbalance.tasks`.
         present: by modality, bool `(B,)`; all by default.
-        task, class_weight, ignore_index: see `modbalance.tasks`.
+        task: see `modbalance.tasks`.
+        class_weight: weight of each class, `(C,)`; classification only.
+        ignore_index: label of the rows that are left out; classification only.
 
     Returns:
         A scalar, the mean over present modalities of labelled samples; 0 where there are none.
@@ -123,7 +125,7 @@ def preservation_loss(
 
     Source: EBMC (CVPR 2026), semantic decoupling, L_uni.
 
-    Example:
+    Examples:
         >>> preservation_loss({"a": torch.zeros(2, 4)}, torch.tensor([0, 1]))
         tensor(1.3863)
     """

@@ -31,7 +31,9 @@ def energy(
         z: features, `(B, D)`.
         loss: task loss per sample, `(B,)`.
         uncertainty: entropy in nats, `(B,)`.
-        alpha, beta, gamma: weights of the three terms.
+        alpha: weight of the features' size.
+        beta: weight of the loss.
+        gamma: weight of the uncertainty.
         normalize: `||z||^2 / D` in place of `||z||^2`.
 
     Returns:
@@ -43,7 +45,7 @@ def energy(
     Source: EBMC (CVPR 2026), energy-guided modality coordination, E(m). The paper takes batch averages; we
     keep samples apart.
 
-    Example:
+    Examples:
         >>> energy(torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]), torch.tensor([0.1]))
         tensor([25.6000])
     """
@@ -81,7 +83,7 @@ def energy_gap(energies: Tensor, present: Tensor, kind: Gap = "pull") -> Tensor:
     Source: EBMC (CVPR 2026), energy-guided modality coordination, L_gap. `pull` is ours: the paper's form
     raises the strong modality's loss as readily as it lowers the weak one's.
 
-    Example:
+    Examples:
         >>> energy_gap(torch.tensor([[1.0], [3.0]]), torch.ones(2, 1, dtype=torch.bool), "paper")
         tensor(4.)
     """
@@ -132,7 +134,11 @@ def descend(
         outputs: the head's outputs s on them, `(B, width)`.
         weight: the head's weight, `(width, D)`.
         step: lambda, >= 0.
-        task, alpha, gamma, temperature, normalize: as in the energy.
+        task: see `modbalance.tasks`.
+        alpha: weight of the features' size.
+        gamma: weight of the uncertainty.
+        temperature: T of the entropy, > 0.
+        normalize: `||z||^2 / D` in place of `||z||^2`.
 
     Returns:
         `(B, D)`, a function of the features alone: no target enters.
@@ -140,7 +146,7 @@ def descend(
     Source: EBMC (CVPR 2026), energy descent. The paper's form has the label in E; fed forward it would hand
     the answer to whatever reads the features.
 
-    Example:
+    Examples:
         >>> descend(torch.ones(1, 2), torch.zeros(1, 3), torch.zeros(3, 2), step=0.25)
         tensor([[0.5000, 0.5000]])
     """

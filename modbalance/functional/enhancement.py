@@ -33,7 +33,7 @@ def reconstruction_loss(
     Source: EBMC (CVPR 2026), cross-modal complementary enhancement. The division by D is ours: it keeps a
     wide modality from ruling the sum.
 
-    Example:
+    Examples:
         >>> reconstruction_loss({"a": torch.ones(2, 4)}, {"a": torch.zeros(2, 4)})
         tensor(1.)
     """
@@ -62,7 +62,8 @@ def generator_inputs(
     """What each generator reads: the modality's own parts first, then those of all others, in `masks`' order.
 
     Args:
-        shared, private: parts by modality, `(B, dim)`.
+        shared: shared parts by modality, `(B, dim)`.
+        private: private parts by modality, `(B, dim)`.
         masks: which sample has which modality, bool `(B,)`; absent parts read as zero.
         own: which sample shows a generator its own modality, bool `(B,)`; `masks` by default.
         own_private: whether the own private part is read at all.

@@ -42,7 +42,7 @@ def trust_weights(
 
     Source: EBMC (CVPR 2026), instance-aware modality trust distillation: confidence c, reliability rho.
 
-    Example:
+    Examples:
         >>> trust_weights({"a": torch.tensor([0.1]), "b": torch.tensor([0.1])})["a"]
         tensor([0.5000])
     """
@@ -92,7 +92,7 @@ def distillation_loss(
 
     Source: EBMC (CVPR 2026), instance-aware modality trust distillation.
 
-    Example:
+    Examples:
         >>> s = torch.zeros(1, 2)
         >>> distillation_loss(s, {"a": s}, {"a": torch.ones(1)})
         tensor(0.)
@@ -135,7 +135,7 @@ def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
 
     Source: EBMC (CVPR 2026), instance-level weighted fusion.
 
-    Example:
+    Examples:
         >>> x = {"a": torch.ones(1, 2), "b": 3 * torch.ones(1, 2)}
         >>> trust_fusion(x, {"a": torch.tensor([0.5]), "b": torch.tensor([0.5])})
         tensor([[2., 2.]])

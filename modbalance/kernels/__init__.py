@@ -55,7 +55,9 @@ def energy_penalty(
         biases: M head biases `(width,)`, or None.
         target: see `modbalance.tasks`; None leaves the loss out of the energy.
         task: `classification`, `multilabel`, `regression` or `gaussian`.
-        alpha, beta, gamma: weights of the energy's three terms.
+        alpha: weight of the features' size.
+        beta: weight of the loss.
+        gamma: weight of the uncertainty.
         temperature: T of the entropy, > 0; classification and multilabel only.
         present: which sample has which modality, bool `(M, B)`; all by default.
         ignore_index: label of the rows that count as absent; classification only.
@@ -76,7 +78,7 @@ def energy_penalty(
     Source: EBMC (CVPR 2026), energy-guided modality coordination. `normalize` and the per-sample form are
     ours: the mean over present rows is then independent of the batch size.
 
-    Example:
+    Examples:
         >>> z, w, b = torch.tensor([[3.0, 4.0]]), torch.zeros(2, 2), torch.zeros(2)
         >>> energy_penalty([z], [w], [b], torch.tensor([0]), gamma=0.0)
         EnergyPenalty(energy=tensor([[25.6931]]), penalty=tensor([[100.]]))

@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import plots
 import pytest
+import reading
 import report
+import sections
 from rich.console import Console
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -65,10 +67,12 @@ def fake_results(kind="sentiment", modalities=THREE, seeds=(1111, 1112), compare
         "seeds": list(seeds),
         "selection": {
             "split": "valid",
-            "metric": keys[-2],
-            "epochs": {str(s): {"enhance": 9, "balance": 14} for s in seeds},
+            "metric": "mae" if kind == "sentiment" else "acc",
+            "epochs": {str(s): {"enhance": 8, "balance": 14} for s in seeds},
         },
         "versions": {"modbalance": "0.1.0", "torch": "2.5.1", "python": "3.11"},
+        "settings": {"gamma": 0.1, "without": []},
+        "note": "imbalance 0.8",
         "command": "python examples/ebmc_msa/train.py --seeds 1111 1112",
     }
     share = dict(zip(modalities, rng.dirichlet(np.ones(len(modalities))).tolist(), strict=True))
@@ -118,24 +122,28 @@ def fake_record(model, seed, results, modalities, utterances=60):
         "model": model,
         "seed": seed,
         "history": history,
+        "epochs": {stage: epochs - 4 for stage, epochs in stages.items()},
         "contribution": {
             "before": dict(zip(modalities, before.tolist(), strict=True)),
             "after": dict(zip(modalities, (after / after.sum()).tolist(), strict=True)),
         },
-        "trust": {k: weights[:, i].tolist() for i, k in enumerate(modalities)},
+        "trust": {k: weights[:, i].tolist() for i, k in enumerate(modalities)} if model == "ebmc" else None,
         "present": {k: [True] * utterances for k in modalities},
         "error": np.abs(rng.standard_normal(utterances)).tolist(),
-        "fused": {"before": rng.standard_normal((utterances, 8)), "after": features},
+        "fused": {"after": features} | ({"before": rng.standard_normal((utterances, 8))} if model == "ebmc" else {}),
         "target": target,
-        "calibration": {k: 1.0 + 0.1 * i for i, k in enumerate(modalities)},
+        "calibration": {k: 1.0 + 0.1 * i for i, k in enumerate(modalities)} if model == "ebmc" else None,
         "cost": {s: {"seconds": 20.0 * n, "epochs": n, "step_ms": 11.5} for s, n in stages.items()},
         "parameters": {"student": 1_234_567, "teachers": 345_678, "encoders": 901_234},
     }
 
 
 def fake_records(results, modalities, utterances=60):
-    models = results.get("models", {"ebmc": None})
-    return [fake_record(m, s, results, modalities, utterances) for m in models for s in results["seeds"]]
+    models = results.get("models") or [results["model"]]
+    seeds = results["seeds"]
+    return [
+        fake_record(m, s, results, (m,) if m in modalities else modalities, utterances) for m in models for s in seeds
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,31 +165,28 @@ def test_page_is_whole(tmp_path, kind, modalities, compare):
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_missing_parts_leave_their_section_out(tmp_path):
-    results = fake_results(seeds=(1111,))
-    path = tmp_path / "report.html"
-    report.write_report(path, results, [{"model": "ebmc", "seed": 1111, "trust": None, "history": []}])
-    page = Page(path.read_text(encoding="utf-8"))
-    assert page.ids == ["results", "contribution", "missing", "run"]
-    assert "±" not in page.text.replace("mean ± standard", "")
-    del results["contribution"]
-    report.write_report(path, results, [])
-    assert Page(path.read_text(encoding="utf-8")).ids == ["results", "missing", "run"]
+def test_model_without_trust_or_balancing(tmp_path):
+    results = fake_results(seeds=(1111,)) | {"model": "concat"}
+    report.write_report(tmp_path / "report.html", results, fake_records(results, THREE))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.ids == [name for name in report.SECTIONS if name != "trust"]
+    assert "after balancing" not in page.text + "".join(image["alt"] for image in page.images)
+    assert "±" not in page.text
 
 
 def test_single_modality_model(tmp_path):
     results = fake_results()
-    results |= {"model": "text", "test": {"text": results["test"]["text"]}, "contribution": {}}
-    report.write_report(tmp_path / "report.html", results, [])
-    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).ids == ["results", "run"]
-
-
-def test_small_test_split_has_no_tsne(tmp_path):
-    results = fake_results(seeds=(1111,))
-    report.write_report(tmp_path / "report.html", results, fake_records(results, THREE, utterances=4))
+    results |= {"model": "text", "test": {"text": results["test"]["text"]}}
+    report.write_report(tmp_path / "report.html", results, fake_records(results, ("text",)))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "features" not in page.ids
-    assert "trust" in page.ids
+    assert page.ids == ["results", "features", "losses", "cost", "run"]
+
+
+def test_small_test_split_has_no_tsne():
+    results = fake_results(seeds=(1111,))
+    run = reading.Run.of(results, fake_records(results, THREE, utterances=4))
+    assert sections.features(run) == ""
+    assert "good or bad" in sections.trust(run)
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", 'a"b$c$_{ [red]x[/red]'])
@@ -206,9 +211,10 @@ def test_terminal_table_fits_80_columns():
 def test_failure_keeps_the_old_report(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
+    monkeypatch.setattr(report, "render", lambda run: "new")
     monkeypatch.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        report.write_report(path, fake_results(seeds=(1111,)), [])
+        report.write_report(path, fake_results(), [])
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -218,11 +224,17 @@ def test_verdict_says_where_ebmc_loses():
     scores = results["models"]["ebmc"]["test"]["text+audio+vision"]
     for scored in scores.values():
         scored["mean"] = 0.0
-    text = Page(report.render(report.Run(results, []))).text
+    text = Page(sections.results(reading.Run.of(results))).text
     assert "EBMC is worse than the best single modality on 7 of 8 metrics: Acc-2 has0 (0.0 against" in text
     assert "EBMC is worse than plain concatenation on 7 of 8 metrics" in text
-    scores["mae"]["mean"] = None
-    assert "7 of 7" in Page(report.render(report.Run(results, []))).text
+    scores["mae"]["mean"] = float("nan")
+    assert "7 of 7" in Page(sections.results(reading.Run.of(results))).text
+
+
+def test_ablation_is_named():
+    results = fake_results(seeds=(1111,))
+    results["settings"] = {"without": ["emc", "imtd"]}
+    assert reading.Run.of(results).title == "EBMC (without emc, imtd) on synthetic"
 
 
 @pytest.mark.parametrize("compare", [False, True], ids=["one", "compare"])
@@ -237,11 +249,21 @@ def test_terminal_table(compare):
     assert ("concat" in text) == compare
 
 
-def test_condition_label():
-    assert report.condition_label("a+b+c", "abc") == "all modalities"
-    assert report.condition_label("a+c", "abc") == "without b"
-    assert report.condition_label("b", "ab") == "only b"
-    assert report.condition_label("a+b", "abcd") == "a + b"
+def test_terminal_table_of_an_evaluation():
+    results = fake_results(compare=True)
+    few = {key: results[key] for key in ("dataset", "kind", "seeds")}
+    few["selection"] = {"split": "none", "metric": "the run's own checkpoints"}
+    for names in (["ebmc"], ["ebmc", "concat", "text"], ["text"]):
+        few["models"] = {name: {"test": results["models"][name]["test"]} for name in names}
+        console = Console(file=io.StringIO(), width=120)
+        report.print_table(few, console)
+        assert "the run's own checkpoints." in " ".join(console.file.getvalue().split())
+
+
+def test_conditions_in_words():
+    assert reading.in_words("a+b+c", "abc") == "all modalities"
+    assert reading.in_words("a+c", "abc") == "without b"
+    assert reading.in_words("b", "ab") == "only b"
 
 
 def test_palette_is_stable():
