@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from data import DataError, Dataset, Split
 from torch import Tensor
 
+from data import DataError, Dataset, Split
 from modbalance.tasks import Task
 
 TASKS: dict[str, Task] = {"sentiment": "gaussian", "regression": "gaussian", "classes": "classification"}

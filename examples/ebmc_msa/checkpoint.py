@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import torch
+
 from batch import Spec
 from data import DataError
+from modbalance import Teacher
 from model import EBMC, Concat
 from settings import Settings
-
-from modbalance import Teacher
 
 VERSION = 1
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import metrics
 import torch
+from torch import Tensor
+
+import metrics
 from batch import Batch, Spec
 from data import DataError
 from missing import conditions, restrict
-from model import EBMC, Concat, Prediction
-from torch import Tensor
-
 from modbalance.diagnostics import shapley_values, shares
 from modbalance.tasks import prediction_variance, task_loss
+from model import EBMC, Concat, Prediction
 
 Model = EBMC | Concat
 SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc"}

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
 
 import torch
-from data.dataset import canonical
 from torch import Tensor
+
+from data.dataset import canonical
 
 
 def conditions(modalities: Iterable[str]) -> dict[str, tuple[str, ...]]:

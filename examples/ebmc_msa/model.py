@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+
 from batch import Batch, Spec
 from calibration import calibrate, fit_scale
 from encoders import Encoder
-from settings import Settings
-from torch import Tensor, nn
-
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
 from modbalance.functional import preservation_loss
 from modbalance.presence import select
 from modbalance.tasks import output_width, task_loss
+from settings import Settings
 
 
 class Prediction(NamedTuple):
@@ -45,7 +45,7 @@ class Concat(nn.Module):
 
 
 class EBMC(nn.Module):
-    """Encoders, decoupler, enhancer, coordinator, fusion by trust, head.
+    """Encoders, coordinator, decoupler, enhancer, fusion by trust, head.
 
     Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; the coordinator only watches.
     `start_balancing` freezes the teachers and opens stage II: the full loss, and fusion by trust.
@@ -73,7 +73,9 @@ class EBMC(nn.Module):
         without, weight = self.settings.without, self.settings
         taught = {name: self.teach(name, batch) for name in self.teachers}
         trust = self.distill.trust(taught, present=batch.present) if taught else _equal(batch.present)
-        features = _encode(self.encoders, batch)
+        # Energies are those of the encoders: an enhanced feature holds the other modalities too.
+        balanced = self.coordinate(_encode(self.encoders, batch), batch.target, batch.present)
+        features = balanced.features
         parts = self.decouple(features, batch.target, batch.present)
         enhanced = None
         if "cce" not in without:
@@ -86,8 +88,7 @@ class EBMC(nn.Module):
                 batch.present,
             )
             features = {name: select(x, batch.present[name]) for name, x in enhanced.features.items()}
-        balanced = self.coordinate(features, batch.target, batch.present)
-        fused = self._fuse(balanced.features, trust)
+        fused = self._fuse(features, trust)
         outputs = self.head(fused)
 
         loss = _task_term(self.spec, outputs, batch.target)
@@ -107,6 +108,7 @@ class EBMC(nn.Module):
         if "emc" not in without:
             loss = loss + (weight.gamma * balanced.loss if self.balancing else balanced.fit)
             terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
+            terms["fit"] = balanced.fit
         if taught:
             distillation = self.distill(outputs, taught, present=batch.present).loss
             loss = loss + weight.eta * distillation

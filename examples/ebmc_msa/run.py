@@ -14,19 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import checkpoint
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import checkpoint
+import modbalance
 from batch import Batch, Spec, whole
 from data import DataError, Dataset
 from evaluate import SELECTION, answer, by_condition, contribution, predict, truth, variance
 from model import EBMC, Concat, Prediction
 from report import print_table, write_report
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from settings import Settings
 from stages import train as train_model
-
-import modbalance
 
 FOLDS = ("train", "valid", "test")
 console = Console()

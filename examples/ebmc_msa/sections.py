@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 import plots
 from page import cards, code, fact, figure, grid, p, table
 from reading import METRICS, Run, protocol

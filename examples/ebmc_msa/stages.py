@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+
 from batch import Batch
 from evaluate import measure, score
 from missing import random_drop
+from modbalance.diagnostics import gradient_norms, shares
 from model import EBMC, Concat
 from settings import Settings
-from torch import nn
-
-from modbalance.diagnostics import gradient_norms, shares
 
 Progress = Callable[[str, int, dict[str, Any]], None]
 

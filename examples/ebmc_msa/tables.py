@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reading import METRICS, Run, Scores, protocol
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from reading import METRICS, Run, Scores, protocol
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
