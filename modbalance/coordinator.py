@@ -24,7 +24,19 @@ from modbalance.presence import (
     upcast,
     zero_of,
 )
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, labelled, task_loss
+from modbalance.tasks import (
+    IGNORE_INDEX,
+    Task,
+    check_outputs,
+    check_target,
+    check_task,
+    check_values,
+    labelled,
+    output_width,
+    task_loss,
+)
+
+__all__ = ["EnergyCoordinator"]
 
 
 class CoordinatorOutput(NamedTuple):
@@ -151,7 +163,8 @@ class EnergyCoordinator(nn.Module):
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else None
         self._given: tuple[dict[str, nn.Module], ...] = () if heads is None else (dict(heads),)
         self._linear = all(type(self._head(name)) is nn.Linear for name in self.dims)
-        if not self._linear and pick_backend(backend) != "reference" and backend != "auto":
+        self._check_linear()
+        if pick_backend(backend) != "reference" and backend != "auto" and not self._linear:
             raise ValueError(
                 f"EnergyCoordinator: backend is {backend!r} with heads that are not nn.Linear, expected auto or "
                 'reference; pass backend="reference".'
@@ -212,7 +225,9 @@ class EnergyCoordinator(nn.Module):
 
     def _outputs(self, name: str, z: Tensor) -> Tensor:
         head = self._head(name)
-        return upcast(head(z) if self.joint else probe(head, z))
+        outputs = head(z) if self.joint else probe(head, z)
+        check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, len(z))
+        return upcast(outputs)
 
     def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         if not self._linear:
@@ -278,10 +293,19 @@ class EnergyCoordinator(nn.Module):
                     normalize=self.normalize,
                 )
             else:
-                total = partial(_total_energy, label_free, partial(self._outputs, name))
-                new = z - self.step * torch.func.grad(total)(z)
+                _, gradient = reference.energy_and_gradient(label_free, upcast(z), partial(self._outputs, name))
+                new = z - self.step * gradient
             moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
         return moved
+
+    def _check_linear(self) -> None:
+        for name, dim in self.dims.items():
+            head, want = self._head(name), (output_width(self.task, self.num_outputs), dim)
+            if type(head) is nn.Linear and head.weight.shape != want:
+                raise ValueError(
+                    f"EnergyCoordinator: heads[{name!r}] has a weight of shape {tuple(head.weight.shape)}, expected "
+                    f"{want}; pass nn.Linear({dim}, {want[0]})."
+                )
 
     def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
         for name, mask in masks.items():
@@ -297,8 +321,3 @@ class EnergyCoordinator(nn.Module):
             f"dims={self.dims}, task={self.task!r}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, "
             f"delta={self.delta}, descent={self.descent}, gap={self.gap!r}"
         )
-
-
-def _total_energy(problem: Problem, outputs: partial[Tensor], z: Tensor) -> Tensor:
-    norm = problem.norm_weight(z.shape[1]) * upcast(z).square().sum()
-    return norm + problem.potential(outputs(z)).sum()

@@ -11,7 +11,9 @@ from modbalance.functional import alignment_loss, preservation_loss, redundancy_
 from modbalance.heads import linear_heads
 from modbalance.output import scalars
 from modbalance.presence import absent_like, check_dims, check_positive, resolve, select, zero_of
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values
+from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, output_width
+
+__all__ = ["SemanticDecoupler"]
 
 
 class DecouplerOutput(NamedTuple):
@@ -135,9 +137,9 @@ class SemanticDecoupler(nn.Module):
             alignment,
             redundancy,
             preservation,
-            absent_like(shared, self.dims),
-            absent_like(private, self.dims),
-            absent_like(predictions, self.dims),
+            absent_like(shared, dict.fromkeys(self.dims, self.dim)),
+            absent_like(private, dict.fromkeys(self.dims, self.dim)),
+            absent_like(predictions, dict.fromkeys(self.dims, output_width(self.task, self.num_outputs))),
         )
 
     def extra_repr(self) -> str:

@@ -12,6 +12,8 @@ from modbalance.output import scalars
 from modbalance.presence import check_positive, resolve, select
 from modbalance.tasks import Task, check_task, output_width, prediction_variance
 
+__all__ = ["TrustDistiller"]
+
 
 class DistillerOutput(NamedTuple):
     loss: Tensor
@@ -124,6 +126,13 @@ class TrustDistiller(nn.Module):
                 f"TrustDistiller: variances has {sorted(variances)}, expected {sorted(teachers)} as in teachers; "
                 "pass a variance for each teacher."
             )
+        for name, v in variances.items():
+            batch = len(masks[name])
+            if v.shape not in ((batch,), (batch, self.num_outputs)):
+                raise ValueError(
+                    f"TrustDistiller: variances[{name!r}] has shape {tuple(v.shape)}, expected ({batch},) or "
+                    f"({batch}, {self.num_outputs}); pass one variance a sample or one an output."
+                )
         return trust_weights(variances, masks, min_variance=self.min_variance)
 
     def fuse(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:

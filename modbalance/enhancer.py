@@ -19,7 +19,18 @@ from modbalance.presence import (
     select,
     zero_of,
 )
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, labelled, task_loss
+from modbalance.tasks import (
+    IGNORE_INDEX,
+    Task,
+    check_outputs,
+    check_target,
+    check_task,
+    check_values,
+    labelled,
+    task_loss,
+)
+
+__all__ = ["ComplementaryEnhancer"]
 
 
 class EnhancerOutput(NamedTuple):
@@ -134,9 +145,9 @@ class ComplementaryEnhancer(nn.Module):
         present: Mapping[str, Tensor] | None = None,
     ) -> EnhancerOutput:
         masks = resolve("ComplementaryEnhancer", features, present, self.dims)
-        for argument, parts in (("shared", shared), ("private", private)):
-            resolve("ComplementaryEnhancer", parts, None, dict.fromkeys(self.dims, self.dim), argument)
         batch = len(next(iter(masks.values())))
+        self._check_parts("shared", shared, features, batch)
+        self._check_parts("private", private, features, batch)
         if target is not None:
             check_target("ComplementaryEnhancer", self.task, target, batch, self.num_outputs)
         if self.validate:
@@ -194,6 +205,7 @@ class ComplementaryEnhancer(nn.Module):
                 continue
             replaced = select(enhanced[name], masks[name] | imputed[name] if self.impute else masks[name])
             outputs = predict({**features, name: replaced})
+            check_outputs("ComplementaryEnhancer", "predict", outputs, self.task, self.num_outputs, len(target))
             losses.append(
                 task_loss(
                     self.task,
@@ -206,6 +218,17 @@ class ComplementaryEnhancer(nn.Module):
             here = masks[name] | imputed[name] if self.impute else masks[name]
             counted.append(here if valid is None else here & valid)
         return masked_mean(torch.stack(losses), torch.stack(counted))
+
+    def _check_parts(
+        self, argument: str, parts: Mapping[str, Tensor], features: Mapping[str, Tensor], batch: int
+    ) -> None:
+        resolve("ComplementaryEnhancer", parts, None, dict.fromkeys(self.dims, self.dim), argument)
+        rows = {name: len(parts[name]) if name in parts else "missing" for name in features}
+        if any(n != batch for n in rows.values()):
+            raise ValueError(
+                f"ComplementaryEnhancer: {argument} has rows {rows}, expected {batch} for all in features; "
+                "pass the parts that SemanticDecoupler gave for these features."
+            )
 
     def extra_repr(self) -> str:
         return f"dims={self.dims}, dim={self.dim}, task={self.task!r}"

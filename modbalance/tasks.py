@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.presence import check_finite, select
+from modbalance.presence import check_finite, select, upcast
 
 __all__ = ["Task", "output_width", "prediction_variance", "task_loss", "task_uncertainty"]
 
@@ -58,10 +58,15 @@ def task_loss(
     Returns:
         `(B,)`, 0 for ignored rows.
 
+    Raises:
+        ValueError: the target does not fit the task and the outputs.
+
     Examples:
         >>> task_loss("regression", torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
         tensor([0., 4.])
     """
+    outputs = upcast(outputs)
+    check_target("task_loss", task, target, len(outputs), outputs.shape[-1] // output_width(task, 1))
     if task == "classification":
         classes = outputs.shape[-1]
         label = target.clamp(0, classes - 1)
@@ -93,6 +98,7 @@ def task_uncertainty(task: Task, outputs: Tensor, *, temperature: float = 1.0) -
         >>> task_uncertainty("classification", torch.zeros(1, 4))
         tensor([1.3863])
     """
+    outputs = upcast(outputs)
     if task == "classification":
         log_q = (outputs / temperature).log_softmax(-1)
         return -(log_q.exp() * log_q).sum(-1)
@@ -116,6 +122,7 @@ def prediction_variance(task: Task, outputs: Tensor) -> Tensor:
             'prediction_variance: task is "regression", expected a task whose outputs tell a variance; '
             'pass variances of your own or use task="gaussian".'
         )
+    outputs = upcast(outputs)
     if task == "gaussian":
         return split_gaussian(outputs)[1].exp()
     p = outputs.softmax(-1) if task == "classification" else outputs.sigmoid()
@@ -242,6 +249,15 @@ def check_target(owner: str, task: Task, target: Tensor, batch: int, num_outputs
             f"{owner}: target is a {target.dtype} tensor {tuple(target.shape)}, expected floating point "
             f"{' or '.join(map(str, shapes))} for task={task!r} with num_outputs={num_outputs}; "
             "reshape or convert it, or choose the task that fits."
+        )
+
+
+def check_outputs(owner: str, what: str, outputs: Tensor, task: Task, num_outputs: int, batch: int) -> None:
+    width = output_width(task, num_outputs)
+    if outputs.shape != (batch, width):
+        raise ValueError(
+            f"{owner}: {what} returned shape {tuple(outputs.shape)}, expected ({batch}, {width}) for task={task!r} "
+            f"with num_outputs={num_outputs}; return one row of head outputs a sample."
         )
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+__all__ = ["Teacher"]
+
 
 class Teacher(nn.Module):
     """A frozen copy of `module`: what it says does not drift while the original goes on learning.

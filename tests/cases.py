@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 TASKS = ("classification", "multilabel", "regression", "gaussian")
-PRESENCE = ("all", "some", "one", "none")
+PRESENCE = ("all", "some", "disjoint", "one", "none")
 DIMS = {"text": 5, "audio": 3, "vision": 4}
 CLASSES = 3
 NAN = float("nan")
@@ -28,13 +28,16 @@ def make_target(task, batch, outputs=CLASSES, dtype=torch.float64):
 
 
 def make_present(kind, batch, names):
-    """None, or by modality: `some` has a row with nothing and a row with one, `one` a single modality."""
+    """None, or by modality; `some` has rows with nothing and with one, `disjoint` two modalities never together."""
     if kind == "all":
         return None
     if kind == "some":
         masks = torch.rand(len(names), batch) < 0.6
         masks[:, 0], masks[:, 1:2] = True, False
         masks[:, 2:3], masks[0, 2:3] = False, True
+    elif kind == "disjoint":
+        masks = torch.ones(len(names), batch, dtype=torch.bool)
+        masks[0, ::2] = masks[1:2, 1::2] = False
     else:
         masks = torch.zeros(len(names), batch, dtype=torch.bool)
         masks[0] = kind == "one"

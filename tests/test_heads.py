@@ -1,8 +1,8 @@
 import pytest
 import torch
-from cases import CLASSES, DIMS, TASKS, width
 from torch import nn
 
+from cases import CLASSES, DIMS, TASKS, width
 from modbalance.heads import linear_heads, probe
 
 

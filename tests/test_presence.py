@@ -1,7 +1,7 @@
 import pytest
 import torch
-from cases import NAN, gradients
 
+from cases import NAN, gradients
 from modbalance import presence
 from modbalance.presence import masked_mean, masked_softmax, select
 

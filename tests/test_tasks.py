@@ -1,8 +1,8 @@
-import oracle
 import pytest
 import torch
-from cases import CLASSES, TASKS, gradients, make_target, width
 
+import oracle
+from cases import CLASSES, TASKS, gradients, make_target, width
 from modbalance import tasks
 
 OUTPUTS = ["usual", "wide", "clamp"]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from torch import Tensor
 
 from modbalance.presence import masked_mean, resolve, stack
@@ -47,13 +48,14 @@ def alignment_loss(
     """
     masks = resolve("alignment_loss", shared, present, argument="shared")
     x, mask = stack("alignment_loss", shared, masks)
-    others = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).to(x.dtype)
-    count = torch.einsum("mn,nb->mb", others, mask.to(x.dtype))
-    aggregate = torch.einsum("mn,nbd->mbd", others, x) / count.clamp(min=1)[..., None]
-    similarity = torch.einsum("mid,mjd->mij", _unit(x), _unit(aggregate)) / temperature
-    # A finite floor: a row without any candidate is masked below and must not turn NaN before.
-    similarity = similarity.masked_fill((count == 0)[:, None], -1e30)
-    loss = similarity.logsumexp(-1) - similarity.diagonal(dim1=1, dim2=2)
+    with torch.autocast(x.device.type, enabled=False):
+        others = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).to(x.dtype)
+        count = einsum(others, mask.to(x.dtype), "m n, n b -> m b")
+        aggregate = einsum(others, x, "m n, n b d -> m b d") / count.clamp(min=1)[..., None]
+        similarity = einsum(_unit(x), _unit(aggregate), "m i d, m j d -> m i j") / temperature
+        # A finite floor: a row without any candidate is masked below and must not turn NaN before.
+        similarity = similarity.masked_fill((count == 0)[:, None], -1e30)
+        loss = similarity.logsumexp(-1) - similarity.diagonal(dim1=1, dim2=2)
     return masked_mean(loss, mask & (count > 0))
 
 

@@ -111,6 +111,7 @@ def distillation_loss(
                 f"distillation_loss: teachers[{name!r}] has shape {tuple(outputs.shape)}, expected "
                 f"{tuple(student.shape)} as the student; pass outputs of the same head width."
             )
+        _check_weight("distillation_loss", name, weights, len(student))
         weight = weights[name].detach()
         here = weight > 0
         teacher = select(outputs.detach().to(student.dtype), here)
@@ -141,16 +142,24 @@ def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
         tensor([[2., 2.]])
     """
     resolve("trust_fusion", tensors, None, argument="tensors")
-    missing = [name for name in tensors if name not in weights]
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    if missing or len(set(shapes.values())) > 1:
+    if len(set(shapes.values())) > 1:
         raise ValueError(
-            f"trust_fusion: shapes are {shapes} with weights for {sorted(weights)}, expected one shape for all "
-            "and a weight for each; project the modalities to one size first."
+            f"trust_fusion: shapes are {shapes}, expected one shape for all; project them to one size first."
         )
+    for name, x in tensors.items():
+        _check_weight("trust_fusion", name, weights, len(x))
     return torch.stack(
         [weights[name].to(x.dtype)[:, None] * select(x, weights[name] > 0) for name, x in tensors.items()]
     ).sum(0)
+
+
+def _check_weight(owner: str, name: str, weights: Mapping[str, Tensor], batch: int) -> None:
+    if name not in weights or weights[name].shape != (batch,):
+        raise ValueError(
+            f"{owner}: weights[{name!r}] is {tuple(weights[name].shape) if name in weights else 'missing'}, expected "
+            f"({batch},); pass one weight a sample for every modality, as trust_weights gives them."
+        )
 
 
 def _divergence(task: Task, p: Tensor, q: Tensor, temperature: float) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from modbalance.kernels import analytic, reference
 from modbalance.kernels.problem import Problem
-from modbalance.presence import upcast
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, output_width
 
 __all__ = ["Backend", "EnergyPenalty", "energy_penalty"]
@@ -67,7 +66,7 @@ def energy_penalty(
             environment variable `MODBALANCE_BACKEND` overrides `auto`.
 
     Returns:
-        energy `(M, B)` and penalty `(M, B)`, float64 for float64 features, else float32. Absent rows are 0
+        energy `(M, B)` and penalty `(M, B)`, float64 if any features are, else float32. Absent rows are 0
         and get no gradient, whatever they hold.
 
     Raises:
@@ -90,7 +89,7 @@ def energy_penalty(
         mask = present if mask is None else present & mask
     elif mask is not None:
         mask = mask.expand(len(features), -1)
-    dtype = upcast(features[0]).dtype
+    dtype = torch.float64 if any(z.dtype == torch.float64 for z in features) else torch.float32
     problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
     z, w = [x.to(dtype) for x in features], [x.to(dtype) for x in weights]
     b = [x.new_zeros(x.shape[0]) if y is None else y.to(dtype) for x, y in zip(w, biases, strict=True)]
@@ -119,7 +118,7 @@ def _check(
     present: Tensor | None,
     class_weight: Tensor | None,
 ) -> int:
-    if not features or not len(features) == len(weights) == len(biases):
+    if not 0 < len(features) == len(weights) == len(biases):
         raise ValueError(
             f"energy_penalty: {len(features)} features, {len(weights)} weights and {len(biases)} biases, "
             "expected one of each per modality; pass sequences of equal length."

@@ -38,6 +38,8 @@ def energy_penalty(
 
 
 class _Penalty(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         options: Problem,
@@ -91,6 +93,8 @@ class _Penalty(torch.autograd.Function):
 
 class _PenaltyBackward(torch.autograd.Function):
     """The backward as a Function of its own, so that differentiating it again is an error, not a zero."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor | None, ...]:

@@ -23,8 +23,8 @@ def energy_penalty(
     rows = []
     for m, (z, head) in enumerate(zip(features, heads, strict=True)):
         here = z.new_ones(z.shape[0], dtype=torch.bool) if mask is None else mask[m]
-        energy, penalty = _one_modality(problem, select(z, here), head)
-        rows.append((select(energy, here), select(penalty, here)))
+        energy, gradient = energy_and_gradient(problem, select(z, here), head)
+        rows.append((select(energy, here), select(gradient.square().sum(-1), here)))
     energies, penalties = zip(*rows, strict=True)
     return torch.stack(energies), torch.stack(penalties)
 
@@ -40,22 +40,42 @@ def linear_energy_penalty(
     return energy_penalty(problem, mask, features, heads)
 
 
-def _one_modality(problem: Problem, z: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def energy_and_gradient(problem: Problem, z: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Energy `(B,)` and its gradient `(B, D)`; both with a graph where gradients are being recorded."""
+    if torch.is_inference_mode_enabled():
+        target = None if problem.target is None else problem.target.clone()
+        with torch.inference_mode(False), torch.no_grad():
+            return energy_and_gradient(problem._replace(target=target), z.clone(), head)
     recording = torch.is_grad_enabled()
     alpha = problem.norm_weight(z.shape[1])
     with torch.enable_grad():
         z = z if z.requires_grad else z.detach().requires_grad_()
-        potential = problem.potential(head(z))
-        gradient = 2 * alpha * z
-        if potential.requires_grad:
-            (slope,) = torch.autograd.grad(potential.sum(), z, create_graph=recording, allow_unused=True)
-            if slope is None or (recording and not slope.requires_grad):
-                raise RuntimeError(
-                    "energy_penalty: the head or loss returned a gradient without a graph, so the penalty would "
-                    "silently have none; expected a head that is twice differentiable in its features. Use "
-                    "plain torch operations in it (a fused kernel often differentiates only once)."
-                )
-            gradient = gradient + slope
+        outputs = head(z)
+        potential = problem.potential(outputs)
+        slope = _slope(outputs, z, potential) if problem.beta or problem.gamma else torch.zeros_like(z)
         energy = alpha * z.square().sum(-1) + potential
-        penalty = gradient.square().sum(-1)
-    return (energy, penalty) if recording else (energy.detach(), penalty.detach())
+        gradient = 2 * alpha * z + slope
+    return (energy, gradient) if recording else (energy.detach(), gradient.detach())
+
+
+def _slope(outputs: Tensor, z: Tensor, potential: Tensor) -> Tensor:
+    """d potential / dz, by way of v = d potential / d outputs: a head without a second derivative shows there."""
+    slope = None
+    if outputs.requires_grad:
+        (v,) = torch.autograd.grad(potential.sum(), outputs, create_graph=True, allow_unused=True)
+        v = torch.zeros_like(outputs) if v is None else v
+        # Where v is constant it still becomes a variable: what an honest head returns is linear in it.
+        v = v if v.requires_grad else v.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(outputs, z, v, create_graph=True, allow_unused=True)
+    if slope is None or not slope.requires_grad or not _depends(slope, v):
+        raise RuntimeError(
+            "energy_penalty: the head returned a gradient without a graph, so the penalty would silently have none; "
+            "expected a head that is twice differentiable in its features. Use plain torch operations in it (a "
+            "fused kernel often differentiates only once)."
+        )
+    return slope
+
+
+def _depends(y: Tensor, x: Tensor) -> bool:
+    (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True, allow_unused=True)
+    return gradient is not None

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import DataError, load
-from data.clean import clean
-from data.gcnet import modality_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from data import DataError, load
+from data.clean import clean
+from data.gcnet import modality_of
 
 rng = np.random.default_rng(0)
 

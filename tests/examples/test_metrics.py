@@ -1,6 +1,5 @@
 """Each metric against a formula of its own that shares nothing with the code."""
 
-import metrics
 import numpy as np
 import pytest
 import torch
@@ -8,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import pearsonr
+
+import metrics
 
 
 def weighted_f1(predicted, true):

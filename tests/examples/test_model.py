@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from batch import Spec, whole
 from calibration import calibrate, fit_scale
 from data import synthetic

@@ -6,12 +6,13 @@ import io
 from html.parser import HTMLParser
 
 import numpy as np
-import plots
 import pytest
+from rich.console import Console
+
+import plots
 import reading
 import report
 import sections
-from rich.console import Console
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SENTIMENT = ("acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "acc7", "acc5", "mae", "corr")

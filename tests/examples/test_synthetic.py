@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from data import DataError, synthetic
 from data.check import check
 

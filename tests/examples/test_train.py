@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 import train
 
 SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--device", "cpu"]

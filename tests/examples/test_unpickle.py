@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from data import DataError, load
 from data.unpickle import unpickle
 

@@ -106,14 +106,35 @@ def test_half_parts_and_autocast(loss, dtype):
 
 X, HERE = torch.zeros(4, 3), torch.ones(4, dtype=torch.bool)
 BAD = {
-    "alignment-sizes": (lambda: alignment_loss({"a": X, "b": X[:, :2]}), "alignment_loss: sizes are {'a': 3, 'b': 2}.*project them"),
-    "redundancy-sizes": (lambda: redundancy_loss({"a": X, "b": X[:, :2]}), "redundancy_loss: sizes are {'a': 3, 'b': 2}.*project them"),
-    "rows": (lambda: alignment_loss({"a": X, "b": X[:2]}), "shared['b'] has 2 rows, expected 4 as in shared['a']; pass the same"),
-    "mask": (lambda: redundancy_loss({"a": X, "b": X}, {"a": HERE.int()}), "present['a'] is a torch.int32 tensor (4,), expected a bool.*mask.bool()"),
-    "unknown": (lambda: redundancy_loss({"a": X, "b": X}, {"c": HERE}), "present has the modality 'c', expected one of ['a', 'b']; correct"),
-    "cosine": (lambda: redundancy_loss({"a": X, "b": X}, cosine="cubed"), "cosine is 'cubed', expected 'squared' or 'plain'; pass"),
-    "target": (lambda: preservation_loss({"a": X}, torch.zeros(4)), "preservation_loss: target is a torch.float32 tensor (4,), expected class.*pass target.long()"),
-}  # fmt: skip
+    "alignment-sizes": (
+        lambda: alignment_loss({"a": X, "b": X[:, :2]}),
+        "alignment_loss: sizes are {'a': 3, 'b': 2}.*project them",
+    ),
+    "redundancy-sizes": (
+        lambda: redundancy_loss({"a": X, "b": X[:, :2]}),
+        "redundancy_loss: sizes are {'a': 3, 'b': 2}.*project them",
+    ),
+    "rows": (
+        lambda: alignment_loss({"a": X, "b": X[:2]}),
+        "shared['b'] has 2 rows, expected 4 as in shared['a']; pass the same",
+    ),
+    "mask": (
+        lambda: redundancy_loss({"a": X, "b": X}, {"a": HERE.int()}),
+        "present['a'] is a torch.int32 tensor (4,), expected a bool.*mask.bool()",
+    ),
+    "unknown": (
+        lambda: redundancy_loss({"a": X, "b": X}, {"c": HERE}),
+        "present has the modality 'c', expected one of ['a', 'b']; correct",
+    ),
+    "cosine": (
+        lambda: redundancy_loss({"a": X, "b": X}, cosine="cubed"),
+        "cosine is 'cubed', expected 'squared' or 'plain'; pass",
+    ),
+    "target": (
+        lambda: preservation_loss({"a": X}, torch.zeros(4)),
+        "preservation_loss: target is a torch.float32 tensor (4,), expected class.*pass target.long()",
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)

@@ -99,12 +99,24 @@ def test_descend_follows_the_label_free_gradient(task, normalize):
 
 Z, V, E, M = torch.zeros(4, 3), torch.zeros(4), torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool)
 BAD = {
-    "loss": (lambda: energy(Z, V[:2], V), "energy: loss has shape (2,), expected (4,) as z has that many rows; pass one"),
+    "loss": (
+        lambda: energy(Z, V[:2], V),
+        "energy: loss has shape (2,), expected (4,) as z has that many rows; pass one",
+    ),
     "uncertainty": (lambda: energy(Z, V, Z), "energy: uncertainty has shape (4, 3), expected (4,)"),
-    "rank": (lambda: energy_gap(V, M[0]), "energy_gap: energies (4,) and torch.bool present (4,), expected (M, B).*stack"),
-    "present": (lambda: energy_gap(E, M.float()), "energy_gap: energies (2, 4) and torch.float32 present (2, 4), expected (M, B) and bool"),
-    "kind": (lambda: energy_gap(E, M, "push"), "kind is 'push', expected 'pull', 'paper' or 'paper_per_sample'; pass one"),
-}  # fmt: skip
+    "rank": (
+        lambda: energy_gap(V, M[0]),
+        "energy_gap: energies (4,) and torch.bool present (4,), expected (M, B).*stack",
+    ),
+    "present": (
+        lambda: energy_gap(E, M.float()),
+        "energy_gap: energies (2, 4) and torch.float32 present (2, 4), expected (M, B) and bool",
+    ),
+    "kind": (
+        lambda: energy_gap(E, M, "push"),
+        "kind is 'push', expected 'pull', 'paper' or 'paper_per_sample'; pass one",
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)

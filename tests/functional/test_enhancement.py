@@ -49,10 +49,19 @@ def test_absent_and_hidden_parts_read_as_zero():
 
 X = torch.zeros(4, 3)
 BAD = {
-    "missing": (lambda: reconstruction_loss({"a": X}, {"b": X}), "features['a'] is missing, expected (4, 3) as in enhanced['a']; pass"),
-    "shape": (lambda: reconstruction_loss({"a": X}, {"a": X[:, :2]}), "features['a'] is (4, 2), expected (4, 3) as in enhanced['a']"),
-    "rank": (lambda: reconstruction_loss({"a": X[0]}, {"a": X[0]}), "enhanced['a'] has shape (3,), expected (3, D); pool or flatten"),
-}  # fmt: skip
+    "missing": (
+        lambda: reconstruction_loss({"a": X}, {"b": X}),
+        "features['a'] is missing, expected (4, 3) as in enhanced['a']; pass",
+    ),
+    "shape": (
+        lambda: reconstruction_loss({"a": X}, {"a": X[:, :2]}),
+        "features['a'] is (4, 2), expected (4, 3) as in enhanced['a']",
+    ),
+    "rank": (
+        lambda: reconstruction_loss({"a": X[0]}, {"a": X[0]}),
+        "enhanced['a'] has shape (3,), expected (3, D); pool or flatten",
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)

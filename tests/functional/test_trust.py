@@ -110,13 +110,31 @@ def test_fusion_against_the_oracle(presence):
 
 X, W = torch.zeros(4, 3), torch.ones(4)
 BAD = {
-    "floor": (lambda: trust_weights({"a": W}, min_variance=0.0), "trust_weights: min_variance is 0.0, expected a positive number; the default is"),
-    "rows": (lambda: trust_weights({"a": W, "b": W[:2]}), "variances['b'] has 2 rows, expected 4 as in variances['a']"),
-    "direction": (lambda: distillation_loss(X, {"a": X}, {"a": W}, direction="both"), "direction is 'both', expected 'paper'.*pass one"),
-    "teacher": (lambda: distillation_loss(X, {"a": X[:, :2]}, {"a": W}), "teachers['a'] has shape (4, 2), expected (4, 3) as the student; pass outputs"),
-    "sizes": (lambda: trust_fusion({"a": X, "b": X[:, :2]}, {"a": W, "b": W}), "shapes are {'a': (4, 3), 'b': (4, 2)}.*project"),
-    "weights": (lambda: trust_fusion({"a": X, "b": X}, {"a": W}), "with weights for ['a'], expected one shape for all and a weight for each"),
-}  # fmt: skip
+    "floor": (
+        lambda: trust_weights({"a": W}, min_variance=0.0),
+        "trust_weights: min_variance is 0.0, expected a positive number; the default is",
+    ),
+    "rows": (
+        lambda: trust_weights({"a": W, "b": W[:2]}),
+        "variances['b'] has 2 rows, expected 4 as in variances['a']",
+    ),
+    "direction": (
+        lambda: distillation_loss(X, {"a": X}, {"a": W}, direction="both"),
+        "direction is 'both', expected 'paper'.*pass one",
+    ),
+    "teacher": (
+        lambda: distillation_loss(X, {"a": X[:, :2]}, {"a": W}),
+        "teachers['a'] has shape (4, 2), expected (4, 3) as the student; pass outputs",
+    ),
+    "sizes": (
+        lambda: trust_fusion({"a": X, "b": X[:, :2]}, {"a": W, "b": W}),
+        "shapes are {'a': (4, 3), 'b': (4, 2)}.*project",
+    ),
+    "weights": (
+        lambda: trust_fusion({"a": X, "b": X}, {"a": W}),
+        "trust_fusion: weights['b'] is missing, expected (4,); pass one weight a sample",
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)

@@ -147,7 +147,9 @@ def test_strided_inputs(task, backend):
     assert not any(x.is_contiguous() for x in loose.leaves())
     got, want = (energy_penalty(*i, task=task, backend=backend) for i in (loose, dense))
     torch.testing.assert_close(got, want)
-    torch.testing.assert_close(gradients(random_sum(got), loose.leaves()), gradients(random_sum(want), dense.leaves()))
+    torch.testing.assert_close(
+        gradients(random_sum(got), loose.leaves()), gradients(random_sum(want), dense.leaves())
+    )
 
 
 @each_backend
@@ -224,7 +226,9 @@ def test_precision_against_float64_of_the_rounded_input(task, dtype, limit, back
 def test_large_logits(task, scale, backend):
     inputs = make_inputs(task, batch=8, scale=scale, dtype=torch.float32)
     result = energy_penalty(*inputs, task=task, backend=backend)
-    assert all(x.isfinite().all() for x in (*result, *gradients(result.energy.sum() + result.penalty.sum(), inputs[0])))
+    assert all(
+        x.isfinite().all() for x in (*result, *gradients(result.energy.sum() + result.penalty.sum(), inputs[0]))
+    )
     if scale == 30:
         exact = energy_penalty(*inputs.to(torch.float64), task=task, backend="reference")
         assert all(relative(got, want) < 1e-4 for got, want in zip(result, exact, strict=True))
@@ -292,9 +296,7 @@ def test_the_reference_can_be_differentiated_twice(task):
 
     ours = second_order(energy_penalty(*inputs, task=task, backend="reference"))
     options = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
-    expected = second_order(
-        oracle.energy_penalty(task, inputs.features, heads_of(inputs), inputs.target, **options)
-    )
+    expected = second_order(oracle.energy_penalty(task, inputs.features, heads_of(inputs), inputs.target, **options))
     assert_same(ours, expected, inputs.leaves(), 1e-8)
 
 
@@ -322,6 +324,17 @@ def test_differentiating_the_analytic_backend_twice_raises_under_func():
     torch.testing.assert_close(torch.func.grad(once)(z), expected)
     with pytest.raises(RuntimeError, match=ONCE):
         torch.func.grad(lambda x: torch.func.grad(once)(x).square().sum())(z)
+
+
+@each_backend
+def test_per_sample_gradients_by_vmap(backend):
+    (z,), (w,), (b,), y = make_inputs("classification", dims=(3,))
+
+    def penalty(row, label):
+        return energy_penalty([row[None]], [w], [b], label[None], backend=backend).penalty.sum()
+
+    expected = gradients(energy_penalty([z], [w], [b], y, backend=backend).penalty.sum(), [z])[0]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(penalty))(z, y), expected)
 
 
 @each_backend
@@ -422,5 +435,5 @@ def test_bad_input_raises(spoil, options, message):
 
 
 def test_class_weight_is_for_classification():
-    with pytest.raises(ValueError, match="class_weight has shape .* with task='regression'.*leave it out"):
+    with pytest.raises(ValueError, match=r"class_weight has shape .* with task='regression'.*leave it out"):
         energy_penalty(*make_inputs("regression"), task="regression", class_weight=CLASS_WEIGHT)
