@@ -145,7 +145,8 @@ def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(
-            f"trust_fusion: shapes are {shapes}, expected one shape for all; project them to one size first."
+            f"trust_fusion: shapes are {shapes}, expected one shape for all; "
+            "project the modalities to one size first."
         )
     for name, x in tensors.items():
         _check_weight("trust_fusion", name, weights, len(x))
