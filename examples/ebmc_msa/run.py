@@ -148,6 +148,12 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
 
 
 def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
+    for name in dataset.modalities:
+        if name in ("ebmc", "concat") or set(name) & set(".+/") or hasattr(torch.nn.ModuleDict(), name):
+            raise DataError(
+                f"--data: a modality is named {name!r}, expected a name without '.', '+' or '/' that is neither a model "
+                "nor an attribute of torch.nn.ModuleDict; rename it in the file."
+            )
     known = ["ebmc", "concat", *dataset.modalities]
     if model not in known:
         raise DataError(f"--model: {model}, expected {', '.join(known)}; the modalities are those of the data.")

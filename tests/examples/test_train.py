@@ -172,6 +172,13 @@ def test_bad_input_is_one_error_and_leaves_nothing(arguments, message, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("name", ["a.b", "keys", "ebmc", "a+b"])
+def test_modality_names_that_cannot_be_used(name, tmp_path, capsys):
+    data = write_npz(tmp_path / "names.npz", dims={name: 3, "other": 2})
+    assert call("--data", data, "--out", tmp_path / "runs", *SHORT) == 2
+    assert "rename it in the file" in capsys.readouterr().err
+
+
 def test_existing_name_is_kept(tmp_path, capsys):
     (tmp_path / "runs/mine").mkdir(parents=True)
     assert call("--out", tmp_path / "runs", "--name", "mine", *SHORT) == 2
