@@ -159,10 +159,10 @@ class EnergyCoordinator(nn.Module):
         self.normalize, self.backend, self.joint = normalize, backend, joint
         self.ignore_index, self.validate = ignore_index, validate
         self.register_buffer("class_weight", class_weight, persistent=False)
-        # Heads of the user's own stay out of the module tree: their parameters already have an optimiser.
-        self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else None
-        self._given: tuple[dict[str, nn.Module], ...] = () if heads is None else (dict(heads),)
-        self._linear = all(type(self._head(name)) is nn.Linear for name in self.dims)
+        self.owns_heads = heads is None
+        # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
+        self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
+        self._linear = all(type(self.heads[name]) is nn.Linear for name in self.dims)
         self._check_linear()
         if pick_backend(backend) != "reference" and backend != "auto" and not self._linear:
             raise ValueError(
@@ -212,7 +212,7 @@ class EnergyCoordinator(nn.Module):
             descent = self.descent * masked_mean(energy, mask, dim=1).sum()
             if self.gap is not None:
                 gap = energy_gap(self._gap_energy(problem, z, energy, stated), mask, self.gap)
-            if self.heads is not None:
+            if self.owns_heads:
                 fit = self._fit(z, target, mask)
         loss = gap + self.delta * penalty + descent + fit
         energies = absent_like(dict(zip(z, energy, strict=True)), self.dims)
@@ -220,11 +220,8 @@ class EnergyCoordinator(nn.Module):
             loss, gap, penalty, descent, fit, energies, self._descended(features, masks, problem)
         )
 
-    def _head(self, name: str) -> nn.Module:
-        return self._given[0][name] if self.heads is None else self.heads[name]
-
     def _outputs(self, name: str, z: Tensor) -> Tensor:
-        head = self._head(name)
+        head = self.heads[name]
         outputs = head(z) if self.joint else probe(head, z)
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, len(z))
         return upcast(outputs)
@@ -245,7 +242,7 @@ class EnergyCoordinator(nn.Module):
         )
 
     def _linear_head(self, name: str) -> tuple[Tensor, Tensor | None]:
-        head = self._head(name)
+        head = self.heads[name]
         assert isinstance(head, nn.Linear)
         if self.joint:
             return head.weight, head.bias
@@ -261,7 +258,7 @@ class EnergyCoordinator(nn.Module):
         losses = [
             task_loss(
                 self.task,
-                upcast(self._head(name)(x.detach())),
+                upcast(self.heads[name](x.detach())),
                 target,
                 class_weight=self.class_weight,
                 ignore_index=self.ignore_index,
@@ -300,7 +297,7 @@ class EnergyCoordinator(nn.Module):
 
     def _check_linear(self) -> None:
         for name, dim in self.dims.items():
-            head, want = self._head(name), (output_width(self.task, self.num_outputs), dim)
+            head, want = self.heads[name], (output_width(self.task, self.num_outputs), dim)
             if type(head) is nn.Linear and head.weight.shape != want:
                 raise ValueError(
                     f"EnergyCoordinator: heads[{name!r}] has a weight of shape {tuple(head.weight.shape)}, expected "

@@ -76,7 +76,7 @@ def check_against_the_oracle(model, heads, task, batch, mask, class_weight=None)
     assert_same(out.descent, descent, learns, 1e-8)
     torch.testing.assert_close(torch.stack(list(out.energy.values())), energy)
     fit = torch.zeros((), dtype=torch.float64)
-    if model.heads is not None:
+    if model.owns_heads:
         for name, head, here in zip(DIMS, heads, mask, strict=True):
             outputs = head(torch.where(here[:, None], features[name].detach(), 0.0))
             terms = [oracle.loss(task, outputs[i], batch.target[i], class_weight) for i in range(6) if here[i]]

@@ -151,7 +151,7 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
     for name in dataset.modalities:
         if name in ("ebmc", "concat") or set(name) & set(".+/") or hasattr(torch.nn.ModuleDict(), name):
             raise DataError(
-                f"--data: a modality is named {name!r}, expected a name without '.', '+' or '/' that is no model and no "
+                f"--data: a modality is named {name!r}, expected one without '.', '+' or '/' that is no model and no "
                 "attribute of torch.nn.ModuleDict; rename it in the file."
             )
     known = ["ebmc", "concat", *dataset.modalities]
