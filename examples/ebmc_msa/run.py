@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import platform
 import shutil
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import checkpoint
-import modbalance
 from batch import Batch, Spec, whole
 from data import DataError, Dataset
-from evaluate import SELECTION, answer, by_condition, contribution, predict, truth, variance
-from model import EBMC, Concat, Prediction
+from evaluate import SELECTION, by_condition, contribution, predict, truth
+from model import EBMC
 from report import print_table, write_report
+from results import atomic_text, errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
 from settings import Settings
 from stages import train as train_model
 
@@ -48,11 +45,11 @@ def train(dataset: Dataset, args: argparse.Namespace, settings: Settings, comman
             for name in names:
                 for seed in args.seeds:
                     records.append(one(dataset, name, seed, settings, device, partial, progress))
-        results = summary(dataset, records, args, settings, command)
+        results = summary(dataset, records, args.seeds, settings, command, args.compare)
         (partial / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
         write_report(partial / "report.html", results, records)
         if args.predictions:
-            write_predictions(args.predictions, [row for record in records for row in record["rows"]])
+            save_predictions(args.predictions, [row for record in records for row in record["rows"]])
     print_table(results, console)
     console.print(f"Written to {final}: report.html, metrics.json, {len(records)} checkpoints.")
 
@@ -144,7 +141,12 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         atomic_text(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
         console.print(f"Written to {run / 'evaluation.json'}.")
     if predictions is not None:
-        write_predictions(predictions, rows)
+        save_predictions(predictions, rows)
+
+
+def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_predictions(path, rows)
+    console.print(f"Written to {path}: {len(rows)} predictions.")
 
 
 def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
@@ -164,104 +166,6 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
             f"pass --model {dataset.modalities[0]}."
         )
     return names
-
-
-def summary(
-    dataset: Dataset, records: list[dict[str, Any]], args: argparse.Namespace, settings: Settings, command: str
-) -> dict[str, Any]:
-    """What metrics.json holds."""
-    head = {
-        "dataset": dataset.name,
-        "kind": dataset.kind,
-        "task": Spec.of(dataset).task,
-    }
-    tail = {
-        "versions": {
-            "modbalance": modbalance.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "settings": settings.as_dict(),
-        "note": dataset.note,
-        "command": command,
-    }
-    by_model = {}
-    for name, group in grouped(records).items():
-        epochs = {str(r["seed"]): r["epochs"] for r in group}
-        by_model[name] = {
-            **head,
-            "model": name,
-            "seeds": args.seeds,
-            "selection": {"split": "valid", "metric": SELECTION[dataset.kind], "epochs": epochs},
-            "test": spread(group),
-            "contribution": {
-                when: {
-                    m: statistics.fmean(r["contribution"][when][m] for r in group)
-                    for m in group[0]["contribution"][when]
-                }
-                for when in ("before", "after")
-            },
-            **tail,
-        }
-    if not args.compare:
-        return by_model[args.model]
-    selection = {"split": "valid", "metric": SELECTION[dataset.kind]}
-    return {**head, "seeds": args.seeds, "selection": selection, "models": by_model, **tail}
-
-
-def grouped(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    names = dict.fromkeys(record["model"] for record in records)
-    return {name: [record for record in records if record["model"] == name] for name in names}
-
-
-def spread(group: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, sample standard deviation (0 for one seed) and values over seeds, by condition and metric."""
-    result: dict[str, Any] = {}
-    for condition, scores in group[0]["test"].items():
-        result[condition] = {}
-        for metric in scores:
-            values = [record["test"][condition][metric] for record in group]
-            std = statistics.stdev(values) if len(values) > 1 else 0.0
-            result[condition][metric] = {"mean": statistics.fmean(values), "std": std, "values": values}
-    return result
-
-
-def prediction_rows(
-    name: str, seed: int, spec: Spec, ids: list[str], said: Prediction, test: Batch
-) -> list[dict[str, Any]]:
-    values, variances = answer(spec, said.outputs).tolist(), variance(spec, said.outputs).tolist()
-    trust = {f"trust_{m}": w.tolist() for m, w in said.trust.items()}
-    return [
-        {"id": ids[i], "model": name, "seed": seed, "prediction": values[i], "variance": variances[i]}
-        | {column: w[i] for column, w in trust.items()}
-        for i in range(len(test))
-    ]
-
-
-def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = dict.fromkeys(column for row in rows for column in row)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as f:
-        writer = csv.DictWriter(f, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-    console.print(f"Written to {path}: {len(rows)} predictions.")
-
-
-def errors(spec: Spec, outputs: torch.Tensor, test: Batch) -> torch.Tensor:
-    """By utterance: |error| in the data's units, or 1 - p of the true class."""
-    if spec.kind == "classes":
-        return 1 - outputs.softmax(-1).gather(-1, test.target[:, None])[:, 0]
-    return (answer(spec, outputs) - truth(spec, test.target)).abs()
-
-
-def parameters(model: EBMC | Concat) -> dict[str, int]:
-    def count(module: torch.nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    teachers = sum(count(t.copy) for t in getattr(model, "teachers", {}).values())
-    return {"student": count(model), "teachers": teachers, "encoders": count(model.encoders)}
 
 
 def with_something(batch: Batch) -> Batch:
@@ -323,12 +227,6 @@ def folder(out: Path, name: str | None, default: str) -> Iterator[tuple[Path, Pa
         if created:
             shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-def atomic_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def bars() -> Progress:
