@@ -40,6 +40,8 @@ def train(
         return [run_stage("train", model, train, valid, settings, epochs, seed, progress)], None
     first = run_stage("enhance", model, train, valid, settings, settings.stage1_epochs, seed, progress)
     before = copy.deepcopy(model)
+    if not settings.stage2_epochs:
+        return [first], before
     model.start_balancing(valid)
     second = run_stage("balance", model, train, valid, settings, settings.stage2_epochs, seed + 1, progress)
     return [first, second], before

@@ -19,14 +19,13 @@ from settings import COMPONENTS, SYNTHETIC, Settings
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     d = Settings()
     parser = argparse.ArgumentParser(
-        description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on validation; "
-        "the test fold is opened once, at the end. Writes OUT/NAME/ with metrics.json, a checkpoint per model and "
-        "seed, and report.html.",
+        description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
+        "validation; the test fold is opened once, at the end. Writes OUT/NAME/ with\n"
+        "metrics.json, report.html and a checkpoint per model and seed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Without --data the built-in synthetic set is used, with at most "
-        "{stage1_epochs} and {stage2_epochs} epochs and patience {patience}.\n\n".format(**SYNTHETIC)
-        + ""
-        "examples:\n"
+        epilog="Without --data the built-in synthetic set is used, with at most\n"
+        f"{SYNTHETIC['stage1_epochs']} and {SYNTHETIC['stage2_epochs']} epochs and patience {SYNTHETIC['patience']}.\n"
+        "\nexamples:\n"
         "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
         "  train.py --data IEMOCAP/ --without emc --name no-emc\n"
         "  train.py --evaluate runs/no-emc --data IEMOCAP/ --predictions predictions.csv",

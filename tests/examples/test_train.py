@@ -141,6 +141,13 @@ def test_without_one_component(compared, tmp_path, part):
     assert call("--data", compared / "toy.npz", "--out", tmp_path, "--without", part, *SHORT) == 0
 
 
+def test_enhancement_alone(compared, tmp_path):
+    short = ["--stage1-epochs", "1", "--stage2-epochs", "0", "--device", "cpu"]
+    assert call("--data", compared / "toy.npz", "--out", tmp_path / "runs", "--name", "one", *short) == 0
+    found = json.loads((tmp_path / "runs/one/metrics.json").read_text())
+    assert found["contribution"]["before"] == found["contribution"]["after"]
+
+
 def test_synthetic_without_arguments_but_epochs(tmp_path):
     assert call("--out", tmp_path / "runs", *SHORT) == 0
     (folder,) = (tmp_path / "runs").iterdir()
