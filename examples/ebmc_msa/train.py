@@ -17,14 +17,14 @@ from settings import COMPONENTS, SYNTHETIC, Settings
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    d = Settings()
+    d, small = Settings(), Settings(**SYNTHETIC)
     parser = argparse.ArgumentParser(
         description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
         "validation; the test fold is opened once, at the end. Writes OUT/NAME/ with\n"
         "metrics.json, report.html and a checkpoint per model and seed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Without --data the built-in synthetic set is used, with at most\n"
-        f"{SYNTHETIC['stage1_epochs']} and {SYNTHETIC['stage2_epochs']} epochs and patience {SYNTHETIC['patience']}.\n"
+        f"{small.stage1_epochs} and {small.stage2_epochs} epochs and patience {small.patience}.\n"
         "\nexamples:\n"
         "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
         "  train.py --data IEMOCAP/ --without emc --name no-emc\n"
