@@ -91,7 +91,7 @@ def usage(kernel, arguments, target):
     found = {"dots": len(dots), "inexact": sum(not is_exact(dot, exact) for dot in dots)}
     if target.backend == "cuda":
         return {**found, **cuda_usage(compiled.asm["cubin"])}
-    spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
+    spills = re.findall(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
     (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", compiled.asm["amdgcn"])
     return {**found, "registers": int(registers), "spilled": sum(map(int, spills))}
 

@@ -291,6 +291,18 @@ def test_func_grad(device):
         torch.func.grad(lambda z: torch.func.grad(once)(z).square().sum())(inputs.features[0])
 
 
+def test_vmap_is_left_to_the_analytic_backend(device):
+    inputs = make_inputs("classification", dims=(3,)).to(torch.float32, device)
+
+    def penalty(z, backend):
+        return energy_penalty([z[None]], inputs.weights, inputs.biases, None, backend=backend).penalty.sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(penalty), (0, None))
+    assert per_sample(inputs.features[0], "auto").isfinite().all()
+    with pytest.raises(ValueError, match=r"cannot run, since torch\.func\.vmap has no rule for a kernel"):
+        per_sample(inputs.features[0], "triton")
+
+
 @each_task
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_compile(task, device):
@@ -302,6 +314,20 @@ def test_compile(task, device):
     torch.testing.assert_close(*results, rtol=0, atol=0)
     found = [gradients(random_sum(result), inputs.leaves()) for result in results]
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["triton", "analytic"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compile_a_head_that_two_modalities_share(backend, device):
+    torch._dynamo.reset()
+    inputs = make_inputs("classification", dims=(3, 3)).to(torch.float32, device)
+
+    def both(z, w, b):
+        return energy_penalty([z, z], [w, w], [b, b], inputs.target, backend=backend)
+
+    arguments = inputs.features[0], inputs.weights[0], inputs.biases[0]
+    results = [f(*arguments) for f in (torch.compile(both, fullgraph=True, backend="aot_eager"), both)]
+    torch.testing.assert_close(*(gradients(random_sum(r), arguments) for r in results))
 
 
 @each_task

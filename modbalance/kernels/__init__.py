@@ -72,9 +72,8 @@ def energy_penalty(
 
     Raises:
         ValueError: a shape, task or backend does not fit; the message says which and what would.
-        RuntimeError: the triton backend was asked for by name and cannot run; the analytic or triton result is
-            differentiated twice (the reference backend allows it); or the reference backend meets a loss
-            that is not twice differentiable.
+        RuntimeError: the analytic or triton result is differentiated twice (the reference backend allows it), or
+            the reference backend meets a loss that is not twice differentiable.
 
     Source: EBMC (CVPR 2026), energy-guided modality coordination. `normalize` and the per-sample form are
     ours: the mean over present rows is then independent of the batch size.
@@ -86,11 +85,17 @@ def energy_penalty(
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
     name = pick_backend(backend)
+    if (
+        torch.compiler.is_compiling()
+    ):  # Dynamo refuses a head that two modalities share: one tensor, twice an argument
+        features, weights = [z.view_as(z) for z in features], [w.view_as(w) for w in weights]
+        biases = [None if b is None else b.view_as(b) for b in biases]
     if name in ("auto", "triton"):
         obstacle = ops.obstacle(features, weights, biases)
         if name == "triton" and obstacle is not None:
-            raise RuntimeError(
-                f'energy_penalty: backend "triton" cannot run here: {obstacle}, or pass backend="auto" or "analytic".'
+            raise ValueError(
+                f'energy_penalty: backend is "triton" and cannot run, since {obstacle}; or pass backend="auto", '
+                "which then takes analytic."
             )
         # On a CPU the kernels are interpreted: for tests, and only when asked for by name.
         if name == "triton" or (obstacle is None and features[0].device.type != "cpu"):

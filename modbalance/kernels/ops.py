@@ -35,10 +35,12 @@ def obstacle(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequ
     """Why the kernels cannot run on these tensors and what would help; None if they can."""
     tensors = [*features, *weights, *(b for b in biases if b is not None)]
     if not _INSTALLED:
-        return "Triton is not installed; install it (pip install triton, Linux only)"
+        return "Triton is not installed; pip install triton (Linux)"
     device = features[0].device.type
     if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"the features are on {device!r}; move them to a CUDA or ROCm device"
+    if not torch.compiler.is_compiling() and _inside_vmap():
+        return "torch.func.vmap has no rule for a kernel; call it on the whole batch"
     for x in tensors:
         if x.dtype not in DTYPES:
             return f"a feature, weight or bias is {x.dtype}; convert it to float32, bfloat16 or float16"
@@ -63,6 +65,11 @@ def energy_penalty(
         (*options, ignore_index), target, class_weight, present, *features, *weights, *biases
     )
     return energy, penalty
+
+
+def _inside_vmap() -> bool:
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 class _Penalty(torch.autograd.Function):

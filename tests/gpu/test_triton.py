@@ -9,10 +9,10 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs a CUDA device and TRITON_INTERPRET unset", allow_module_level=True)
 
-from cases import gradients  # noqa: E402
-from modbalance.kernels import energy_penalty, ops  # noqa: E402
-from penalty import make_inputs, random_sum  # noqa: E402
-from triton_suite import *  # noqa: E402, F403
+from cases import gradients
+from modbalance.kernels import energy_penalty, ops
+from penalty import make_inputs, random_sum
+from triton_suite import *  # noqa: F403
 
 pytestmark = pytest.mark.gpu
 

@@ -332,6 +332,50 @@ def test_auto_follows_the_environment(monkeypatch):
     assert calls == ["analytic", "analytic", "reference", "analytic", "reference"]
 
 
+OBSTACLES = {
+    "float64": (torch.float64, {}, "a feature, weight or bias is torch.float64; convert it to float32"),
+    "wide": (torch.float32, {"classes": 65}, "the heads have 65 outputs; pass at most 64"),
+    "many": (torch.float32, {"dims": (2,) * 9}, "there are 9 modalities; pass at most 8"),
+}
+
+
+@pytest.mark.parametrize(("dtype", "sizes", "message"), OBSTACLES.values(), ids=OBSTACLES)
+def test_triton_by_name_says_why_it_cannot_run(dtype, sizes, message, monkeypatch):
+    monkeypatch.setattr(kernels.ops, "_INSTALLED", True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    inputs = make_inputs("classification", dtype=dtype, **sizes)
+    pattern = f'energy_penalty: backend is "triton" and cannot run, since {message}.*or pass backend="auto"'
+    with pytest.raises(ValueError, match=pattern):
+        energy_penalty(*inputs, backend="triton")
+    monkeypatch.setenv("MODBALANCE_BACKEND", "triton")
+    with pytest.raises(ValueError, match=pattern):
+        energy_penalty(*inputs)
+
+
+def test_triton_by_name_needs_triton_and_a_gpu(monkeypatch):
+    inputs = make_inputs("classification", dtype=torch.float32)
+    monkeypatch.setattr(kernels.ops, "_INSTALLED", True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="the features are on 'cpu'; move them to a CUDA or ROCm device; or pass"):
+        energy_penalty(*inputs, backend="triton")
+    monkeypatch.setattr(kernels.ops, "_INSTALLED", False)
+    with pytest.raises(ValueError, match=r"Triton is not installed; pip install triton \(Linux\); or pass"):
+        energy_penalty(*inputs, backend="triton")
+    assert energy_penalty(*inputs).energy.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+@each_task
+def test_the_analytic_backend_compiles(task):
+    torch._dynamo.reset()
+    inputs = make_inputs(task, dtype=torch.float32)
+    options = {"task": task, "present": PRESENT, "backend": "analytic"}
+    compiled = torch.compile(lambda *i: energy_penalty(*i, **options), fullgraph=True, backend="aot_eager")
+    results = [f(*inputs) for f in (compiled, lambda *i: energy_penalty(*i, **options))]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(gradients(random_sum(r), inputs.leaves()) for r in results))
+
+
 def test_an_unknown_backend_raises(monkeypatch):
     inputs = make_inputs("classification")
     message = (

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1; with a GPU tests/gpu runs the same on it", allow_module_level=True)
 
-from triton_suite import *  # noqa: E402, F403
+from triton_suite import *  # noqa: F403
 
 
 @pytest.fixture
