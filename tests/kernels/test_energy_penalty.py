@@ -1,89 +1,25 @@
 """The penalty: both backends against the oracle, autograd, each other, and hostile input."""
 
 import re
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch.nn.functional import linear
 
 import oracle
-from cases import CLASSES, NAN, TASKS, assert_same, gradients, make_target, relative, width
+from cases import CLASSES, NAN, TASKS, assert_same, gradients, relative
 from modbalance import kernels
 from modbalance.kernels import energy_penalty
+from penalty import CASES, CLASS_WEIGHT, PRESENT, TERMS, Inputs, from_option, make_inputs, random_sum
 
 BACKENDS = ("analytic", "reference")
-TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6}
-CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
-PRESENT = torch.tensor([[True, False, True, True], [False, False, True, True]])
-OPTIONS = {
-    "plain": {},
-    "present": {"present": PRESENT},
-    "normalize": {"normalize": True},
-    "temperature": {"temperature": 2.5},
-    "class_weight": {"class_weight": CLASS_WEIGHT},
-    "ignore_index": {"ignore_index": 1, "present": PRESENT},
-    "no_target": {"target": None},
-    "no_bias": {"bias": False},
-    "alpha_only": {"beta": 0.0, "gamma": 0.0},
-    "beta_only": {"alpha": 0.0, "gamma": 0.0},
-    "gamma_only": {"alpha": 0.0, "beta": 0.0},
-}
-FOR_CLASSES = {"class_weight", "ignore_index"}
-CASES = [(t, o) for t in TASKS for o in OPTIONS if t == "classification" or o not in FOR_CLASSES]
 each_case = pytest.mark.parametrize(("task", "option"), CASES, ids=[f"{t}-{o}" for t, o in CASES])
 each_task = pytest.mark.parametrize("task", TASKS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-class Inputs(NamedTuple):
-    features: list
-    weights: list
-    biases: list
-    target: torch.Tensor | None
-
-    def leaves(self):
-        return [x for x in (*self.features, *self.weights, *self.biases) if x is not None]
-
-    def to(self, dtype):
-        """Rounded to `dtype`, as new leaves."""
-
-        def cast(x):
-            return None if x is None else x.detach().to(dtype).requires_grad_()
-
-        return Inputs(*([cast(x) for x in group] for group in self[:3]), self.target)
-
-
-def make_inputs(task, batch=4, dims=(3, 2), classes=CLASSES, bias=True, scale=1.0, dtype=torch.float64):
-    w = width(task, classes)
-    raw = Inputs(
-        [torch.randn(batch, d, dtype=torch.float64) for d in dims],
-        [torch.randn(w, d, dtype=torch.float64) * scale for d in dims],
-        [torch.randn(w, dtype=torch.float64) * scale if bias else None for _ in dims],
-        make_target(task, batch, classes),
-    )
-    return raw.to(dtype)
-
-
-def from_option(task, option):
-    """Inputs and keyword arguments of one named option."""
-    options = {**TERMS, **OPTIONS[option]}
-    inputs = make_inputs(task, bias=options.pop("bias", True), scale=0.5)
-    if option == "ignore_index":
-        inputs = inputs._replace(target=torch.tensor([0, 1, 2, 1]))
-    return inputs._replace(target=options.pop("target", inputs.target)), options
-
-
 def heads_of(inputs):
     return [lambda z, w=w, b=b: linear(z, w, b) for w, b in zip(inputs.weights, inputs.biases, strict=True)]
-
-
-def random_sum(result):
-    """One scalar that reaches every entry of energy and penalty with its own weight; the same each time."""
-    generator = torch.Generator().manual_seed(1)
-    energy, penalty = result
-    a, b = (torch.randn(energy.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    return (a * energy).sum() + (b * penalty).sum()
 
 
 @each_backend
@@ -396,9 +332,55 @@ def test_auto_follows_the_environment(monkeypatch):
     assert calls == ["analytic", "analytic", "reference", "analytic", "reference"]
 
 
+OBSTACLES = {
+    "float64": (torch.float64, {}, "a feature, weight or bias is torch.float64; convert it to float32"),
+    "wide": (torch.float32, {"classes": 65}, "the heads have 65 outputs; pass at most 64"),
+    "many": (torch.float32, {"dims": (2,) * 9}, "there are 9 modalities; pass at most 8"),
+}
+
+
+@pytest.mark.parametrize(("dtype", "sizes", "message"), OBSTACLES.values(), ids=OBSTACLES)
+def test_triton_by_name_says_why_it_cannot_run(dtype, sizes, message, monkeypatch):
+    monkeypatch.setattr(kernels.ops, "_INSTALLED", True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    inputs = make_inputs("classification", dtype=dtype, **sizes)
+    pattern = f'energy_penalty: backend is "triton" and cannot run, since {message}.*or pass backend="auto"'
+    with pytest.raises(ValueError, match=pattern):
+        energy_penalty(*inputs, backend="triton")
+    monkeypatch.setenv("MODBALANCE_BACKEND", "triton")
+    with pytest.raises(ValueError, match=pattern):
+        energy_penalty(*inputs)
+
+
+def test_triton_by_name_needs_triton_and_a_gpu(monkeypatch):
+    inputs = make_inputs("classification", dtype=torch.float32)
+    monkeypatch.setattr(kernels.ops, "_INSTALLED", True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="the features are on 'cpu'; move them to a CUDA or ROCm device; or pass"):
+        energy_penalty(*inputs, backend="triton")
+    monkeypatch.setattr(kernels.ops, "_INSTALLED", False)
+    with pytest.raises(ValueError, match=r"Triton is not installed; pip install triton \(Linux\); or pass"):
+        energy_penalty(*inputs, backend="triton")
+    assert energy_penalty(*inputs).energy.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+@each_task
+def test_the_analytic_backend_compiles(task):
+    torch._dynamo.reset()
+    inputs = make_inputs(task, dtype=torch.float32)
+    options = {"task": task, "present": PRESENT, "backend": "analytic"}
+    compiled = torch.compile(lambda *i: energy_penalty(*i, **options), fullgraph=True, backend="aot_eager")
+    results = [f(*inputs) for f in (compiled, lambda *i: energy_penalty(*i, **options))]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(gradients(random_sum(r), inputs.leaves()) for r in results))
+
+
 def test_an_unknown_backend_raises(monkeypatch):
     inputs = make_inputs("classification")
-    message = r"energy_penalty: backend is 'cuda', expected auto, analytic or reference; pass one of these or unset"
+    message = (
+        r"energy_penalty: backend is 'cuda', expected auto, triton, analytic or reference; pass one of these or unset"
+    )
     with pytest.raises(ValueError, match=message):
         energy_penalty(*inputs, backend="cuda")
     monkeypatch.setenv("MODBALANCE_BACKEND", "cuda")

@@ -1,0 +1,41 @@
+"""A backward that can be run once: differentiating it again raises, where autograd would silently find zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def once(
+    backend: str, backward: Callable[..., tuple[Tensor | None, ...]], *arguments: Any
+) -> tuple[Tensor | None, ...]:
+    """`backward(*arguments)`, all of them positional and no tensor inside a container."""
+    if torch.compiler.is_compiling():  # a compiled backward has no second one, and says so itself
+        return backward(*arguments)
+    gradients: tuple[Tensor | None, ...] = _Once.apply(backend, backward, *arguments)  # type: ignore[no-untyped-call]
+    return gradients
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        backend: str, backward: Callable[..., tuple[Tensor | None, ...]], *arguments: Any
+    ) -> tuple[Tensor | None, ...]:
+        return backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = inputs[0]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *upstream: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"energy_penalty: the {ctx.backend} backend was differentiated twice, expected once; "  # type: ignore[attr-defined]
+            'pass backend="reference", which can be differentiated any number of times.'
+        )

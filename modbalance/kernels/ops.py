@@ -1,0 +1,182 @@
+"""The Triton kernels as operators of PyTorch: registered, with fakes, and one autograd Function around them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbalance.kernels.once import once
+from modbalance.kernels.problem import Problem
+
+MAX_MODALITIES = 8  # each is a branch of its own in the compiled kernel
+MAX_WIDTH = 64  # wider heads would spill registers
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_INSTALLED = find_spec("triton") is not None
+
+_library = torch.library.Library("modbalance", "DEF")  # type: ignore[no-untyped-call]
+_PROBLEM = (
+    "str task, float alpha, float beta, float gamma, float temperature, bool normalize, "
+    "Tensor? target, Tensor? class_weight, int ignore_index, Tensor? present, Tensor[] features, Tensor[] weights"
+)
+_library.define(f"energy_penalty({_PROBLEM}, Tensor?[] biases) -> (Tensor, Tensor, Tensor, Tensor)")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    f"energy_penalty_backward({_PROBLEM}, Tensor outputs, Tensor products, Tensor? d_energy, Tensor? d_penalty, "
+    "bool needs_features, bool needs_heads) -> (Tensor[], Tensor)"
+)
+
+
+def obstacle(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> str | None:
+    """Why the kernels cannot run on these tensors and what would help; None if they can."""
+    tensors = [*features, *weights, *(b for b in biases if b is not None)]
+    if not _INSTALLED:
+        return "Triton is not installed; pip install triton (Linux)"
+    device = features[0].device.type
+    if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return f"the features are on {device!r}; move them to a CUDA or ROCm device"
+    if not torch.compiler.is_compiling() and _inside_vmap():
+        return "torch.func.vmap has no rule for a kernel; call it on the whole batch"
+    for x in tensors:
+        if x.dtype not in DTYPES:
+            return f"a feature, weight or bias is {x.dtype}; convert it to float32, bfloat16 or float16"
+    if weights[0].shape[0] > MAX_WIDTH:
+        return f"the heads have {weights[0].shape[0]} outputs; pass at most {MAX_WIDTH}"
+    if len(features) > MAX_MODALITIES:
+        return f"there are {len(features)} modalities; pass at most {MAX_MODALITIES} at a time"
+    return None
+
+
+def energy_penalty(
+    problem: Problem,
+    present: Tensor | None,
+    ignore_index: int,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Energies and squared gradient norms `(M, B)` under linear heads."""
+    *options, target, class_weight = problem
+    energy, penalty, *_ = _Penalty.apply(  # type: ignore[no-untyped-call]
+        (*options, ignore_index), target, class_weight, present, *features, *weights, *biases
+    )
+    return energy, penalty
+
+
+def _inside_vmap() -> bool:
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+class _Penalty(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        options: tuple[Any, ...],
+        target: Tensor | None,
+        class_weight: Tensor | None,
+        present: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        *numbers, ignore_index = options
+        modalities = len(tensors) // 3
+        groups = [list(tensors[i * modalities : (i + 1) * modalities]) for i in range(3)]
+        result: tuple[Tensor, ...] = torch.ops.modbalance.energy_penalty(
+            *numbers, target, class_weight, ignore_index, present, *groups
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.options, *tensors = inputs
+        _, _, outputs, products = output
+        modalities = (len(tensors) - 3) // 3
+        ctx.dtypes = [None if x is None else x.dtype for x in tensors[3:]]
+        ctx.mark_non_differentiable(outputs, products)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[: 3 + 2 * modalities], outputs, products)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_energy, d_penalty = upstream[:2]
+        if d_energy is None and d_penalty is None:
+            return (None,) * len(ctx.needs_input_grad)
+        needs = ctx.needs_input_grad[4:]
+        gradients = once("triton", _backward, ctx.options, needs, ctx.dtypes, d_energy, d_penalty, *ctx.saved_tensors)
+        return None, None, None, None, *gradients
+
+
+def _backward(
+    options: tuple[Any, ...],
+    needs: Sequence[bool],
+    dtypes: Sequence[torch.dtype | None],
+    d_energy: Tensor | None,
+    d_penalty: Tensor | None,
+    target: Tensor | None,
+    class_weight: Tensor | None,
+    present: Tensor | None,
+    *saved: Tensor,
+) -> tuple[Tensor | None, ...]:
+    *numbers, ignore_index = options
+    modalities = len(needs) // 3
+    features, weights = list(saved[:modalities]), list(saved[modalities:-2])
+    needs_features, needs_heads = any(needs[:modalities]), any(needs[modalities:])
+    dz, flat = torch.ops.modbalance.energy_penalty_backward(
+        *numbers, target, class_weight, ignore_index, present, features, weights, *saved[-2:],
+        d_energy, d_penalty, needs_features, needs_heads,
+    )  # fmt: skip
+    gradients: list[Tensor | None] = [*dz] if needs_features else [None] * modalities
+    if not needs_heads:
+        return *gradients, *([None] * 2 * modalities)
+    sizes = [n for w in weights for n in (w.numel(), w.shape[0])]
+    parts = flat.split(sizes)
+    gradients += [x.view_as(w) for x, w in zip(parts[::2], weights, strict=True)]
+    gradients += parts[1::2]
+    return tuple(
+        x.to(dtype) if need and x is not None else None
+        for x, need, dtype in zip(gradients, needs, dtypes, strict=True)
+    )
+
+
+def _forward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    from modbalance.kernels import triton
+
+    *problem, ignore_index, present, features, weights, biases = arguments
+    return triton.forward(Problem(*problem), ignore_index, present, features, weights, biases)
+
+
+def _backward_kernel(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    from modbalance.kernels import triton
+
+    *problem, ignore_index, present = arguments[:10]
+    *tensors, needs_features, needs_heads = arguments[10:]
+    return triton.backward(
+        Problem(*problem), ignore_index, present, *tensors, needs_features=needs_features, needs_heads=needs_heads
+    )
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    features, weights = arguments[10:12]
+    shape = (len(features), features[0].shape[0])
+    wide = (*shape, weights[0].shape[0])
+    return tuple(features[0].new_empty(s, dtype=torch.float32) for s in (shape, shape, wide, wide))
+
+
+def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    features, weights = arguments[10:12]
+    needs_features, needs_heads = arguments[-2:]
+    total = sum(w.numel() + w.shape[0] for w in weights) if needs_heads else 0
+    dz = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in features if needs_features]
+    return dz, features[0].new_empty(total, dtype=torch.float32)
+
+
+for _name, _kernel, _fake in (
+    ("energy_penalty", _forward_kernel, _forward_fake),
+    ("energy_penalty_backward", _backward_kernel, _backward_fake),
+):
+    for _device in ("CUDA", "CPU"):  # the CPU only under Triton's interpreter
+        _library.impl(_name, _kernel, _device)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"modbalance::{_name}", _fake, lib=_library)

@@ -1,0 +1,132 @@
+"""Compile the kernels for a target that need not be there, and print what each takes as a line of JSON.
+
+`python tests/compile_kernels.py`, with TRITON_INTERPRET unset: the arguments are those of real launches, recorded.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from modbalance.kernels import triton as kernels
+from modbalance.kernels.problem import Problem
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# task, C, batch, features' dtype, targets. Every row of the table of tiles is here, and every task.
+CASES = [
+    ("classification", 4, 4096, torch.bfloat16, ("sm_80", "sm_90", "gfx942")),
+    ("classification", 7, 4096, torch.float32, ("sm_90",)),
+    ("classification", 20, 512, torch.float32, ("sm_80",)),
+    ("classification", 64, 4096, torch.bfloat16, ("sm_90",)),
+    ("multilabel", 6, 4096, torch.float16, ("sm_90",)),
+    ("regression", 1, 512, torch.bfloat16, ("gfx942",)),
+    ("gaussian", 1, 4096, torch.bfloat16, ("sm_80",)),
+]
+DIMS = (1024, 300, 64)
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+
+
+def main():
+    for task, classes, batch, dtype, targets in CASES:
+        for name in targets:
+            torch.version.hip = "6.0" if TARGETS[name].backend == "hip" else None  # decides how dots are taken
+            for kernel, arguments in record(task, classes, batch, dtype):
+                case = f"{kernel.__name__}-{task}-{classes}-{str(dtype)[6:]}-{name}"
+                print(json.dumps({"case": case, **usage(kernel, arguments, TARGETS[name])}), flush=True)
+
+
+def record(task, classes, batch, dtype):
+    """Every kernel once, with the arguments of its launch."""
+    calls = {}
+
+    def launch(self, kernel, grid, tile, **arguments):
+        calls[kernel] = {**self.shared, **arguments, "BLOCK_B": tile.block_b, "BLOCK_D": tile.block_d, "tile": tile}
+
+    kernels._Launch.__call__ = launch
+    wide, by_class = 2 * classes if task == "gaussian" else classes, task == "classification"
+    z = [torch.zeros(batch, d, dtype=dtype) for d in DIMS]
+    w = [torch.zeros(wide, d) for d in DIMS]
+    b = [torch.zeros(wide), None, torch.zeros(wide)]
+    y = torch.zeros(batch, dtype=torch.int64) if by_class else torch.zeros(batch, classes)
+    problem = Problem(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
+    here = torch.ones(len(DIMS), batch, dtype=torch.bool)
+    energy, penalty, *saved = kernels.forward(problem, -100, here, z, w, b)
+    for heads in (False, True):
+        kernels.backward(problem, -100, here, z, w, *saved, energy, penalty, needs_features=True, needs_heads=heads)
+    return calls.items()
+
+
+def usage(kernel, arguments, target):
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in ("flags", "BLOCK_B", "BLOCK_D"):
+            signature[name], constants[i,] = "constexpr", arguments[name]
+        else:
+            special = name not in ("B", "blocks")
+            signature[name] = describe(arguments[name], (i,), constants, attributes, special)
+    tile = arguments["tile"]
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=target, options=options)
+    dots = re.findall(r"tt\.dot [^\n]*", compiled.asm["ttir"])
+    exact = "tf32x3" if target.backend == "cuda" else None  # ieee is what an unmarked dot of ttir is
+    found = {"dots": len(dots), "inexact": sum(not is_exact(dot, exact) for dot in dots)}
+    if target.backend == "cuda":
+        return {**found, **cuda_usage(compiled.asm["cubin"])}
+    spills = re.findall(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
+    (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", compiled.asm["amdgcn"])
+    return {**found, "registers": int(registers), "spilled": sum(map(int, spills))}
+
+
+def is_exact(dot, precision):
+    stated = re.search(r"inputPrecision = (\w+)", dot)
+    return (stated and stated[1]) == precision
+
+
+def describe(value, path, constants, attributes, special):
+    """The type of an argument as Triton's launcher would see it."""
+    if isinstance(value, tuple):
+        return tuple(describe(v, (*path, i), constants, attributes, special) for i, v in enumerate(value))
+    if isinstance(value, torch.Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return TYPES[value.dtype]
+    if value is None or (special and isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, int) and special and value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if isinstance(value, int) else "fp32"
+
+
+def cuda_usage(cubin):
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", text)
+    return {"registers": int(registers), "spilled": int(stack)}
+
+
+if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("compile_kernels: TRITON_INTERPRET is 1, expected unset; unset it.")
+    main()
