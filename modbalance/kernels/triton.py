@@ -61,7 +61,7 @@ def _heads(WIDTH: tl.constexpr, C: tl.constexpr, TASK: tl.constexpr):
 @triton.jit
 def _labels(rows, m, B, problem, flags):
     """Which of R rows count, their target (R or R x N or, for gaussian, R x N/2), and the weight of their label."""
-    target, target_strides, class_weight, present, present_strides, ignore_index, _, _, _ = problem
+    target, target_row, target_column, class_weight, present, present_m, present_row, ignore_index, _, _, _ = problem
     TASK: tl.constexpr = flags[0]
     C: tl.constexpr = flags[1]
     WIDTH: tl.constexpr = flags[2]
@@ -69,16 +69,16 @@ def _labels(rows, m, B, problem, flags):
     y = 0.0
     weight = 1.0
     if present is not None:
-        here &= tl.load(present + m * present_strides[0] + rows * present_strides[1], mask=here, other=0) != 0
+        here &= tl.load(present + m * present_m + rows * present_row, mask=here, other=0) != 0
     if target is not None:
         if TASK == "classification":
-            y = tl.load(target + rows * target_strides[0], mask=here, other=-1)
+            y = tl.load(target + rows * target_row, mask=here, other=-1)
             here &= (y != ignore_index) & (y >= 0) & (y < C)
             if class_weight is not None:
                 weight = tl.load(class_weight + y, mask=here, other=0.0).to(tl.float32)[:, None]
         else:
             column = tl.arange(0, WIDTH // 2 if TASK == "gaussian" else WIDTH)
-            at = target + rows[:, None] * target_strides[0] + column[None, :] * target_strides[1]
+            at = target + rows[:, None] * target_row + column[None, :] * target_column
             y = tl.load(at, mask=here[:, None] & (column < C)[None, :], other=0.0).to(tl.float32)
     return here, y, weight
 
@@ -86,7 +86,7 @@ def _labels(rows, m, B, problem, flags):
 @triton.jit
 def _derivatives(s, t, here, y, weight, problem, flags):
     """beta l + gamma u (R), its derivative v and J t (R x N); 0 where nobody is."""
-    _, _, _, _, _, _, beta, gamma, temperature = problem
+    _, _, _, _, _, _, _, _, beta, gamma, temperature = problem
     TASK: tl.constexpr = flags[0]
     C: tl.constexpr = flags[1]
     WIDTH: tl.constexpr = flags[2]
@@ -250,11 +250,14 @@ def _backward(
     B, alpha, problem, flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the features."""
+    TASK: tl.constexpr = flags[0]
+    C: tl.constexpr = flags[1]
+    WIDTH: tl.constexpr = flags[2]
     NORMALIZE: tl.constexpr = flags[5]
     PRECISION: tl.constexpr = flags[6]
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     m = tl.program_id(1).to(tl.int64)
-    head, valid = _heads(flags[2], flags[1], flags[0])
+    head, valid = _heads(WIDTH, C, TASK)
     here, v, h, d_energy, q = _upstream(rows, m, B, a, a_strides, p, p_strides, outputs, products, problem, flags)
     for i in tl.static_range(len(zs)):
         if m == i:
@@ -445,10 +448,11 @@ class _Launch:
             "alpha": float(problem.alpha),
             "problem": (
                 target,
-                None if target is None else (target.stride(0), target.stride(1) if target.dim() == 2 else 0),
+                0 if target is None else target.stride(0),
+                0 if target is None or target.dim() == 1 else target.stride(1),
                 None if class_weight is None else class_weight.contiguous(),
                 present,
-                None if present is None else present.stride(),
+                *((0, 0) if present is None else present.stride()),
                 ignore_index,
                 float(problem.beta),
                 float(problem.gamma),
