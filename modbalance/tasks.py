@@ -113,7 +113,7 @@ class Point:
         self._known: dict[tuple[str, float], Tensor] = {}
 
     def scaled(self, temperature: float) -> Tensor:
-        return self.outputs if temperature == 1 else self.outputs / temperature
+        return _unscaled(self.outputs, temperature)
 
     def log_softmax(self, temperature: float = 1.0) -> Tensor:
         return self._once("log", temperature, lambda: self.scaled(temperature).log_softmax(0))
@@ -144,8 +144,9 @@ class Point:
         return self._once("target", 1.0, compute)
 
     def one_hot(self, target: Tensor) -> Tensor:
+        """As bool."""
         classes = torch.arange(self.outputs.shape[0], device=target.device)
-        return (target == classes.view((-1,) + (1,) * (self.outputs.dim() - 1))).to(self.outputs.dtype)
+        return target == classes.view((-1,) + (1,) * (self.outputs.dim() - 1))
 
     def label_weight(self, target: Tensor, class_weight: Tensor) -> Tensor:
         return class_weight.to(self.outputs.dtype)[target.clamp(0, self.outputs.shape[0] - 1)]
@@ -176,7 +177,7 @@ def loss_value(task: Task, at: Point, target: Tensor, class_weight: Tensor | Non
 def loss_slope(task: Task, at: Point, target: Tensor, class_weight: Tensor | None = None) -> Tensor:
     """d loss / d outputs."""
     if task == "classification":
-        slope = at.softmax() - at.one_hot(target)
+        slope = torch.add(at.softmax(), at.one_hot(target), alpha=-1)
         return slope if class_weight is None else slope * at.label_weight(target, class_weight)
     y = at.columns(target)
     if task == "multilabel":
@@ -240,10 +241,11 @@ def uncertainty_curvature(task: Task, at: Point, t: Tensor, temperature: float =
     if task == "classification":
         q, k = at.softmax(temperature), at.excess(temperature)
         qt = q * t
-        return q * ((qt * k).sum(0) - (t - qt.sum(0)) * (1 + k)) * temperature**-2
+        inner = torch.addcmul((qt * k).sum(0), t - qt.sum(0), 1 + k, value=-1)
+        return _unscaled(q * inner, temperature**2)
     if task == "multilabel":
         x, q = at.scaled(temperature), at.sigmoid(temperature)
-        return q * (q - 1) * (1 + x * (1 - 2 * q)) * t * temperature**-2
+        return _unscaled(q * (q - 1) * (1 + x * (1 - 2 * q)) * t, temperature**2)
     return torch.zeros_like(t)
 
 
@@ -329,6 +331,10 @@ def check_values(
         raise ValueError(
             f"{owner}: target holds {target[bad].flatten()[0].item()}, expected {want}; clean the labels."
         )
+
+
+def _unscaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else x / scale
 
 
 def _inside(outputs: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from modbalance.kernels.problem import Problem
 from modbalance.presence import select
 from modbalance.tasks import Point
 
-BLOCK = 1 << 18  # feature entries, all modalities together; a megabyte of float32
+BLOCK = 1 << 20  # feature entries, all modalities together: measured best for 1 and for 2 threads
 
 
 def energy_penalty(
@@ -73,11 +73,10 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         d_energy, d_penalty = upstream[:2]
-        some = d_penalty if d_energy is None else d_energy
-        if some is None:
-            return (None,) * len(ctx.needs_input_grad)
-        d_energy = torch.zeros_like(some) if d_energy is None else d_energy
-        d_penalty = torch.zeros_like(some) if d_penalty is None else d_penalty
+        if d_penalty is None:
+            if d_energy is None:
+                return (None,) * len(ctx.needs_input_grad)
+            d_penalty = torch.zeros_like(d_energy)
         # With grad mode off the gradients have no graph anyway, and autograd itself refuses to go on from them.
         guarded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         backward = _PenaltyBackward.apply if guarded else _backward
@@ -111,7 +110,7 @@ class _PenaltyBackward(torch.autograd.Function):
 def _forward(
     problem: Problem, differentiable: bool, mask: Tensor | None, features: Sequence[Tensor], heads: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Of a block of rows: energies and penalties `(M, B)`, and for the backward v and J 2 W g `(width, M, B)`."""
+    """Of a block of rows: energies and penalties `(M, B)`, and for the backward v and J W g `(width, M, B)`."""
     weights, biases = heads[: len(features)], heads[len(features) :]
     if mask is not None:
         features = [select(z, here) for z, here in zip(features, mask, strict=True)]
@@ -132,13 +131,13 @@ def _forward(
         sizes = torch.stack([torch.linalg.vector_norm(z, dim=1) for z in features])
         energy = energy + _scale(sizes.square_(), alphas)
     penalty = torch.stack(norms).square_()
-    return (energy, penalty, v, problem.curvature(at, torch.stack(t, 1).mul_(2))) if t else (energy, penalty)
+    return (energy, penalty, v, problem.curvature(at, torch.stack(t, 1))) if t else (energy, penalty)
 
 
 def _backward(
     options: Problem,
     needs: Sequence[bool],
-    d_energy: Tensor,
+    d_energy: Tensor | None,
     d_penalty: Tensor,
     mask: Tensor | None,
     slopes: Tensor,
@@ -149,11 +148,12 @@ def _backward(
     modalities = len(tensors) // 2
     features, weights = tensors[:modalities], tensors[modalities:]
     if mask is not None:
-        d_energy, d_penalty = select(d_energy, mask), select(d_penalty, mask)
+        d_penalty = select(d_penalty, mask)
+        d_energy = None if d_energy is None else select(d_energy, mask)
     dz = [torch.empty_like(z) if need else None for z, need in zip(features, needs, strict=False)]
     total: list[Tensor | None] = []
-    by_rows = [(x, x.dim() - 1) for x in (d_energy, d_penalty, slopes, curvatures)]
-    for here, a, w, v, h, *blocks in Blocks(features).split((mask, 1), *by_rows, *((x, 0) for x in (*features, *dz))):
+    by_row = [(mask, 1), (d_energy, 1), (d_penalty, 1), (slopes, 2), (curvatures, 2)]
+    for here, a, w, v, h, *blocks in Blocks(features).split(*by_row, *((x, 0) for x in (*features, *dz))):
         z, out = blocks[:modalities], blocks[modalities:]
         if here is not None:
             z = [select(x, keep) for x, keep in zip(z, here, strict=True)]
@@ -165,7 +165,7 @@ def _backward(
 def _backward_block(
     options: Problem,
     needs: Sequence[bool],
-    a: Tensor,
+    a: Tensor | None,
     w: Tensor,
     v: Tensor,
     h: Tensor,
@@ -176,8 +176,9 @@ def _backward_block(
     """Writes the gradients of a block of features to `out`; returns its share of those of weights and biases."""
     modalities = len(features)
     alphas = options.norm_weights(features)
-    h, w = h * w, 2 * w
-    k = a + _scale(w, [2 * alpha for alpha in alphas])
+    w = 2 * w
+    h, k = h * w, _scale(w, [2 * alpha for alpha in alphas])
+    k = k if a is None else k + a
     u = torch.addcmul(h, k, v)
     for alpha, z, weight, row, coefficient, dz in zip(alphas, features, weights, u.unbind(1), k, out, strict=True):
         if dz is not None:
@@ -185,11 +186,11 @@ def _backward_block(
     dw: list[Tensor | None] = [None] * modalities
     db: list[Tensor | None] = [None] * modalities
     if any(needs[:modalities]):
-        vv = (w * v).transpose(0, 1) @ v.permute(1, 2, 0)
+        vv = torch.bmm((w * v).transpose(0, 1), v.permute(1, 2, 0))
         shares = zip(features, weights, u.unbind(1), vv.unbind(), needs, strict=False)
         dw = [torch.addmm(row @ z, s, weight) if need else None for z, weight, row, s, need in shares]
     if any(needs[modalities:]):
-        sums = torch.addcmul(h, a, v).sum(-1).T.contiguous().unbind()
+        sums = (h if a is None else torch.addcmul(h, a, v)).sum(-1).unbind(1)
         db = [x if need else None for x, need in zip(sums, needs[modalities:], strict=True)]
     return [*dw, *db]
 
