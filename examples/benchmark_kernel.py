@@ -16,6 +16,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,7 +66,7 @@ def check(methods: dict[str, Method], task: str, x: Inputs) -> None:
                 sys.exit(f"{name} is {error:.1e} off the float64 reference, above {tolerance:.0e}: nothing timed")
 
 
-def measure(methods: dict[str, Method], x: Inputs, seconds: float) -> dict[str, Row]:
+def measure(methods: dict[str, Method], x: Inputs, seconds: float, clock: Callable[[], float]) -> dict[str, Row]:
     """In turns: quantiles of the time in microseconds; on a GPU also host time and peak memory in bytes."""
     cuda = x.target.is_cuda
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -76,11 +77,11 @@ def measure(methods: dict[str, Method], x: Inputs, seconds: float) -> dict[str, 
     while len(times["eager"]) < 3 or time.perf_counter() < end:
         for name, method in methods.items():
             wait()
-            start = time.perf_counter()
+            start = clock()
             result = gradients(method, x)
-            hosts[name].append(time.perf_counter() - start)
+            hosts[name].append(clock() - start)
             wait()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
             del result
     rows: dict[str, Row] = {}
     for name, method in methods.items():
@@ -165,10 +166,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--limit", type=float, help="GiB of features (default 0.7, on a GPU 4); double backward takes 15 times that"
     )
     parser.add_argument("--seconds", type=float, default=0.3, help="to spend on each method and shape")
+    parser.add_argument("--cpu-time", action="store_true", help="of all threads, not wall time: for a busy machine")
     parser.add_argument("--out", type=Path, default=Path("runs/kernel"), help="folder of kernel.csv and kernel.png")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; pass --device cpu")
+    if options.device == "cuda" and options.cpu_time:
+        parser.error("--cpu-time: says nothing of a GPU; leave it out")
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out}: is a file, expected a folder")
     options.limit = options.limit or (4.0 if options.device == "cuda" else 0.7)
@@ -180,6 +184,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     say, device, dtype = Console(), options.device, DTYPES[options.dtype]
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
     torch._dynamo.config.cache_size_limit = 8 * len(GRID)
     compiled = not options.quick if options.compile is None else options.compile
@@ -194,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         few = (min(shape[0], 4096), *shape[1:])
         check(methods, options.task, make_inputs(few, options.task, heads, device, dtype))
-        results = measure(methods, make_inputs(shape, options.task, heads, device, dtype), options.seconds)
+        results = measure(methods, make_inputs(shape, options.task, heads, device, dtype), options.seconds, clock)
         what = {"task": options.task, "dtype": options.dtype, "heads": heads, **dict(zip("BDCM", shape, strict=True))}
         floor, eager = 3e6 * size / bandwidth, results["eager"]["p50_us"]
         for name, result in results.items():
