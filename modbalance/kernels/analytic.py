@@ -6,9 +6,9 @@ $g = \partial E/\partial z = 2\alpha z + W^\top v$, upstream gradients $a$ of E 
 $$h = J\,(2wWg), \quad dz = (4\alpha w + a)\,g + W^\top h, \quad
   dW = \textstyle\sum v\,(2wg + az)^\top + h z^\top, \quad db = \sum h + av.$$
 
-With $g$ written out, $k = 4\alpha w + a$ and $u = kv + h$, the backward needs neither $g$ nor $s$:
+With $g$ written out, $k = 4\alpha w + a$ and $u = kv + h$, the features' gradient needs neither $g$ nor $s$:
 
-$$dz = 2\alpha k z + W^\top u, \quad dW = \textstyle\sum u z^\top + (\sum 2w\,vv^\top)\,W.$$
+$$dz = 2\alpha k z + W^\top u.$$
 
 Both directions read the features once, in blocks of rows that stay in the cache of a CPU. Head outputs and all that
 derives from them are columns, `(width, M, B)`: see `tasks.Point`.
@@ -185,13 +185,16 @@ def _backward_block(
             torch.mul(z, coefficient[:, None], out=dz).addmm_(row.T, weight, beta=2 * alpha)
     dw: list[Tensor | None] = [None] * modalities
     db: list[Tensor | None] = [None] * modalities
-    if any(needs[:modalities]):
-        vv = torch.bmm((w * v).transpose(0, 1), v.permute(1, 2, 0))
-        shares = zip(features, weights, u.unbind(1), vv.unbind(), needs, strict=False)
-        dw = [torch.addmm(row @ z, s, weight) if need else None for z, weight, row, s, need in shares]
-    if any(needs[modalities:]):
-        sums = (h if a is None else torch.addcmul(h, a, v)).sum(-1).unbind(1)
-        db = [x if need else None for x, need in zip(sums, needs[modalities:], strict=True)]
+    if any(needs):
+        # Not with u and W v: summed over the rows their terms cancel as the penalty shrinks, so g once more.
+        pull, push = h if a is None else torch.addcmul(h, a, v), w * v
+        rows = zip(alphas, features, weights, v.unbind(1), pull.unbind(1), push.unbind(1), strict=True)
+        for m, (alpha, z, weight, slope, row, pushed) in enumerate(rows):
+            if needs[m]:
+                g = torch.addmm(z, slope.T, weight, beta=2 * alpha)
+                dw[m] = (pushed @ g).addmm_(row, z)
+            if needs[modalities + m]:
+                db[m] = row.sum(-1)
     return [*dw, *db]
 
 

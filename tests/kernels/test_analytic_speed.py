@@ -90,6 +90,27 @@ def test_blocks_of_rows_change_nothing(task, masked, monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
+def test_near_the_minimum_gradients_stay_as_exact_as_those_of_double_backward():
+    """Where g is all but zero, terms that would cancel show."""
+    z, w, b, y = make_inputs("classification", batch=64, dim=32, dtype=torch.float64)
+    for _ in range(60):
+        energy = energy_penalty(z, w, b, y, alpha=4.0, backend="analytic").energy.sum()
+        z = [(x - 0.1 * g).detach().requires_grad_() for x, g in zip(z, gradients(energy, z), strict=True)]
+    rounded = [
+        [(x.detach() + noise * torch.randn_like(x)).float() for x in g] for noise, g in ((1e-4, z), (0, w), (0, b))
+    ]
+
+    def run(dtype, backend):
+        groups = [[x.to(dtype).requires_grad_() for x in group] for group in rounded]
+        return gradients(
+            energy_penalty(*groups, y, alpha=4.0, backend=backend).penalty.sum(), [x for g in groups for x in g]
+        )
+
+    exact = run(torch.float64, "reference")
+    for got, twice, want in zip(run(torch.float32, "analytic"), run(torch.float32, "reference"), exact, strict=True):
+        assert (got.double() - want).norm() <= 5 * (twice.double() - want).norm() + 1e-6 * want.norm()
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
 @pytest.mark.parametrize("task", TASKS)
 def test_compiles_to_one_graph(task):
