@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import masked_mean, select, upcast
-from modbalance.tasks import Task, uncertainty_slope
+from modbalance.tasks import Point, Task, uncertainty_slope
 
 Gap = Literal["pull", "paper", "paper_per_sample"]
 
@@ -151,4 +151,4 @@ def descend(
         tensor([[0.5000, 0.5000]])
     """
     scale = 2 * alpha / z.shape[1] if normalize else 2 * alpha
-    return z - step * (scale * z + gamma * uncertainty_slope(task, outputs, temperature) @ weight)
+    return z - step * (scale * z + gamma * uncertainty_slope(task, Point(outputs.T), temperature).T @ weight)

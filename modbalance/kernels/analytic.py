@@ -5,19 +5,30 @@ $g = \partial E/\partial z = 2\alpha z + W^\top v$, upstream gradients $a$ of E 
 
 $$h = J\,(2wWg), \quad dz = (4\alpha w + a)\,g + W^\top h, \quad
   dW = \textstyle\sum v\,(2wg + az)^\top + h z^\top, \quad db = \sum h + av.$$
+
+With $g$ written out, $k = 4\alpha w + a$ and $u = kv + h$, the features' gradient needs neither $g$ nor $s$:
+
+$$dz = 2\alpha k z + W^\top u.$$
+
+Both directions read the features once, in blocks of rows that stay in the cache of a CPU. Head outputs and all that
+derives from them are columns, `(width, M, B)`: see `tasks.Point`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modbalance.kernels.once import once
+from modbalance.kernels.once import inside_vmap, once
 from modbalance.kernels.problem import Problem
 from modbalance.presence import select
+from modbalance.tasks import Point
+
+BLOCK = 1 << 20  # feature entries, all modalities together: measured best for 1 and for 2 threads
 
 
 def energy_penalty(
@@ -28,11 +39,11 @@ def energy_penalty(
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Energies and squared gradient norms `(M, B)` under linear heads."""
-    if mask is not None:
-        features = [select(z, here) for z, here in zip(features, mask, strict=True)]
+    if mask is not None and _on_cpu(mask) and bool(mask.all()):
+        mask = None
     options, target, class_weight = problem._replace(target=None, class_weight=None), *problem[-2:]
     energy, penalty, *_ = _Penalty.apply(  # type: ignore[no-untyped-call]
-        options, mask, target, class_weight, *features, *weights, *biases
+        options, torch.is_grad_enabled(), mask, target, class_weight, *features, *weights, *biases
     )
     return energy, penalty
 
@@ -41,89 +52,167 @@ class _Penalty(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        options: Problem,
-        mask: Tensor | None,
-        target: Tensor | None,
-        class_weight: Tensor | None,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        problem = options._replace(target=target, class_weight=class_weight)
-        energies, penalties, outputs, gradients = [], [], [], []
-        for m, (z, w, b) in enumerate(_by_modality(tensors)):
-            alpha = problem.norm_weight(z.shape[1])
-            s = torch.addmm(b, z, w.T)
-            v = problem.slope(s)
-            if mask is not None:
-                v = select(v, mask[m])
-            g = torch.addmm(z, v, w, beta=2 * alpha)
-            # The squares of g, never the Gram matrix of W: that form cancels as the penalty shrinks.
-            penalties.append(g.square().sum(-1))
-            energy = problem.potential(s)
-            if alpha:
-                energy = torch.add(energy, z.square().sum(-1), alpha=alpha)
-            energies.append(energy if mask is None else select(energy, mask[m]))
-            outputs.append(s)
-            gradients.append(g)
-        return torch.stack(energies), torch.stack(penalties), *outputs, *gradients
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        options, differentiable, mask, target, class_weight, *tensors = arguments
+        modalities = len(tensors) // 3
+        heads = tensors[modalities:]
+        blocks = Blocks(tensors[:modalities])
+        parts = [
+            _forward(options._replace(target=y, class_weight=class_weight), differentiable, here, z, heads)
+            for y, here, *z in blocks.split((target, 0), (mask, 1), *((z, 0) for z in tensors[:modalities]))
+        ]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(x, -1) for x in zip(*parts, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        options, mask, target, class_weight, *tensors = inputs
+        options, _, mask, _, _, *tensors = inputs
+        modalities = len(tensors) // 3
         ctx.options = options
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask, target, class_weight, *tensors, *output[2:])
+        ctx.save_for_backward(mask, *output[2:], *tensors[: 2 * modalities])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        mask, target, class_weight, *saved = ctx.saved_tensors
         d_energy, d_penalty = upstream[:2]
-        if d_energy is None and d_penalty is None:
-            return (None,) * len(ctx.needs_input_grad)
-        some = d_energy if d_energy is not None else d_penalty
-        assert some is not None
-        d_energy = torch.zeros_like(some) if d_energy is None else d_energy
-        d_penalty = torch.zeros_like(some) if d_penalty is None else d_penalty
-        needs = ctx.needs_input_grad[4:]
+        if d_penalty is None:
+            if d_energy is None:
+                return (None,) * len(ctx.needs_input_grad)
+            d_penalty = torch.zeros_like(d_energy)
         gradients = once(
-            "analytic", _penalty_backward, ctx.options, needs, mask, target, class_weight, d_energy, d_penalty, *saved
+            "analytic", _backward, ctx.options, ctx.needs_input_grad[5:], d_energy, d_penalty, *ctx.saved_tensors
         )
-        return None, None, None, None, *gradients
+        return None, None, None, None, None, *gradients
 
 
-def _penalty_backward(
+# autograd.Function works the signature out anew at every call, a tenth of the time of a small batch.
+_Penalty.forward.__signature__ = inspect.signature(_Penalty.forward)  # type: ignore[attr-defined]
+
+
+def _forward(
+    problem: Problem, differentiable: bool, mask: Tensor | None, features: Sequence[Tensor], heads: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Of a block of rows: energies and penalties `(M, B)`, and for the backward v and J W g `(width, M, B)`."""
+    weights, biases = heads[: len(features)], heads[len(features) :]
+    if mask is not None:
+        features = [select(z, here) for z, here in zip(features, mask, strict=True)]
+    triples = zip(features, weights, biases, strict=True)
+    at = Point(torch.stack([torch.addmm(b[:, None], w, z.T) for z, w, b in triples], 1))
+    energy, v = problem.value(at), problem.slope(at)
+    if mask is not None:
+        energy, v = select(energy, mask), torch.where(mask, v, 0.0)
+    alphas = problem.norm_weights(features)
+    norms, t = [], []
+    for alpha, z, w, slope in zip(alphas, features, weights, v.unbind(1), strict=True):
+        g = torch.addmm(z, slope.T, w, beta=2 * alpha)
+        # The squares of g, never the Gram matrix of W: that form cancels as the penalty shrinks.
+        norms.append(torch.linalg.vector_norm(g, dim=1))
+        if differentiable:
+            t.append(w @ g.T)
+    if problem.alpha:
+        sizes = torch.stack([torch.linalg.vector_norm(z, dim=1) for z in features])
+        energy = energy + _scale(sizes.square_(), alphas)
+    penalty = torch.stack(norms).square_()
+    return (energy, penalty, v, problem.curvature(at, torch.stack(t, 1))) if t else (energy, penalty)
+
+
+def _backward(
     options: Problem,
     needs: Sequence[bool],
-    mask: Tensor | None,
-    target: Tensor | None,
-    class_weight: Tensor | None,
-    d_energy: Tensor,
+    d_energy: Tensor | None,
     d_penalty: Tensor,
-    *saved: Tensor,
+    mask: Tensor | None,
+    slopes: Tensor,
+    curvatures: Tensor,
+    *tensors: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    problem = options._replace(target=target, class_weight=class_weight)
-    modalities = len(saved) // 5
+    """Gradients of features, weights and biases, None where `needs` is false."""
+    modalities = len(tensors) // 2
+    features, weights = tensors[:modalities], tensors[modalities:]
     if mask is not None:
-        d_energy, d_penalty = select(d_energy, mask), select(d_penalty, mask)
-    dz: list[Tensor | None] = []
-    dw: list[Tensor | None] = []
-    db: list[Tensor | None] = []
-    for m in range(modalities):
-        z, w, _, s, g = saved[m::modalities]
-        alpha = problem.norm_weight(z.shape[1])
-        a, q = d_energy[m][:, None], 2 * d_penalty[m][:, None]
-        h = problem.curvature(s, q * (g @ w.T))
-        dz.append(torch.addmm((2 * alpha * q + a) * g, h, w) if needs[m] else None)
-        needs_w, needs_b = needs[modalities + m], needs[2 * modalities + m]
-        v = problem.slope(s) if needs_w or needs_b else s
-        if mask is not None:
-            v = select(v, mask[m])
-        dw.append(torch.addmm(v.T @ torch.addcmul(a * z, q, g), h.T, z) if needs_w else None)
-        db.append((h + a * v).sum(0) if needs_b else None)
-    return *dz, *dw, *db
+        d_penalty = select(d_penalty, mask)
+        d_energy = None if d_energy is None else select(d_energy, mask)
+    cut = Blocks(features)
+    dz = [torch.empty_like(z) if need and cut.count > 1 else None for z, need in zip(features, needs, strict=False)]
+    total: list[Tensor | None] = []
+    by_row = [(mask, 1), (d_energy, 1), (d_penalty, 1), (slopes, 2), (curvatures, 2)]
+    for here, a, w, v, h, *blocks in cut.split(*by_row, *((x, 0) for x in (*features, *dz))):
+        z, out = blocks[:modalities], blocks[modalities:]
+        if here is not None:
+            z = [select(x, keep) for x, keep in zip(z, here, strict=True)]
+        written, part = _backward_block(options, needs, a, w, v, h, z, weights, out)
+        total = [_add(x, y) for x, y in zip(total, part, strict=True)] if total else part
+    return *(written if cut.count == 1 else dz), *total
 
 
-def _by_modality(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    modalities = len(tensors) // 3
-    return [tuple(tensors[m::modalities]) for m in range(modalities)]
+def _backward_block(
+    options: Problem,
+    needs: Sequence[bool],
+    a: Tensor | None,
+    w: Tensor,
+    v: Tensor,
+    h: Tensor,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    out: Sequence[Tensor | None],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The gradients of a block of features, in `out` where it is given, and its share of those of the heads."""
+    modalities = len(features)
+    needs_z, needs = needs[:modalities], needs[modalities:]
+    alphas = options.norm_weights(features)
+    w = 2 * w
+    h, k = h * w, _scale(w, [2 * alpha for alpha in alphas])
+    k = k if a is None else k + a
+    u = torch.addcmul(h, k, v)
+    columns = zip(alphas, features, weights, u.unbind(1), k, needs_z, out, strict=True)
+    dz = [
+        torch.mul(z, c[:, None], out=into).addmm_(row.T, weight, beta=2 * alpha) if need else None
+        for alpha, z, weight, row, c, need, into in columns
+    ]
+    dw: list[Tensor | None] = [None] * modalities
+    db: list[Tensor | None] = [None] * modalities
+    if any(needs):
+        # Not with u and W v: summed over the rows their terms cancel as the penalty shrinks, so g once more.
+        pull, push = h if a is None else torch.addcmul(h, a, v), w * v
+        rows = zip(alphas, features, weights, v.unbind(1), pull.unbind(1), push.unbind(1), strict=True)
+        for m, (alpha, z, weight, slope, row, pushed) in enumerate(rows):
+            if needs[m]:
+                g = torch.addmm(z, slope.T, weight, beta=2 * alpha)
+                dw[m] = (pushed @ g).addmm_(row, z)
+            if needs[modalities + m]:
+                db[m] = row.sum(-1)
+    return dz, [*dw, *db]
+
+
+def _scale(x: Tensor, weights: Sequence[float]) -> Tensor:
+    """Row m of x times weights[m]."""
+    if len(set(weights)) == 1:
+        return x * weights[0]
+    return torch.stack([row * weight for row, weight in zip(x, weights, strict=True)])
+
+
+def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return None if total is None or part is None else total.add_(part)
+
+
+class Blocks:
+    """Blocks of rows whose features stay in the cache of a CPU; one block where that is no use."""
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        batch, width = features[0].shape[0], sum(z.shape[1] for z in features)
+        rows = max(BLOCK // max(width, 1), 1)
+        self.count = -(-batch // rows) if batch > rows and _on_cpu(features[0]) else 1
+        self.rows = -(-batch // self.count)
+
+    def split(self, *tensors: tuple[Tensor | None, int]) -> Iterator[tuple[Any, ...]]:
+        """Block after block of tensors that hold rows in the given dimension; None stays None."""
+        if self.count == 1:
+            return iter([tuple(x for x, _ in tensors)])
+        return zip(
+            *([None] * self.count if x is None else torch.split(x, self.rows, d) for x, d in tensors), strict=True
+        )
+
+
+def _on_cpu(x: Tensor) -> bool:
+    """Whether looking at values is free: not on a device, not while compiling."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not inside_vmap()

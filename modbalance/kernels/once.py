@@ -14,7 +14,8 @@ def once(
     backend: str, backward: Callable[..., tuple[Tensor | None, ...]], *arguments: Any
 ) -> tuple[Tensor | None, ...]:
     """`backward(*arguments)`, all of them positional and no tensor inside a container."""
-    if torch.compiler.is_compiling():  # a compiled backward has no second one, and says so itself
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        # Compiled or without a graph there is no second backward, and torch says so itself.
         return backward(*arguments)
     gradients: tuple[Tensor | None, ...] = _Once.apply(backend, backward, *arguments)  # type: ignore[no-untyped-call]
     return gradients
@@ -39,3 +40,8 @@ class _Once(torch.autograd.Function):
             f"energy_penalty: the {ctx.backend} backend was differentiated twice, expected once; "  # type: ignore[attr-defined]
             'pass backend="reference", which can be differentiated any number of times.'
         )
+
+
+def inside_vmap() -> bool:
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbalance.kernels.once import once
+from modbalance.kernels.once import inside_vmap, once
 from modbalance.kernels.problem import Problem
 
 MAX_MODALITIES = 8  # each is a branch of its own in the compiled kernel
@@ -39,7 +39,7 @@ def obstacle(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequ
     device = features[0].device.type
     if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"the features are on {device!r}; move them to a CUDA or ROCm device"
-    if not torch.compiler.is_compiling() and _inside_vmap():
+    if not torch.compiler.is_compiling() and inside_vmap():
         return "torch.func.vmap has no rule for a kernel; call it on the whole batch"
     for x in tensors:
         if x.dtype not in DTYPES:
@@ -65,11 +65,6 @@ def energy_penalty(
         (*options, ignore_index), target, class_weight, present, *features, *weights, *biases
     )
     return energy, penalty
-
-
-def _inside_vmap() -> bool:
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 class _Penalty(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,32 +24,49 @@ class Problem(NamedTuple):
     def norm_weight(self, dim: int) -> float:
         return self.alpha / dim if self.normalize else self.alpha
 
+    def norm_weights(self, features: Sequence[Tensor]) -> list[float]:
+        return [self.norm_weight(z.shape[1]) for z in features]
+
     def potential(self, outputs: Tensor) -> Tensor:
         """beta loss + gamma uncertainty, `(B,)`: the part of the energy that a head sees."""
-        value = outputs.new_zeros(outputs.shape[0])
+        return self.value(tasks.Point(outputs.T))
+
+    def value(self, at: tasks.Point) -> Tensor:
+        """The potential of outputs in columns `(width, ..., B)`."""
+        terms = []
         if self.beta and self.target is not None:
             # Ignored labels are masked by the caller, so any label that is out of range will do here.
-            value = value + self.beta * tasks.task_loss(
-                self.task, outputs, self.target, class_weight=self.class_weight
-            )
-        if self.gamma:
-            value = value + self.gamma * tasks.task_uncertainty(self.task, outputs, temperature=self.temperature)
-        return value
+            terms.append((self.beta, tasks.loss_value(self.task, at, self.target, self.class_weight)))
+        if self._has_uncertainty:
+            terms.append((self.gamma, tasks.uncertainty_value(self.task, at, self.temperature)))
+        return _weighted_sum(terms) if terms else at.outputs.new_zeros(at.outputs.shape[1:])
 
-    def slope(self, outputs: Tensor) -> Tensor:
+    def slope(self, at: tasks.Point) -> Tensor:
         """v = d potential / d outputs."""
-        v = torch.zeros_like(outputs)
+        terms = []
         if self.beta and self.target is not None:
-            v = v + self.beta * tasks.loss_slope(self.task, outputs, self.target, self.class_weight)
-        if self.gamma:
-            v = v + self.gamma * tasks.uncertainty_slope(self.task, outputs, self.temperature)
-        return v
+            terms.append((self.beta, tasks.loss_slope(self.task, at, self.target, self.class_weight)))
+        if self._has_uncertainty:
+            terms.append((self.gamma, tasks.uncertainty_slope(self.task, at, self.temperature)))
+        return _weighted_sum(terms) if terms else torch.zeros_like(at.outputs)
 
-    def curvature(self, outputs: Tensor, t: Tensor) -> Tensor:
+    def curvature(self, at: tasks.Point, t: Tensor) -> Tensor:
         """J t, J = dv / d outputs."""
-        h = torch.zeros_like(outputs)
+        terms = []
         if self.beta and self.target is not None:
-            h = h + self.beta * tasks.loss_curvature(self.task, outputs, self.target, t, self.class_weight)
-        if self.gamma:
-            h = h + self.gamma * tasks.uncertainty_curvature(self.task, outputs, t, self.temperature)
-        return h
+            terms.append((self.beta, tasks.loss_curvature(self.task, at, self.target, t, self.class_weight)))
+        if self._has_uncertainty:
+            terms.append((self.gamma, tasks.uncertainty_curvature(self.task, at, t, self.temperature)))
+        return _weighted_sum(terms) if terms else torch.zeros_like(t)
+
+    @property
+    def _has_uncertainty(self) -> bool:
+        return bool(self.gamma) and self.task != "regression"
+
+
+def _weighted_sum(terms: list[tuple[float, Tensor]]) -> Tensor:
+    (weight, total), *rest = terms
+    total = total if weight == 1 else weight * total
+    for weight, term in rest:
+        total = torch.add(total, term, alpha=weight)
+    return total

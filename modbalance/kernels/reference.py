@@ -60,14 +60,15 @@ def energy_and_gradient(problem: Problem, z: Tensor, head: Callable[[Tensor], Te
 
 def _slope(outputs: Tensor, z: Tensor, potential: Tensor) -> Tensor:
     """d potential / dz, by way of v = d potential / d outputs: a head without a second derivative shows there."""
-    slope = None
+    v = slope = None
     if outputs.requires_grad:
-        (v,) = torch.autograd.grad(potential.sum(), outputs, create_graph=True, allow_unused=True)
+        if potential.requires_grad:
+            (v,) = torch.autograd.grad(potential.sum(), outputs, create_graph=True, allow_unused=True)
         v = torch.zeros_like(outputs) if v is None else v
         # Where v is constant it still becomes a variable: what an honest head returns is linear in it.
         v = v if v.requires_grad else v.detach().requires_grad_()
         (slope,) = torch.autograd.grad(outputs, z, v, create_graph=True, allow_unused=True)
-    if slope is None or not slope.requires_grad or not _depends(slope, v):
+    if slope is None or v is None or not slope.requires_grad or not _depends(slope, v):
         raise RuntimeError(
             "energy_penalty: the head returned a gradient without a graph, so the penalty would silently have none; "
             "expected a head that is twice differentiable in its features. Use plain torch operations in it (a "

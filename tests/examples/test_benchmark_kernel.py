@@ -1,0 +1,57 @@
+"""The benchmark writes what it says, and refuses what it cannot time."""
+
+import csv
+
+import pytest
+
+import benchmark_kernel
+from modbalance import kernels
+
+COLUMNS = (
+    "date device torch triton task dtype heads B D C M method p20_us p50_us p80_us host_us peak_bytes speedup "
+    "floor_us floor_share feature_bytes"
+)
+
+
+def test_quick_writes_a_table_and_a_plot(tmp_path, capsys):
+    benchmark_kernel.main(["--quick", "--seconds", "0.001", "--out", str(tmp_path)])
+    assert "copy bandwidth" in capsys.readouterr().out
+    assert (tmp_path / "kernel.png").stat().st_size > 0
+    with open(tmp_path / "kernel.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == COLUMNS.split()
+    assert {r["method"] for r in rows} >= {"eager", "analytic"}
+    assert {r["heads"] for r in rows} == {"trained", "fixed"}
+    for row in rows:
+        assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+        assert all(row[name] for name in ("device", "torch", "triton", "date"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--task", "ranking"], "invalid choice: 'ranking'"),
+        (["--seconds", "0"], "expected numbers above zero"),
+        (["--out", __file__], "is a file, expected a folder"),
+    ],
+)
+def test_bad_options(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark_kernel.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression", "gaussian"])
+def test_other_tasks(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_kernel, "QUICK", [(5, 8, 3, 2)])
+    benchmark_kernel.main(["--quick", "--seconds", "0.01", "--task", task, "--out", str(tmp_path)])
+
+
+def test_a_wrong_backend_is_not_timed(tmp_path, monkeypatch):
+    right = kernels.BACKENDS["analytic"]
+    monkeypatch.setitem(kernels.BACKENDS, "analytic", lambda *x: tuple(2 * y for y in right(*x)))
+    with pytest.raises(SystemExit, match=r"analytic is .* off the float64 reference"):
+        benchmark_kernel.main(["--quick", "--out", str(tmp_path)])
+    assert not (tmp_path / "kernel.csv").exists()
