@@ -85,21 +85,20 @@ def energy_penalty(
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
     name = pick_backend(backend)
-    if (
-        torch.compiler.is_compiling()
-    ):  # Dynamo refuses a head that two modalities share: one tensor, twice an argument
+    problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
+    if torch.compiler.is_compiling():
+        # Dynamo refuses a head that two modalities share: one tensor, twice an argument.
         features, weights = [z.view_as(z) for z in features], [w.view_as(w) for w in weights]
         biases = [None if b is None else b.view_as(b) for b in biases]
-    if name in ("auto", "triton"):
+    # On a CPU the kernels are interpreted: for tests, and only when asked for by name.
+    if name == "triton" or (name == "auto" and features[0].device.type != "cpu"):
         obstacle = ops.obstacle(features, weights, biases)
         if name == "triton" and obstacle is not None:
             raise ValueError(
                 f'energy_penalty: backend is "triton" and cannot run, since {obstacle}; or pass backend="auto", '
                 "which then takes analytic."
             )
-        # On a CPU the kernels are interpreted: for tests, and only when asked for by name.
-        if name == "triton" or (obstacle is None and features[0].device.type != "cpu"):
-            problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
+        if obstacle is None:
             return EnergyPenalty(*ops.energy_penalty(problem, present, ignore_index, features, weights, biases))
     kernel = BACKENDS["analytic" if name == "auto" else name]
     mask = labelled(task, target, num_outputs, ignore_index)
@@ -108,11 +107,16 @@ def energy_penalty(
     elif mask is not None:
         mask = mask.expand(len(features), -1)
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in features) else torch.float32
-    problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
-    z, w = [x.to(dtype) for x in features], [x.to(dtype) for x in weights]
-    b = [x.new_zeros(x.shape[0]) if y is None else y.to(dtype) for x, y in zip(w, biases, strict=True)]
+    z, w = [_as(x, dtype) for x in features], [_as(x, dtype) for x in weights]
+    b = [x.new_zeros(x.shape[0]) if y is None else _as(y, dtype) for x, y in zip(w, biases, strict=True)]
+    if not torch.is_autocast_enabled(z[0].device.type):
+        return EnergyPenalty(*kernel(problem, mask, z, w, b))
     with torch.autocast(z[0].device.type, enabled=False):
         return EnergyPenalty(*kernel(problem, mask, z, w, b))
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def pick_backend(backend: str) -> str:

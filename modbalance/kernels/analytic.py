@@ -111,8 +111,8 @@ def _forward(
             t.append(w @ g.T)
     if problem.alpha:
         sizes = torch.stack([torch.linalg.vector_norm(z, dim=1) for z in features])
-        energy = energy + _scale(sizes.square_(), alphas)
-    penalty = torch.stack(norms).square_()
+        energy = energy + _scale(sizes.square(), alphas)
+    penalty = torch.stack(norms).square()
     return (energy, penalty, v, problem.curvature(at, torch.stack(t, 1))) if t else (energy, penalty)
 
 
