@@ -166,7 +166,7 @@ def _backward_block(
     u = torch.addcmul(h, k, v)
     columns = zip(alphas, features, weights, u.unbind(1), k, needs_z, out, strict=True)
     dz = [
-        torch.mul(z, c[:, None], out=into).addmm_(row.T, weight, beta=2 * alpha) if need else None
+        torch.addmm(z * c[:, None], row.T, weight, beta=2 * alpha, out=into) if need else None
         for alpha, z, weight, row, c, need, into in columns
     ]
     dw: list[Tensor | None] = [None] * modalities
@@ -178,7 +178,7 @@ def _backward_block(
         for m, (alpha, z, weight, slope, row, pushed) in enumerate(rows):
             if needs[m]:
                 g = torch.addmm(z, slope.T, weight, beta=2 * alpha)
-                dw[m] = (pushed @ g).addmm_(row, z)
+                dw[m] = torch.addmm(pushed @ g, row, z)
             if needs[modalities + m]:
                 db[m] = row.sum(-1)
     return dz, [*dw, *db]
