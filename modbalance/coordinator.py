@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from modbalance.functional.energy import Gap, descend, energy_gap
-from modbalance.heads import linear_heads, probe
-from modbalance.kernels import energy_penalty, pick_backend, reference
+from modbalance.heads import check_heads, linear_heads, probe
+from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
 from modbalance.kernels.problem import Problem
 from modbalance.output import scalars
 from modbalance.presence import (
@@ -148,11 +148,8 @@ class EnergyCoordinator(nn.Module):
                 f"EnergyCoordinator: gap is {gap!r}, expected 'pull', 'paper', 'paper_per_sample' or None; "
                 "pass one of them."
             )
-        if heads is not None and set(heads) != set(self.dims):
-            raise ValueError(
-                f"EnergyCoordinator: heads has {sorted(heads)}, expected {sorted(self.dims)} as in dims; "
-                "pass one head a modality."
-            )
+        if heads is not None:
+            check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs))
         self.num_outputs, self.task = num_outputs, task
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
         self.descent, self.step, self.gap, self.temperature = descent, step, gap, temperature
@@ -163,7 +160,6 @@ class EnergyCoordinator(nn.Module):
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
         self._linear = all(type(self.heads[name]) is nn.Linear for name in self.dims)
-        self._check_linear()
         if pick_backend(backend) != "reference" and backend != "auto" and not self._linear:
             raise ValueError(
                 f"EnergyCoordinator: backend is {backend!r} with heads that are not nn.Linear, expected auto or "
@@ -186,10 +182,6 @@ class EnergyCoordinator(nn.Module):
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
-        z = {name: select(x, masks[name]) for name, x in features.items()}
-        mask = torch.stack(list(masks.values()))
-        valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
-        mask = mask if valid is None else mask & valid
         problem = Problem(
             self.task,
             self.alpha,
@@ -200,25 +192,68 @@ class EnergyCoordinator(nn.Module):
             target,
             self.class_weight,
         )
+        fused = None if uncertainty is not None else self._fused(problem, features, masks if present else None)
+        if fused is not None:
+            energy, gap, penalty, descent, loss = fused
+            fit = energy[:0].sum()
+            if self.owns_heads:
+                fit = self._fit(problem, *self._rows(problem, features, masks))
+                loss = loss + fit
+        else:
+            z, mask = self._rows(problem, features, masks)
+            energy, gap, penalty, descent = self._terms(problem, z, mask, uncertainty)
+            fit = zero_of(z) if target is None or not self.owns_heads else self._fit(problem, z, mask)
+            loss = gap + self.delta * penalty + descent + fit
+        energies = absent_like(dict(zip(features, energy, strict=True)), self.dims)
+        return CoordinatorOutput(
+            loss, gap, penalty, descent, fit, energies, self._descended(features, masks, problem)
+        )
+
+    def _rows(
+        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
+        z = {name: select(x, masks[name]) for name, x in features.items()}
+        mask = torch.stack(list(masks.values()))
+        valid = labelled(self.task, problem.target, self.num_outputs, self.ignore_index)
+        return z, mask if valid is None else mask & valid
+
+    def _fused(
+        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
+    ) -> Coordination | None:
+        """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
+        if problem.target is None or self.joint or not self._linear or self.gap not in ("pull", None):
+            return None
+        weights, biases = zip(*(self._linear_head(name) for name in features), strict=True)
+        return coordination(
+            problem,
+            list(features.values()),
+            weights,
+            biases,
+            present=None if masks is None else torch.stack(list(masks.values())),
+            ignore_index=self.ignore_index,
+            delta=self.delta,
+            descent=self.descent,
+            pull=self.gap == "pull",
+            backend=self.backend,
+        )
+
+    def _terms(
+        self, problem: Problem, z: dict[str, Tensor], mask: Tensor, uncertainty: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """energy, gap, penalty and descent."""
         energy, gradient_norm = self._energy(problem, z, mask)
         stated = None
         if uncertainty is not None:
             stated = self.gamma * torch.stack([upcast(uncertainty[name]) for name in z])
             energy = energy + select(stated, mask)
-
-        gap = penalty = descent = fit = zero_of(z)
-        if target is not None:
+        gap = penalty = descent = zero_of(z)
+        if problem.target is not None:
             penalty = masked_mean(gradient_norm, mask, dim=1).sum()
             descent = self.descent * masked_mean(energy, mask, dim=1).sum()
             if self.gap is not None:
                 gap = energy_gap(self._gap_energy(problem, z, energy, stated), mask, self.gap)
-            if self.owns_heads:
-                fit = self._fit(z, target, mask)
-        loss = gap + self.delta * penalty + descent + fit
-        energies = absent_like(dict(zip(z, energy, strict=True)), self.dims)
-        return CoordinatorOutput(
-            loss, gap, penalty, descent, fit, energies, self._descended(features, masks, problem)
-        )
+        return energy, gap, penalty, descent
 
     def _outputs(self, name: str, z: Tensor) -> Tensor:
         head = self.heads[name]
@@ -254,12 +289,13 @@ class EnergyCoordinator(nn.Module):
         potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
-    def _fit(self, z: dict[str, Tensor], target: Tensor, mask: Tensor) -> Tensor:
+    def _fit(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> Tensor:
+        assert problem.target is not None
         losses = [
             task_loss(
                 self.task,
                 upcast(self.heads[name](x.detach())),
-                target,
+                problem.target,
                 class_weight=self.class_weight,
                 ignore_index=self.ignore_index,
             )
@@ -294,15 +330,6 @@ class EnergyCoordinator(nn.Module):
                 new = z - self.step * gradient
             moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
         return moved
-
-    def _check_linear(self) -> None:
-        for name, dim in self.dims.items():
-            head, want = self.heads[name], (output_width(self.task, self.num_outputs), dim)
-            if type(head) is nn.Linear and head.weight.shape != want:
-                raise ValueError(
-                    f"EnergyCoordinator: heads[{name!r}] has a weight of shape {tuple(head.weight.shape)}, expected "
-                    f"{want}; pass nn.Linear({dim}, {want[0]})."
-                )
 
     def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
         for name, mask in masks.items():

@@ -48,19 +48,21 @@ def main():
     for task, classes, batch, dtype, targets in CASES:
         for name in targets:
             torch.version.hip = "6.0" if TARGETS[name].backend == "hip" else None  # decides how dots are taken
-            for kernel, arguments in record(task, classes, batch, dtype):
-                case = f"{kernel.__name__}-{task}-{classes}-{str(dtype)[6:]}-{name}"
-                print(json.dumps({"case": case, **usage(kernel, arguments, TARGETS[name])}), flush=True)
+            for kernel, call in record(task, classes, batch, dtype):
+                case = f"{kernel}-{task}-{classes}-{str(dtype)[6:]}-{name}"
+                print(json.dumps({"case": case, **usage(*call, TARGETS[name])}), flush=True)
 
 
 def record(task, classes, batch, dtype):
-    """Every kernel once, with the arguments of its launch."""
+    """Every kernel once by name, with the arguments of its launch, its warps and stages."""
     calls = {}
 
-    def launch(self, kernel, grid, tile, **arguments):
-        calls[kernel] = {**self.shared, **arguments, "BLOCK_B": tile.block_b, "BLOCK_D": tile.block_d, "tile": tile}
+    def start(kernel, grid, like, workers, **arguments):
+        fused = kernel is not kernels._pool and (arguments.get("partial", arguments.get("pooled")) is not None)
+        name = kernel.__name__ + "_pooled" * (fused and kernel is not kernels._backward_heads)
+        calls[name] = kernel, arguments, workers
 
-    kernels._Launch.__call__ = launch
+    kernels._start = start
     wide, by_class = 2 * classes if task == "gaussian" else classes, task == "classification"
     z = [torch.zeros(batch, d, dtype=dtype) for d in DIMS]
     w = [torch.zeros(wide, d) for d in DIMS]
@@ -71,19 +73,25 @@ def record(task, classes, batch, dtype):
     energy, penalty, *saved = kernels.forward(problem, -100, here, z, w, b)
     for heads in (False, True):
         kernels.backward(problem, -100, here, z, w, *saved, energy, penalty, needs_features=True, needs_heads=heads)
+    _, *terms, outputs, products, coefficients = kernels.coordination(problem, -100, here, z, w, b, 0.1, 1.0, True)
+    saved = outputs, products, coefficients
+    if batch > 2048:  # every upstream gradient there can be; else that of the loss alone
+        kernels.coordination_backward(problem, -100, here, z, w, *saved, energy, terms, 0.1, 1.0)
+    else:
+        kernels.coordination_backward(problem, -100, here, z, w, *saved, None, [None, None, None, terms[3]], 0.1, 1.0)
     return calls.items()
 
 
-def usage(kernel, arguments, target):
+def usage(kernel, arguments, workers, target):
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
-        if name in ("flags", "BLOCK_B", "BLOCK_D"):
+        if kernel.params[i].is_constexpr:
             signature[name], constants[i,] = "constexpr", arguments[name]
         else:
             special = name not in ("B", "blocks")
             signature[name] = describe(arguments[name], (i,), constants, attributes, special)
-    tile = arguments["tile"]
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    warps, stages = workers
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=target, options=options)
     dots = re.findall(r"tt\.dot [^\n]*", compiled.asm["ttir"])

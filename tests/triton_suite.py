@@ -18,7 +18,7 @@ each_task = pytest.mark.parametrize("task", TASKS)
 
 
 @pytest.fixture(autouse=True)
-def _poison():
+def nan_filled():
     torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
     yield
     torch.use_deterministic_algorithms(False)

@@ -24,6 +24,14 @@ class EnergyPenalty(NamedTuple):
     penalty: Tensor  # (M, B)
 
 
+class Coordination(NamedTuple):
+    energy: Tensor  # (M, B)
+    gap: Tensor
+    penalty: Tensor
+    descent: Tensor
+    loss: Tensor  # gap + delta penalty + descent
+
+
 def energy_penalty(
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -113,6 +121,38 @@ def energy_penalty(
         return EnergyPenalty(*kernel(problem, mask, z, w, b))
     with torch.autocast(z[0].device.type, enabled=False):
         return EnergyPenalty(*kernel(problem, mask, z, w, b))
+
+
+def coordination(
+    problem: Problem,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    present: Tensor | None,
+    ignore_index: int,
+    delta: float,
+    descent: float,
+    pull: bool,
+    backend: str,
+) -> Coordination | None:
+    """The terms of `EnergyCoordinator` under fixed linear heads, in two launches and one more for the backward.
+
+    None where the triton backend is not asked for or cannot run: the caller then goes through `energy_penalty`.
+    Heads get no gradient. Rows that are absent or have no valid label may hold anything. Without `pull` the gap is 0.
+    """
+    name = pick_backend(backend)
+    if name not in ("auto", "triton") or (name == "auto" and features[0].device.type == "cpu"):
+        return None
+    if ops.obstacle(features, weights, biases) is not None:
+        return None
+    _check(features, weights, biases, problem.target, problem.task, present, problem.class_weight)
+    if torch.compiler.is_compiling():
+        features = [z.view_as(z) for z in features]
+    weights, biases = [w.detach() for w in weights], [None if b is None else b.detach() for b in biases]
+    return Coordination(
+        *ops.coordination(problem, present, ignore_index, features, weights, biases, delta, descent, pull)
+    )
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

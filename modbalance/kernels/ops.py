@@ -29,6 +29,14 @@ _library.define(  # type: ignore[no-untyped-call]
     f"energy_penalty_backward({_PROBLEM}, Tensor outputs, Tensor products, Tensor? d_energy, Tensor? d_penalty, "
     "bool needs_features, bool needs_heads) -> (Tensor[], Tensor)"
 )
+_library.define(  # type: ignore[no-untyped-call]
+    f"coordination({_PROBLEM}, Tensor?[] biases, float delta, float rate, bool pull) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(  # type: ignore[no-untyped-call]
+    f"coordination_backward({_PROBLEM}, Tensor outputs, Tensor products, Tensor coefficients, Tensor? d_energy, "
+    "Tensor?[] d_terms, float delta, float rate) -> Tensor[]"
+)
 
 
 def obstacle(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> str | None:
@@ -65,6 +73,25 @@ def energy_penalty(
         (*options, ignore_index), target, class_weight, present, *features, *weights, *biases
     )
     return energy, penalty
+
+
+def coordination(
+    problem: Problem,
+    present: Tensor | None,
+    ignore_index: int,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    delta: float,
+    rate: float,
+    pull: bool,
+) -> tuple[Tensor, ...]:
+    """Energy `(M, B)`, gap, penalty, descent and their sum; the heads get no gradient."""
+    *options, target, class_weight = problem
+    result: tuple[Tensor, ...] = _Coordination.apply(  # type: ignore[no-untyped-call]
+        (*options, ignore_index, delta, rate, pull), target, class_weight, present, *features, *weights, *biases
+    )
+    return result[:5]
 
 
 class _Penalty(torch.autograd.Function):
@@ -136,6 +163,63 @@ def _backward(
     )
 
 
+class _Coordination(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        options: tuple[Any, ...],
+        target: Tensor | None,
+        class_weight: Tensor | None,
+        present: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        *numbers, ignore_index, delta, rate, pull = options
+        modalities = len(tensors) // 3
+        groups = [list(tensors[i * modalities : (i + 1) * modalities]) for i in range(3)]
+        result: tuple[Tensor, ...] = torch.ops.modbalance.coordination(
+            *numbers, target, class_weight, ignore_index, present, *groups, delta, rate, pull
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.options, *tensors = inputs
+        modalities = (len(tensors) - 3) // 3
+        ctx.mark_non_differentiable(*output[5:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[: 3 + 2 * modalities], *output[5:])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(x is None for x in upstream[:5]):
+            return (None,) * len(ctx.needs_input_grad)
+        modalities = (len(ctx.needs_input_grad) - 4) // 3
+        needs = ctx.needs_input_grad[4 : 4 + modalities]
+        gradients = once("triton", _coordination_backward, ctx.options, needs, *upstream[:5], *ctx.saved_tensors)
+        return None, None, None, None, *gradients, *([None] * 2 * modalities)
+
+
+def _coordination_backward(
+    options: tuple[Any, ...],
+    needs: Sequence[bool],
+    d_energy: Tensor | None,
+    d_gap: Tensor | None,
+    d_penalty: Tensor | None,
+    d_descent: Tensor | None,
+    d_loss: Tensor | None,
+    target: Tensor | None,
+    class_weight: Tensor | None,
+    present: Tensor | None,
+    *saved: Tensor,
+) -> tuple[Tensor | None, ...]:
+    *numbers, ignore_index, delta, rate, _ = options
+    features, weights = list(saved[: len(needs)]), list(saved[len(needs) : -3])
+    gradients = torch.ops.modbalance.coordination_backward(
+        *numbers, target, class_weight, ignore_index, present, features, weights, *saved[-3:],
+        d_energy, [d_gap, d_penalty, d_descent, d_loss], delta, rate,
+    )  # fmt: skip
+    return tuple(x if need else None for x, need in zip(gradients, needs, strict=True))
+
+
 def _forward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     from modbalance.kernels import triton
 
@@ -153,6 +237,18 @@ def _backward_kernel(*arguments: Any) -> tuple[list[Tensor], Tensor]:
     )
 
 
+def _coordination_kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    from modbalance.kernels import triton
+
+    return triton.coordination(Problem(*arguments[:8]), *arguments[8:])
+
+
+def _coordination_backward_kernel(*arguments: Any) -> list[Tensor]:
+    from modbalance.kernels import triton
+
+    return triton.coordination_backward(Problem(*arguments[:8]), *arguments[8:])
+
+
 def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     features, weights = arguments[10:12]
     shape = (len(features), features[0].shape[0])
@@ -168,9 +264,21 @@ def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor]:
     return dz, features[0].new_empty(total, dtype=torch.float32)
 
 
+def _coordination_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    energy, _, outputs, products = _forward_fake(*arguments)
+    terms = [energy.new_empty(()) for _ in range(4)]
+    return energy, *terms, outputs, products, energy.new_empty(2, len(energy))
+
+
+def _coordination_backward_fake(*arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in arguments[10]]
+
+
 for _name, _kernel, _fake in (
     ("energy_penalty", _forward_kernel, _forward_fake),
     ("energy_penalty_backward", _backward_kernel, _backward_fake),
+    ("coordination", _coordination_kernel, _coordination_fake),
+    ("coordination_backward", _coordination_backward_kernel, _coordination_backward_fake),
 ):
     for _device in ("CUDA", "CPU"):  # the CPU only under Triton's interpreter
         _library.impl(_name, _kernel, _device)  # type: ignore[no-untyped-call]

@@ -1,5 +1,8 @@
 """The penalty as Triton kernels: one forward launch for all modalities, one backward launch.
 
+The terms of a coordinator are pooled on top: each forward program adds its block's sums, and one small program
+turns them into gap, penalty, descent and the coefficients of the backward.
+
 Shapes in comments: R rows a block, N outputs of a head (padded), K features a tile. Formulas: `analytic.py`.
 """
 
@@ -17,9 +20,11 @@ from modbalance.kernels.problem import Problem
 from modbalance.tasks import LOG_VARIANCE_LIMIT
 
 PROGRAMS = 1024  # of the backward with heads: enough to fill a device; the partial sums stay small
+POOLED = 256  # blocks of rows whose sums are pooled at a time
 
 # Rows, features, warps and pipeline stages of a tile by padded width, without spills on sm_80, sm_90 and gfx942
-# (12 registers in the last). By shape, not by autotune: no warm-up, and the same sums in every process.
+# (12 registers in the last; 4 where gaussian is pooled on sm_80). By shape, not by autotune: no warm-up, and the
+# same sums in every process.
 _TILES = {
     "forward": {16: (32, 32, 4, 3), 32: (16, 32, 4, 1), 64: (16, 32, 4, 1)},
     "backward": {16: (32, 64, 4, 3), 32: (16, 32, 4, 3), 64: (16, 32, 4, 1)},
@@ -169,9 +174,16 @@ def _weights(w, stride, head, valid, columns, D):
     return tl.load(at, mask=valid[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32)
 
 
+@triton.jit
+def _store_sum(partial, k, x):
+    """The sum over a block of rows, to (4, M, blocks)."""
+    at = (k * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(partial + at, tl.sum(x, 0))
+
+
 @triton.jit(do_not_specialize=["B"])
 def _forward(
-    zs, ws, bs, z_strides, w_strides, dims, energy, penalty, outputs, products, B, alpha, problem,
+    zs, ws, bs, z_strides, w_strides, dims, energy, penalty, outputs, products, partial, B, alpha, problem,
     flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     TASK: tl.constexpr = flags[0]
@@ -197,6 +209,10 @@ def _forward(
 
     value, v, _ = _derivatives(s, tl.zeros_like(s), here, y, weight, problem, flags)
 
+    if partial is not None:
+        _store_sum(partial, 0, here.to(tl.float32))
+        _store_sum(partial, 1, value)
+
     size = tl.zeros((BLOCK_B,), tl.float32)
     steep = tl.zeros((BLOCK_B,), tl.float32)
     t = tl.zeros((BLOCK_B, WIDTH), tl.float32)
@@ -213,18 +229,68 @@ def _forward(
                 size += scale * tl.sum(z * z, 1)
                 t += tl.dot(g, tl.trans(w), input_precision=PRECISION)
 
+    if partial is not None:
+        _store_sum(partial, 2, size)
+        _store_sum(partial, 3, steep)
     inside = rows < B
     tl.store(energy + m * B + rows, value + size, mask=inside)
-    tl.store(penalty + m * B + rows, steep, mask=inside)
+    if penalty is not None:
+        tl.store(penalty + m * B + rows, steep, mask=inside)
     width: tl.constexpr = 2 * C if TASK == "gaussian" else C
     at = (m * B + rows)[:, None] * width + head[None, :]
     tl.store(outputs + at, s, mask=inside[:, None] & valid[None, :])
     tl.store(products + at, t, mask=inside[:, None] & valid[None, :])
 
 
+@triton.jit(do_not_specialize=["blocks"])
+def _pool(
+    partial, gap, penalty, descent, loss, coefficients, blocks, delta, rate,
+    M: tl.constexpr, PADDED: tl.constexpr, PULL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The terms from the sums of blocks; by modality 1 / count and d gap / d beta l + gamma u of a row, (2, M)."""
+    m = tl.arange(0, PADDED)
+    count = tl.zeros((PADDED,), tl.float32)
+    size = tl.zeros((PADDED,), tl.float32)
+    value = tl.zeros((PADDED,), tl.float32)
+    steep = tl.zeros((PADDED,), tl.float32)
+    for first in range(0, blocks, BLOCK):
+        block = first + tl.arange(0, BLOCK)
+        at = partial + m[:, None] * blocks + block[None, :]
+        inside = (m < M)[:, None] & (block < blocks)[None, :]
+        count += tl.sum(tl.load(at, mask=inside, other=0.0), 1)
+        value += tl.sum(tl.load(at + M * blocks, mask=inside, other=0.0), 1)
+        size += tl.sum(tl.load(at + 2 * M * blocks, mask=inside, other=0.0), 1)
+        steep += tl.sum(tl.load(at + 3 * M * blocks, mask=inside, other=0.0), 1)
+
+    there = count > 0
+    share = 1.0 / tl.maximum(count, 1.0)
+    above = tl.zeros_like(value)
+    value *= share
+    if PULL:
+        above = tl.where(there, value - tl.min(tl.where(there, value, 3e38), 0), 0.0)
+    modalities = tl.maximum(tl.sum(there.to(tl.float32), 0), 1.0)
+    apart = tl.sum(above * above, 0) / modalities
+    steepness = tl.sum(steep * share, 0)
+    descended = rate * tl.sum(value + size * share, 0)
+    tl.store(gap, apart)
+    tl.store(penalty, steepness)
+    tl.store(descent, descended)
+    tl.store(loss, apart + delta * steepness + descended)
+    tl.store(coefficients + m, share, mask=m < M)
+    tl.store(coefficients + M + m, 2.0 * above / modalities * share, mask=m < M)
+
+
 @triton.jit
-def _upstream(rows, m, B, a, a_strides, p, p_strides, outputs, products, problem, flags):
-    """v and h = J (2p W g), R x N; the upstream gradients a of E and 2p of P, R x 1."""
+def _scalar(at):
+    value = 0.0
+    if at is not None:
+        value = tl.load(at)
+    return value
+
+
+@triton.jit
+def _upstream(rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products, problem, flags):
+    """v and h = J (2p W g), R x N; the upstream gradients a of E, 2p of P and e of beta l + gamma u, R x 1."""
     TASK: tl.constexpr = flags[0]
     C: tl.constexpr = flags[1]
     WIDTH: tl.constexpr = flags[2]
@@ -240,13 +306,21 @@ def _upstream(rows, m, B, a, a_strides, p, p_strides, outputs, products, problem
         d_energy = tl.load(a + m * a_strides[0] + rows * a_strides[1], mask=here, other=0.0)
     if p is not None:
         d_penalty = 2.0 * tl.load(p + m * p_strides[0] + rows * p_strides[1], mask=here, other=0.0)
+    d_value = tl.zeros((rows.shape[0],), tl.float32)
+    if pooled is not None:
+        coefficients, modalities, d_gap, d_steep, d_descent, d_loss, delta, rate = pooled
+        share = tl.load(coefficients + m)
+        whole = _scalar(d_loss)
+        d_energy += tl.where(here, rate * (_scalar(d_descent) + whole) * share, 0.0)
+        d_penalty += tl.where(here, 2.0 * (_scalar(d_steep) + delta * whole) * share, 0.0)
+        d_value += tl.where(here, (_scalar(d_gap) + whole) * tl.load(coefficients + modalities + m), 0.0)
     _, v, h = _derivatives(s, d_penalty[:, None] * t, here, y, weight, problem, flags)
-    return here, v, h, d_energy[:, None], d_penalty[:, None]
+    return here, v, h, d_energy[:, None], d_penalty[:, None], d_value[:, None]
 
 
 @triton.jit(do_not_specialize=["B"])
 def _backward(
-    zs, ws, dzs, z_strides, w_strides, dims, outputs, products, a, a_strides, p, p_strides,
+    zs, ws, dzs, z_strides, w_strides, dims, outputs, products, a, a_strides, p, p_strides, pooled,
     B, alpha, problem, flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the features."""
@@ -258,12 +332,14 @@ def _backward(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     m = tl.program_id(1).to(tl.int64)
     head, valid = _heads(WIDTH, C, TASK)
-    here, v, h, d_energy, q = _upstream(rows, m, B, a, a_strides, p, p_strides, outputs, products, problem, flags)
+    here, v, h, d_energy, q, e = _upstream(
+        rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products, problem, flags
+    )
     for i in tl.static_range(len(zs)):
         if m == i:
             scale = 2.0 * alpha / dims[i] if NORMALIZE else 2.0 * alpha
             c = scale * q + d_energy
-            u = c * v + h
+            u = (c + e) * v + h
             for first in range(0, dims[i], BLOCK_D):
                 columns = first + tl.arange(0, BLOCK_D)
                 z = _features(zs[i], z_strides[i], rows, here, columns, dims[i])
@@ -303,7 +379,9 @@ def _backward_heads(
     db = tl.zeros((WIDTH,), tl.float32)
     for block in range(blocks):
         rows = (split * blocks + block) * BLOCK_B + tl.arange(0, BLOCK_B)
-        here, v, h, d_energy, q = _upstream(rows, m, B, a, a_strides, p, p_strides, outputs, products, problem, flags)
+        here, v, h, d_energy, q, _ = _upstream(
+            rows, m, B, a, a_strides, p, p_strides, None, outputs, products, problem, flags
+        )
         z = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
         for i in tl.static_range(len(zs)):
             if m == i:
@@ -339,10 +417,54 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Energy and penalty `(M, B)`; for the backward, the heads' outputs s and W g, `(M, B, width)`."""
     launch = _Launch(problem, ignore_index, present, features, weights)
-    z = features[0]
-    energy, penalty = (z.new_empty(len(features), launch.batch, dtype=torch.float32) for _ in range(2))
+    penalty = features[0].new_empty(len(features), launch.batch, dtype=torch.float32)
+    energy, outputs, products = _run_forward(launch, launch.tile("forward"), biases, penalty, None)
+    return energy, penalty, outputs, products
+
+
+def coordination(
+    problem: Problem,
+    ignore_index: int,
+    present: Tensor | None,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    delta: float,
+    rate: float,
+    pull: bool,
+) -> tuple[Tensor, ...]:
+    """Energy `(M, B)`; gap, penalty, descent and loss; for the backward s, W g and the coefficients `(2, M)`."""
+    launch = _Launch(problem, ignore_index, present, features, weights)
+    z, modalities, tile = features[0], launch.modalities, launch.tile("forward")
+    partial = z.new_empty(4, modalities, tile.row_blocks, dtype=torch.float32)
+    energy, outputs, products = _run_forward(launch, tile, biases, None, partial)
+    terms = [z.new_empty((), dtype=torch.float32) for _ in range(4)]
+    coefficients = z.new_empty(2, modalities, dtype=torch.float32)
+    _start(
+        _pool,
+        (1,),
+        z,
+        (4, 1),
+        partial=partial,
+        **dict(zip(("gap", "penalty", "descent", "loss"), terms, strict=True)),
+        coefficients=coefficients,
+        blocks=tile.row_blocks,
+        delta=float(delta),
+        rate=float(rate),
+        M=modalities,
+        PADDED=triton.next_power_of_2(modalities),
+        PULL=pull,
+        BLOCK=POOLED,
+    )
+    return energy, *terms, outputs, products, coefficients
+
+
+def _run_forward(
+    launch: _Launch, tile: _Tile, biases: Sequence[Tensor | None], penalty: Tensor | None, partial: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    z = launch.shared["zs"][0]
+    energy = z.new_empty(launch.modalities, launch.batch, dtype=torch.float32)
     outputs, products = (z.new_empty(*energy.shape, launch.width, dtype=torch.float32) for _ in range(2))
-    tile = launch.tile("forward")
     launch(
         _forward,
         (tile.row_blocks, launch.modalities),
@@ -352,8 +474,9 @@ def forward(
         penalty=penalty,
         outputs=outputs,
         products=products,
+        partial=partial,
     )
-    return energy, penalty, outputs, products
+    return energy, outputs, products
 
 
 def backward(
@@ -384,7 +507,7 @@ def backward(
     }
     if not needs_heads:
         tile = launch.tile("backward")
-        launch(_backward, (tile.row_blocks, launch.modalities), tile, **arguments)
+        launch(_backward, (tile.row_blocks, launch.modalities), tile, **arguments, pooled=None)
         return dzs, features[0].new_empty(0, dtype=torch.float32)
     offsets, total = head_offsets(weights)
     if launch.batch == 0:
@@ -405,6 +528,40 @@ def backward(
         blocks=blocks,
     )
     return dzs, partial.sum(0) if splits > 1 else partial[0]
+
+
+def coordination_backward(
+    problem: Problem,
+    ignore_index: int,
+    present: Tensor | None,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    outputs: Tensor,
+    products: Tensor,
+    coefficients: Tensor,
+    d_energy: Tensor | None,
+    d_terms: Sequence[Tensor | None],
+    delta: float,
+    rate: float,
+) -> list[Tensor]:
+    """Gradients of the features; `d_terms` are those of gap, penalty, descent and loss."""
+    launch = _Launch(problem, ignore_index, present, features, weights)
+    dzs = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in features]
+    tile = launch.tile("backward")
+    launch(
+        _backward,
+        (tile.row_blocks, launch.modalities),
+        tile,
+        dzs=tuple(dzs),
+        outputs=outputs,
+        products=products,
+        a=d_energy,
+        a_strides=(0, 0) if d_energy is None else d_energy.stride(),
+        p=None,
+        p_strides=(0, 0),
+        pooled=(coefficients, launch.modalities, *d_terms, float(delta), float(rate)),
+    )
+    return dzs
 
 
 def head_offsets(weights: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
@@ -468,18 +625,16 @@ class _Launch:
         return _Tile(rows, columns, warps, stages, triton.cdiv(self.batch, rows))
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], tile: _Tile, **arguments: Any) -> None:
-        if 0 in grid:
-            return
-        with torch.cuda.device_of(self.shared["zs"][0]):
-            kernel[grid](
-                **self.shared,
-                **arguments,
-                BLOCK_B=tile.block_b,
-                BLOCK_D=tile.block_d,
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-                enable_fp_fusion=True,
-            )
+        arguments |= {**self.shared, "BLOCK_B": tile.block_b, "BLOCK_D": tile.block_d}
+        _start(kernel, grid, self.shared["zs"][0], (tile.warps, tile.stages), **arguments)
+
+
+def _start(kernel: Any, grid: tuple[int, ...], like: Tensor, workers: tuple[int, int], **arguments: Any) -> None:
+    """The one place that launches a kernel; `workers`: warps and pipeline stages."""
+    if 0 in grid:
+        return
+    with torch.cuda.device_of(like):
+        kernel[grid](**arguments, num_warps=workers[0], num_stages=workers[1], enable_fp_fusion=True)
 
 
 def flags_for(problem: Problem, width: int) -> tuple[Any, ...]:

@@ -23,17 +23,19 @@ def compiled(tmp_path_factory):
 
 def test_every_kernel_compiles_for_every_target(compiled):
     found = {(x["case"].split("-")[0], x["case"].split("-")[-1]) for x in compiled}
-    assert found == {
-        (k, t) for k in ("_forward", "_backward", "_backward_heads") for t in ("sm_80", "sm_90", "gfx942")
-    }
+    kernels = ("_forward", "_backward", "_backward_heads", "_forward_pooled", "_pool", "_backward_pooled")
+    assert found == {(k, t) for k in kernels for t in ("sm_80", "sm_90", "gfx942")}
+
+
+# A few bytes a thread: where wide heads learn, and where ptxas stops at 168 registers to keep three blocks resident.
+SPILLED = {"_backward_heads-classification-64-bfloat16-sm_90": 64, "_forward_pooled-gaussian-1-bfloat16-sm_80": 16}
 
 
 def test_no_register_is_spilled(compiled):
     """A word or four may go: some versions of ptxas trade them for occupancy."""
-    widest = "_backward_heads-classification-64"  # a few more, only where wide heads learn
-    assert not [x for x in compiled if x["spilled"] > (64 if x["case"].startswith(widest) else 16)]
+    assert not [x for x in compiled if x["spilled"] > SPILLED.get(x["case"], 16)]
 
 
 def test_no_dot_is_taken_in_tf32(compiled):
-    assert all(x["dots"] for x in compiled)
+    assert all(x["dots"] for x in compiled if not x["case"].startswith("_pool-"))
     assert not [x for x in compiled if x["inexact"]]
