@@ -120,6 +120,8 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
     if predictions is not None:
         writable(predictions)
     device = pick_device(device_name)
+    order = {name: i for i, name in enumerate(["ebmc", "concat", *dataset.modalities])}
+    paths.sort(key=lambda path: order.get(path.stem.rpartition("-")[0], len(order)))
     records, rows = [], []
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
