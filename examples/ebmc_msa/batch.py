@@ -89,9 +89,12 @@ class Batch:
         return len(next(iter(self.present.values())))
 
     def rows(self, rows: Tensor | slice) -> Batch:
+        """Some of the samples, cropped to the longest of them."""
+        lengths = {k: v[rows] for k, v in self.lengths.items()}
+        frames = {k: max(v.tolist(), default=0) or 1 for k, v in lengths.items()}
         return Batch(
-            {k: v[rows] for k, v in self.features.items()},
-            {k: v[rows] for k, v in self.lengths.items()},
+            {k: v[:, : frames[k]][rows] if k in frames else v[rows] for k, v in self.features.items()},
+            lengths,
             {k: v[rows] for k, v in self.present.items()},
             None if self.target is None else self.target[rows],
         )

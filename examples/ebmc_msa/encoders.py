@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from modbalance import masked_mean
+from modbalance.presence import select
+
+Sequence = Literal["transformer", "mean"]
 
 
 class Encoder(nn.Module):
     """`(B, D)`, or `(B, T, D)` with lengths `(B,)`, to `(B, dim)`.
 
-    Inputs are standardised by statistics of the training fold, kept in the checkpoint. A sequence goes frame by
-    frame through one layer and is averaged over its valid frames, so padding never counts.
+    Inputs are standardised by statistics of the training fold, kept in the checkpoint. The frames of a sequence see
+    each other in a small transformer, or pass one layer each (`sequence="mean"`), and are averaged where valid:
+    padding never counts.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, size: int, dim: int, *, sequence: bool, dropout: float) -> None:
+    def __init__(self, size: int, dim: int, *, sequence: Sequence | None, dropout: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self.frame = nn.Sequential(nn.Linear(size, dim), nn.GELU()) if sequence else None
+        self.frames: nn.Module | None = None
+        if sequence == "transformer":
+            self.frames = Transformer(size, dim, dropout=dropout)
+        elif sequence == "mean":
+            self.frames = Frames(size, dim)
         self.body = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(dim if sequence else size, dim),
@@ -44,8 +57,68 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = (x - self.mean) / self.scale
-        if self.frame is not None:
+        if self.frames is not None:
             assert lengths is not None
             valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-            x = masked_mean(self.frame(x), valid, dim=1)
+            x = masked_mean(self.frames(select(x, valid), valid), valid, dim=1)
         return self.body(x)
+
+
+class Frames(nn.Module):
+    """One layer, frame by frame: `(B, T, D)` to `(B, T, dim)`."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(size, dim), nn.GELU())
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Transformer(nn.Module):
+    """Frames that see each other: `(B, T, D)` and valid `(B, T)` to `(B, T, dim)`.
+
+    Pre-norm with sinusoidal positions, so any length goes (Vaswani et al., Attention is all you need, 2017; Xiong
+    et al., On layer normalization in the transformer architecture, 2020).
+    """
+
+    def __init__(self, size: int, dim: int, *, layers: int = 1, heads: int = 4, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.embed = nn.Linear(size, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.dropout(x + positions(x.shape[1], x.shape[2]).to(x))
+        # An empty sequence attends to its first frame, which nobody reads: a softmax over nothing is NaN.
+        keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
+        for block in self.blocks:
+            x = block(x, keys)
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """Self-attention over the keys that count, then a perceptron, each added to its input."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attend, self.think = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        qkv = rearrange(self.qkv(self.attend(x)), "b t (n h d) -> n b h t d", n=3, h=self.heads)
+        seen = scaled_dot_product_attention(*qkv, attn_mask=keys[:, None, None])
+        x = x + self.dropout(self.out(rearrange(seen, "b h t d -> b t (h d)")))
+        return x + self.dropout(self.mlp(self.think(x)))
+
+
+def positions(frames: int, dim: int) -> Tensor:
+    """Sines and cosines of geometrically spaced periods, `(frames, dim)` for even `dim`."""
+    rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    angle = torch.arange(frames)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], -1)

@@ -160,7 +160,12 @@ class UnimodalPath(nn.Module):
 def _encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
     return nn.ModuleDict(
         {
-            name: Encoder(size, settings.dim, sequence=name in spec.sequences, dropout=settings.dropout)
+            name: Encoder(
+                size,
+                settings.dim,
+                sequence=settings.encoder if name in spec.sequences else None,
+                dropout=settings.dropout,
+            )
             for name, size in spec.dims.items()
         }
     )

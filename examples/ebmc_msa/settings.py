@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 COMPONENTS = ("msd", "cce", "emc", "imtd")
+ENCODERS = ("transformer", "mean")  # of modalities with a time axis
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
     patience: int = 15  # epochs without a better validation score; the rest is ours
     lr: float = 1e-3
     weight_decay: float = 1e-2
+    encoder: str = "transformer"
     dim: int = 64
     dropout: float = 0.3
     modality_dropout: float = 0.1

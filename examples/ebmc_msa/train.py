@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from data import DataError, load, synthetic
-from settings import COMPONENTS, SYNTHETIC, Settings
+from settings import COMPONENTS, ENCODERS, SYNTHETIC, Settings
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +65,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"chance that a training sample lacks a modality it has ({d.modality_dropout})",
     )  # fmt: skip
     how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
+    how.add_argument(
+        "--encoder", choices=ENCODERS, help=f"of sequences; mean averages frames seen one by one ({d.encoder})"
+    )
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
     out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    names = ("stage1_epochs", "stage2_epochs", "patience", "batch_size", "lr", "modality_dropout")
+    names = ("stage1_epochs", "stage2_epochs", "patience", "batch_size", "lr", "modality_dropout", "encoder")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     defaults = SYNTHETIC if args.data is None else {}
     return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})
