@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,17 @@ class EBMC(nn.Module):
                 self.scales[name] = 1.0
                 if len(here):
                     self.scales[name] = fit_scale(self.spec.task, self.teach(name, here), here.target)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds beside the student: the stage, the teachers and their calibration."""
+        teachers = {name: teacher.copy.state_dict() for name, teacher in self.teachers.items()}
+        return {"balancing": self.balancing, "scales": dict(self.scales), "teachers": teachers}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.balancing, self.scales = state["balancing"], dict(state["scales"])
+        self.teachers = {name: Teacher(self.path(name)) for name in state["teachers"]}
+        for name, teacher in self.teachers.items():
+            teacher.copy.load_state_dict(state["teachers"][name])
 
     def teach(self, name: str, batch: Batch) -> Tensor:
         """What the teacher of one modality says, its uncertainty calibrated."""

@@ -8,6 +8,7 @@ from typing import Any
 import page
 import plots
 import sections
+from files import write_text
 from reading import Run
 from tables import print_table
 
@@ -28,13 +29,7 @@ SECTIONS = {
 
 def write_report(path: Path, results: dict[str, Any], records: list[dict[str, Any]]) -> None:
     """Write the page to `path` in one step: a reader sees the old report or the whole new one."""
-    html = render(Run.of(results, records))
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, render(Run.of(results, records)))
 
 
 def render(run: Run) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import platform
 import statistics
 from pathlib import Path
@@ -15,6 +15,7 @@ import modbalance
 from batch import Batch, Spec
 from data import Dataset
 from evaluate import SELECTION, answer, truth, variance
+from files import write_text
 from model import EBMC, Concat, Prediction
 from settings import Settings
 
@@ -93,13 +94,11 @@ def prediction_rows(
 
 
 def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = dict.fromkeys(column for row in rows for column in row)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as f:
-        writer = csv.DictWriter(f, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, dict.fromkeys(column for row in rows for column in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def errors(spec: Spec, outputs: torch.Tensor, test: Batch) -> torch.Tensor:
@@ -115,9 +114,3 @@ def parameters(model: EBMC | Concat) -> dict[str, int]:
 
     teachers = sum(count(t.copy) for t in getattr(model, "teachers", {}).values())
     return {"student": count(model), "teachers": teachers, "encoders": count(model.encoders)}
-
-
-def atomic_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -19,9 +19,10 @@ import checkpoint
 from batch import Batch, Spec, whole
 from data import DataError, Dataset
 from evaluate import SELECTION, by_condition, contribution, predict, truth
+from files import write_text
 from model import EBMC
 from report import print_table, write_report
-from results import atomic_text, errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
+from results import errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
 from settings import Settings
 from stages import train as train_model
 
@@ -140,7 +141,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
             "models": {name: {"test": spread(group)} for name, group in grouped(records).items()},
         }
         print_table(results, console)
-        atomic_text(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
+        write_text(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
         console.print(f"Written to {run / 'evaluation.json'}.")
     if predictions is not None:
         save_predictions(predictions, rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +15,7 @@ import plots
 import reading
 import report
 import sections
+from data import DataError
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SENTIMENT = ("acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "acc7", "acc5", "mae", "corr")
@@ -213,8 +216,8 @@ def test_failure_keeps_the_old_report(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
     monkeypatch.setattr(report, "render", lambda run: "new")
-    monkeypatch.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+    with pytest.raises(DataError, match="cannot be written \\(disk full\\), expected room"):
         report.write_report(path, fake_results(), [])
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
