@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modbalance.functional.energy import Gap, descend, energy_gap
+from modbalance.distributed import Sync, alike, processes, reduce
+from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.heads import check_heads, linear_heads, probe
 from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
 from modbalance.kernels.problem import Problem
@@ -19,6 +20,7 @@ from modbalance.presence import (
     check_dims,
     check_positive,
     masked_mean,
+    masked_sum,
     resolve,
     select,
     upcast,
@@ -92,6 +94,8 @@ class EnergyCoordinator(nn.Module):
         class_weight: weight of each class in the loss, `(C,)`; classification only.
         ignore_index: label of the rows that count as absent; classification only.
         validate: check values (NaN, label range) as well; this synchronises the device.
+        sync: in training, take every mean over all processes of a distributed run: True for the default process
+            group, a process group, or False for this process alone; see `modbalance.distributed`.
 
     Shape:
         features `(B, D_m)` by modality, target `(B,)` or `(B, C)`, present bool `(B,)` by modality →
@@ -138,6 +142,7 @@ class EnergyCoordinator(nn.Module):
         class_weight: Tensor | None = None,
         ignore_index: int = IGNORE_INDEX,
         validate: bool = False,
+        sync: Sync = True,
     ) -> None:
         super().__init__()
         self.dims = check_dims("EnergyCoordinator", dims)
@@ -154,7 +159,7 @@ class EnergyCoordinator(nn.Module):
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
         self.descent, self.step, self.gap, self.temperature = descent, step, gap, temperature
         self.normalize, self.backend, self.joint = normalize, backend, joint
-        self.ignore_index, self.validate = ignore_index, validate
+        self.ignore_index, self.validate, self.sync = ignore_index, validate, sync
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.owns_heads = heads is None
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
@@ -192,21 +197,31 @@ class EnergyCoordinator(nn.Module):
             target,
             self.class_weight,
         )
-        fused = None if uncertainty is not None else self._fused(problem, features, masks if present else None)
+        sync = self.training and self.sync
+        fused = None
+        if uncertainty is None and processes(sync) is None:
+            fused = self._fused(problem, features, masks if present else None)
         if fused is not None:
             energy, gap, penalty, descent, loss = fused
             fit = energy[:0].sum()
             if self.owns_heads:
-                fit = self._fit(problem, *self._rows(problem, features, masks))
+                z, mask = self._rows(problem, features, masks)
+                fit = masked_mean(self._fit(problem, z), mask, dim=1).sum()
                 loss = loss + fit
+            energies = dict(zip(features, energy, strict=True))
         else:
-            z, mask = self._rows(problem, features, masks)
-            energy, gap, penalty, descent = self._terms(problem, z, mask, uncertainty)
-            fit = zero_of(z) if target is None or not self.owns_heads else self._fit(problem, z, mask)
+            z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
+            energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync)
             loss = gap + self.delta * penalty + descent + fit
-        energies = absent_like(dict(zip(features, energy, strict=True)), self.dims)
+            energies = dict(zip(z, energy, strict=True))
         return CoordinatorOutput(
-            loss, gap, penalty, descent, fit, energies, self._descended(features, masks, problem)
+            loss,
+            gap,
+            penalty,
+            descent,
+            fit,
+            absent_like(energies, self.dims),
+            self._descended(features, masks, problem),
         )
 
     def _rows(
@@ -239,21 +254,34 @@ class EnergyCoordinator(nn.Module):
         )
 
     def _terms(
-        self, problem: Problem, z: dict[str, Tensor], mask: Tensor, uncertainty: Mapping[str, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """energy, gap, penalty and descent."""
+        self,
+        problem: Problem,
+        z: dict[str, Tensor],
+        mask: Tensor,
+        uncertainty: Mapping[str, Tensor] | None,
+        sync: Sync,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """energy, gap, penalty, descent and fit; the means over all processes by one all-reduce."""
         energy, gradient_norm = self._energy(problem, z, mask)
         stated = None
         if uncertainty is not None:
-            stated = self.gamma * torch.stack([upcast(uncertainty[name]) for name in z])
+            given = absent_like(dict(uncertainty), self.dims)
+            stated = self.gamma * torch.stack([upcast(given[name]) for name in z])
             energy = energy + select(stated, mask)
-        gap = penalty = descent = zero_of(z)
-        if problem.target is not None:
-            penalty = masked_mean(gradient_norm, mask, dim=1).sum()
-            descent = self.descent * masked_mean(energy, mask, dim=1).sum()
-            if self.gap is not None:
-                gap = energy_gap(self._gap_energy(problem, z, energy, stated), mask, self.gap)
-        return energy, gap, penalty, descent
+        gap = fit = zero_of(z)
+        if problem.target is None:
+            return energy, gap, gap, gap, fit
+        sums = [masked_sum(gradient_norm, mask, dim=1), masked_sum(energy, mask, dim=1)]
+        if self.owns_heads:
+            sums.append(masked_sum(self._fit(problem, z), mask, dim=1))
+        if self.gap is not None:
+            sums.append(gap_sum(self._gap_energy(problem, z, energy, stated), mask, self.gap))
+        penalty, descent, *rest = reduce(sums, sync)
+        if self.owns_heads:
+            fit = rest[0].mean().sum()
+        if self.gap is not None:
+            gap = gap_of_sum(rest[-1], self.gap)
+        return energy, gap, penalty.mean().sum(), self.descent * descent.mean().sum(), fit
 
     def _outputs(self, name: str, z: Tensor) -> Tensor:
         head = self.heads[name]
@@ -289,7 +317,8 @@ class EnergyCoordinator(nn.Module):
         potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
-    def _fit(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> Tensor:
+    def _fit(self, problem: Problem, z: dict[str, Tensor]) -> Tensor:
+        """Loss of each head on detached features, `(M, B)`."""
         assert problem.target is not None
         losses = [
             task_loss(
@@ -301,7 +330,7 @@ class EnergyCoordinator(nn.Module):
             )
             for name, x in z.items()
         ]
-        return masked_mean(torch.stack(losses), mask, dim=1).sum()
+        return torch.stack(losses)
 
     def _descended(
         self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: Problem

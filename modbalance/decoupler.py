@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from modbalance.functional import alignment_loss, preservation_loss, redundancy_loss
+from modbalance.distributed import Sync, alike, reduce
+from modbalance.functional.decoupling import alignment_sum, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
 from modbalance.output import scalars
-from modbalance.presence import absent_like, check_dims, check_positive, resolve, select, zero_of
+from modbalance.presence import absent_like, check_dims, check_positive, resolve, select, stack, zero_of
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, output_width
 
 __all__ = ["SemanticDecoupler"]
@@ -51,6 +52,10 @@ class SemanticDecoupler(nn.Module):
         class_weight: weight of each class in L_uni, `(C,)`; classification only.
         ignore_index: label of the rows that L_uni leaves out; classification only.
         validate: check values (NaN, label range) as well; this synchronises the device.
+        sync: in training, take every mean over all processes of a distributed run: True for the default process
+            group, a process group, or False for this process alone; see `modbalance.distributed`.
+        max_batch: rows of the largest batch of any process: spares the exchange of InfoNCE's negatives one more
+            collective and the host a wait.
 
     Shape:
         features `(B, D_m)` by modality, target `(B,)` or `(B, C)`, present bool `(B,)` by modality →
@@ -86,6 +91,8 @@ class SemanticDecoupler(nn.Module):
         class_weight: Tensor | None = None,
         ignore_index: int = IGNORE_INDEX,
         validate: bool = False,
+        sync: Sync = True,
+        max_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.dims = check_dims("SemanticDecoupler", dims)
@@ -94,6 +101,7 @@ class SemanticDecoupler(nn.Module):
         self.dim, self.num_outputs, self.task = dim, num_outputs, task
         self.temperature, self.lambda_1, self.lambda_2, self.cosine = temperature, lambda_1, lambda_2, cosine
         self.ignore_index, self.validate = ignore_index, validate
+        self.sync, self.max_batch = sync, max_batch
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.shared = nn.ModuleDict({name: _projection(size, dim) for name, size in self.dims.items()})
         self.private = nn.ModuleDict({name: _projection(size, dim) for name, size in self.dims.items()})
@@ -112,25 +120,21 @@ class SemanticDecoupler(nn.Module):
         if self.validate:
             check_values("SemanticDecoupler", self.task, features, masks, target, self.num_outputs, self.ignore_index)
 
+        sync = self.training and self.sync
+        features, masks = alike(features, masks, self.dims, sync)
         inputs = {name: select(x, masks[name]) for name, x in features.items()}
         shared = {name: select(self.shared[name](x), masks[name]) for name, x in inputs.items()}
         private = {name: select(self.private[name](x), masks[name]) for name, x in inputs.items()}
         predictions = {name: select(self.heads[name](x), masks[name]) for name, x in private.items()}
 
-        alignment = alignment_loss(shared, masks, temperature=self.temperature)
-        redundancy = redundancy_loss(private, masks, cosine=self.cosine)
-        preservation = (
-            zero_of(predictions)
-            if target is None
-            else preservation_loss(
-                predictions,
-                target,
-                masks,
-                task=self.task,
-                class_weight=self.class_weight,
-                ignore_index=self.ignore_index,
-            )
-        )
+        z, mask = stack("SemanticDecoupler", shared, masks)
+        sums = [alignment_sum(z, mask, self.temperature, sync, self.max_batch)]
+        sums.append(redundancy_sum(*stack("SemanticDecoupler", private, masks), self.cosine))
+        if target is not None:
+            outputs, mask = stack("SemanticDecoupler", predictions, masks)
+            sums.append(preservation_sum(outputs, mask, target, self.task, self.class_weight, self.ignore_index))
+        alignment, redundancy, *labelled = (s.mean() for s in reduce(sums, sync))
+        preservation = labelled[0] if labelled else zero_of(predictions)
         loss = alignment + self.lambda_1 * redundancy + self.lambda_2 * preservation
         return DecouplerOutput(
             loss,

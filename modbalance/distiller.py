@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from modbalance.functional.trust import Direction, distillation_loss, trust_fusion, trust_weights
+from modbalance.distributed import Sync, reduce
+from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
 from modbalance.output import scalars
 from modbalance.presence import check_positive, resolve, select
 from modbalance.tasks import Task, check_task, output_width, prediction_variance
@@ -37,6 +38,8 @@ class TrustDistiller(nn.Module):
         temperature: T of the softened probabilities, > 0; classification and multilabel only.
         direction: `paper` is KL(student || teacher), `forward` is KL(teacher || student).
         min_variance: floor of a teacher's variance.
+        sync: in training, take every mean over all processes of a distributed run: True for the default process
+            group, a process group, or False for this process alone; see `modbalance.distributed`.
 
     Shape:
         student `(B, width)`, teachers `(B, width)` by modality, variances `(B,)` or `(B, C)` by modality,
@@ -67,6 +70,7 @@ class TrustDistiller(nn.Module):
         temperature: float = 1.0,
         direction: Direction = "paper",
         min_variance: float = 1e-6,
+        sync: Sync = True,
     ) -> None:
         super().__init__()
         check_task("TrustDistiller", task, num_outputs)
@@ -77,7 +81,7 @@ class TrustDistiller(nn.Module):
                 "(teacher || student); pass one of them."
             )
         self.num_outputs, self.task = num_outputs, task
-        self.temperature, self.direction, self.min_variance = temperature, direction, min_variance
+        self.temperature, self.direction, self.min_variance, self.sync = temperature, direction, min_variance, sync
 
     def forward(
         self,
@@ -93,15 +97,9 @@ class TrustDistiller(nn.Module):
                 f"TrustDistiller: student has shape {tuple(student.shape)}, expected "
                 f"({len(next(iter(teachers.values())))}, {width}) as the teachers; pass the fused model's outputs."
             )
-        loss = distillation_loss(
-            student,
-            teachers,
-            weights,
-            task=self.task,
-            temperature=self.temperature,
-            direction=self.direction,
-        )
-        return DistillerOutput(loss, weights)
+        taught = distillation_sum(student, teachers, weights, self.task, self.temperature, self.direction)
+        (taught,) = reduce([taught], self.training and self.sync)
+        return DistillerOutput(taught.mean(), weights)
 
     def trust(
         self,

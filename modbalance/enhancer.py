@@ -8,13 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modbalance.functional import generator_inputs, reconstruction_loss
+from modbalance.distributed import Sync, alike, reduce
+from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
 from modbalance.output import scalars
 from modbalance.presence import (
+    Sum,
     absent_like,
     check_dims,
     check_positive,
-    masked_mean,
+    masked_sum,
     resolve,
     select,
     zero_of,
@@ -71,6 +73,8 @@ class ComplementaryEnhancer(nn.Module):
         class_weight: weight of each class in the label term, `(C,)`; classification only.
         ignore_index: label of the rows that the label term leaves out; classification only.
         validate: check values (NaN, label range) as well; this synchronises the device.
+        sync: in training, take every mean over all processes of a distributed run: True for the default process
+            group, a process group, or False for this process alone; see `modbalance.distributed`.
 
     Shape:
         features `(B, D_m)`, shared and private `(B, dim)` by modality; `predict` maps features by modality to
@@ -112,6 +116,7 @@ class ComplementaryEnhancer(nn.Module):
         class_weight: Tensor | None = None,
         ignore_index: int = IGNORE_INDEX,
         validate: bool = False,
+        sync: Sync = True,
     ) -> None:
         super().__init__()
         self.dims = check_dims("ComplementaryEnhancer", dims)
@@ -124,7 +129,7 @@ class ComplementaryEnhancer(nn.Module):
         self.dim, self.num_outputs, self.task = dim, num_outputs, task
         self.gamma, self.noise, self.hide = gamma, noise, hide
         self.own_private, self.impute = own_private, impute
-        self.ignore_index, self.validate = ignore_index, validate
+        self.ignore_index, self.validate, self.sync = ignore_index, validate, sync
         self.register_buffer("class_weight", class_weight, persistent=False)
         hidden = hidden or 2 * dim
         width = dim * (2 * len(self.dims) - (not own_private))
@@ -161,14 +166,17 @@ class ComplementaryEnhancer(nn.Module):
                 self.ignore_index,
             )
 
+        sync = self.training and self.sync
+        features, masks = alike(features, masks, self.dims, sync)
         inputs = {name: select(x, masks[name]) for name, x in features.items()}
         masks = absent_like(masks, self.dims)
         enhanced, imputed = self._generate(shared, private, masks)
         own = {name: enhanced[name] for name in inputs}
-        reconstruction = reconstruction_loss(own, inputs, {name: masks[name] for name in inputs})
-        task = zero_of(own)
+        sums = [reconstruction_sum(own, inputs, masks)]
         if predict is not None and target is not None:
-            task = self._label_term(inputs, enhanced, masks, imputed, predict, target)
+            sums.append(self._label_term(inputs, enhanced, masks, imputed, predict, target))
+        reconstruction, *labelled = (s.mean() for s in reduce(sums, sync))
+        task = labelled[0] if labelled else zero_of(own)
         return EnhancerOutput(reconstruction + self.gamma * task, reconstruction, task, enhanced, imputed)
 
     def _generate(
@@ -197,7 +205,7 @@ class ComplementaryEnhancer(nn.Module):
         imputed: dict[str, Tensor],
         predict: Callable[[Mapping[str, Tensor]], Tensor],
         target: Tensor,
-    ) -> Tensor:
+    ) -> Sum:
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         losses, counted = [], []
         for name in self.dims:
@@ -217,7 +225,7 @@ class ComplementaryEnhancer(nn.Module):
             )
             here = masks[name] | imputed[name] if self.impute else masks[name]
             counted.append(here if valid is None else here & valid)
-        return masked_mean(torch.stack(losses), torch.stack(counted))
+        return masked_sum(torch.stack(losses), torch.stack(counted))
 
     def _check_parts(
         self, argument: str, parts: Mapping[str, Tensor], features: Mapping[str, Tensor], batch: int

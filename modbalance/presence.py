@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,25 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = Non
         >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
         tensor(2.)
     """
+    return masked_sum(x, mask, dim).mean()
+
+
+class Sum(NamedTuple):
+    """A mean still to be taken."""
+
+    total: Tensor
+    entries: Tensor
+
+    def mean(self) -> Tensor:
+        return self.total / self.entries.clamp(min=1)
+
+
+def masked_sum(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Sum:
+    """What `masked_mean` divides by what."""
     dims = tuple(range(mask.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(d % mask.dim() for d in dims)
-    count = mask.sum(dims).clamp(min=1)
-    return select(x, mask).sum(dims) / count.reshape(count.shape + (1,) * (x.dim() - mask.dim()))
+    entries = mask.sum(dims)
+    return Sum(select(x, mask).sum(dims), entries.reshape(entries.shape + (1,) * (x.dim() - mask.dim())))
 
 
 def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
-from modbalance.presence import masked_mean, resolve, stack
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, task_loss
+from modbalance.distributed import Sync, gather, most_rows, processes
+from modbalance.presence import Sum, masked_sum, resolve, select, stack
+from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, output_width, task_loss
 
 
 def alignment_loss(
@@ -47,16 +48,46 @@ def alignment_loss(
         tensor(True)
     """
     masks = resolve("alignment_loss", shared, present, argument="shared")
-    x, mask = stack("alignment_loss", shared, masks)
+    return alignment_sum(*stack("alignment_loss", shared, masks), temperature).mean()
+
+
+def alignment_sum(
+    x: Tensor, mask: Tensor, temperature: float, sync: Sync = False, max_batch: int | None = None
+) -> Sum:
+    """The loss of this process's anchors `(M, B)`, the samples of all processes being their negatives."""
     with torch.autocast(x.device.type, enabled=False):
-        others = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).to(x.dtype)
-        count = einsum(others, mask.to(x.dtype), "m n, n b -> m b")
-        aggregate = einsum(others, x, "m n, n b d -> m b d") / count.clamp(min=1)[..., None]
-        similarity = einsum(_unit(x), _unit(aggregate), "m i d, m j d -> m i j") / temperature
-        # A finite floor: a row without any candidate is masked below and must not turn NaN before.
-        similarity = similarity.masked_fill((count == 0)[:, None], -1e30)
-        loss = similarity.logsumexp(-1) - similarity.diagonal(dim1=1, dim2=2)
-    return masked_mean(loss, mask & (count > 0))
+        anchors, candidates, known = _pairs(x, mask)
+        valid = mask & known
+        if processes(sync) is None:
+            similarity = _similarity(anchors, candidates, known, temperature)
+            return masked_sum(similarity.logsumexp(-1) - similarity.diagonal(dim1=1, dim2=2), valid)
+        rows = most_rows(x[0], sync=sync) if max_batch is None else max_batch
+        everyone = gather(torch.cat([x, mask[..., None].to(x)], -1).transpose(0, 1), rows, sync=sync).transpose(0, 1)
+        all_mask = everyone[..., -1] > 0
+        all_anchors, all_candidates, all_known = _pairs(everyone[..., :-1], all_mask)
+        partition = _similarity(anchors, all_candidates, all_known, temperature).logsumexp(-1)
+        total, count = masked_sum(partition - (anchors * candidates).sum(-1) / temperature, valid)
+        # The anchors of all processes draw on the candidates of this one: a share of the gradient without a value.
+        drawn = _similarity(all_anchors, candidates, known, temperature)
+        partitions = gather(partition.T, rows, sync=sync).T[..., None]
+        weight = select((drawn.detach() - partitions).exp(), (all_mask & all_known)[..., None] & known[:, None])
+        drawn = (weight * drawn).sum()
+        return Sum(total + (drawn - drawn.detach()), count)
+
+
+def _pairs(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions of the anchors and of the means of the others, `(M, B, D)`; whether there are others, `(M, B)`."""
+    others = (~torch.eye(len(x), dtype=torch.bool, device=x.device)).to(x.dtype)
+    count = einsum(others, mask.to(x.dtype), "m n, n b -> m b")
+    aggregate = einsum(others, x, "m n, n b d -> m b d") / count.clamp(min=1)[..., None]
+    return _unit(x), _unit(aggregate), count > 0
+
+
+def _similarity(anchors: Tensor, candidates: Tensor, known: Tensor, temperature: float) -> Tensor:
+    """Of each anchor and each candidate, `(M, I, J)`."""
+    similarity = einsum(anchors, candidates, "m i d, m j d -> m i j") / temperature
+    # A finite floor: a row without any candidate is masked later and must not turn NaN before.
+    return similarity.masked_fill(~known[:, None], -1e30)
 
 
 def redundancy_loss(
@@ -90,12 +121,15 @@ def redundancy_loss(
     if cosine not in ("squared", "plain"):
         raise ValueError(f"redundancy_loss: cosine is {cosine!r}, expected 'squared' or 'plain'; pass one of them.")
     masks = resolve("redundancy_loss", private, present, argument="private")
-    x, mask = stack("redundancy_loss", private, masks)
+    return redundancy_sum(*stack("redundancy_loss", private, masks), cosine).mean()
+
+
+def redundancy_sum(x: Tensor, mask: Tensor, cosine: str) -> Sum:
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
     unit = _unit(x)
     similarity = (unit[first] * unit[second]).sum(-1)
     similarity = similarity.square() if cosine == "squared" else similarity
-    return masked_mean(similarity, mask[first] & mask[second])
+    return masked_sum(similarity, mask[first] & mask[second])
 
 
 def preservation_loss(
@@ -136,10 +170,16 @@ def preservation_loss(
     width = outputs.shape[-1]
     num_outputs = width // 2 if task == "gaussian" else width
     check_target("preservation_loss", task, target, outputs.shape[1], num_outputs)
-    valid = labelled(task, target, num_outputs, ignore_index)
+    return preservation_sum(outputs, mask, target, task, class_weight, ignore_index).mean()
+
+
+def preservation_sum(
+    outputs: Tensor, mask: Tensor, target: Tensor, task: Task, class_weight: Tensor | None, ignore_index: int
+) -> Sum:
+    valid = labelled(task, target, outputs.shape[-1] // output_width(task, 1), ignore_index)
     mask = mask if valid is None else mask & valid
     losses = [task_loss(task, s, target, class_weight=class_weight, ignore_index=ignore_index) for s in outputs]
-    return masked_mean(torch.stack(losses), mask)
+    return masked_sum(torch.stack(losses), mask)
 
 
 def _unit(x: Tensor) -> Tensor:

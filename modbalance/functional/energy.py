@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modbalance.presence import masked_mean, select, upcast
+from modbalance.presence import Sum, masked_mean, masked_sum, select, upcast
 from modbalance.tasks import Point, Task, uncertainty_slope
 
 Gap = Literal["pull", "paper", "paper_per_sample"]
@@ -92,24 +92,32 @@ def energy_gap(energies: Tensor, present: Tensor, kind: Gap = "pull") -> Tensor:
             f"energy_gap: energies {tuple(energies.shape)} and {present.dtype} present {tuple(present.shape)}, "
             "expected (M, B) and bool of the same shape; stack the modalities."
         )
+    return gap_of_sum(gap_sum(energies, present, kind), kind)
+
+
+def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> Sum:
+    """What the gap compares, summed over samples: `(M,)` for `pull`, else `(M, M)`."""
     energies = upcast(energies)
     if kind == "pull":
-        means, there = masked_mean(energies, present, dim=1), present.any(1)
-        reference = torch.where(there, means, torch.inf).amin().detach()
-        return masked_mean(select(means - reference, there).square(), there)
+        return masked_sum(energies, present, dim=1)
     both = present[:, None] & present[None]
     if kind == "paper":
-        means = masked_mean(energies[:, None].expand(both.shape), both, dim=2)
-        gaps = (means - means.T).square()
-    elif kind == "paper_per_sample":
+        return masked_sum(energies[:, None].expand(both.shape), both, dim=2)
+    if kind == "paper_per_sample":
         x = select(energies, present)
-        gaps = masked_mean((x[:, None] - x[None]).square(), both, dim=2)
-    else:
-        raise ValueError(
-            f"energy_gap: kind is {kind!r}, expected 'pull', 'paper' or 'paper_per_sample'; pass one of them."
-        )
-    pairs = both.any(2) & ~torch.eye(len(energies), dtype=torch.bool, device=energies.device)
-    return masked_mean(gaps, pairs)
+        return masked_sum((x[:, None] - x[None]).square(), both, dim=2)
+    raise ValueError(
+        f"energy_gap: kind is {kind!r}, expected 'pull', 'paper' or 'paper_per_sample'; pass one of them."
+    )
+
+
+def gap_of_sum(sums: Sum, kind: Gap) -> Tensor:
+    means, there = sums.mean(), sums.entries > 0
+    if kind == "pull":
+        reference = torch.where(there, means, torch.inf).amin().detach()
+        return masked_mean(select(means - reference, there).square(), there)
+    gaps = (means - means.T).square() if kind == "paper" else means
+    return masked_mean(gaps, there & ~torch.eye(len(means), dtype=torch.bool, device=means.device))
 
 
 def descend(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modbalance.presence import masked_mean, resolve, select, upcast
+from modbalance.presence import Sum, masked_sum, resolve, select, upcast
 
 
 def reconstruction_loss(
@@ -38,6 +38,12 @@ def reconstruction_loss(
         tensor(1.)
     """
     masks = resolve("reconstruction_loss", enhanced, present, argument="enhanced")
+    return reconstruction_sum(enhanced, features, masks).mean()
+
+
+def reconstruction_sum(
+    enhanced: Mapping[str, Tensor], features: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> Sum:
     losses = []
     for name, x in enhanced.items():
         if name not in features or features[name].shape != x.shape:
@@ -48,7 +54,7 @@ def reconstruction_loss(
             )
         error = select(upcast(x), masks[name]) - select(upcast(features[name].detach()), masks[name])
         losses.append(error.square().mean(-1))
-    return masked_mean(torch.stack(losses), torch.stack(list(masks.values())))
+    return masked_sum(torch.stack(losses), torch.stack([masks[name] for name in enhanced]))
 
 
 def generator_inputs(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.presence import masked_mean, masked_softmax, resolve, select, upcast
+from modbalance.presence import Sum, masked_softmax, masked_sum, resolve, select, upcast
 from modbalance.tasks import Task, split_gaussian
 
 Direction = Literal["paper", "forward"]
@@ -97,6 +97,17 @@ def distillation_loss(
         >>> distillation_loss(s, {"a": s}, {"a": torch.ones(1)})
         tensor(0.)
     """
+    return distillation_sum(student, teachers, weights, task, temperature, direction).mean()
+
+
+def distillation_sum(
+    student: Tensor,
+    teachers: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    task: Task,
+    temperature: float,
+    direction: Direction,
+) -> Sum:
     if direction not in ("paper", "forward"):
         raise ValueError(
             f"distillation_loss: direction is {direction!r}, expected 'paper' (student || teacher) or 'forward' "
@@ -118,7 +129,7 @@ def distillation_loss(
         pair = (student, teacher) if direction == "paper" else (teacher, student)
         total = total + select(weight * _divergence(task, *pair, temperature), here)
         taught = taught | here
-    return masked_mean(total, taught)
+    return masked_sum(total, taught)
 
 
 def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:

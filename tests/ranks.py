@@ -1,0 +1,69 @@
+"""Processes that stay, and do together what a test asks of them."""
+
+import multiprocessing
+import traceback
+from datetime import timedelta
+from functools import cache
+from multiprocessing.connection import wait
+
+import torch
+import torch.distributed as dist
+
+SIZE = 3
+
+
+class Ranks:
+    """`SIZE` processes in one gloo group; `run(job, ...)` gives what `job(group, ...)` returned on each."""
+
+    def __init__(self, folder):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "ranks"])
+        self.pipes, theirs = zip(*(context.Pipe() for _ in range(SIZE)), strict=True)
+        self.processes = [
+            context.Process(target=_serve, args=(rank, f"file://{folder}/store", pipe), daemon=True)
+            for rank, pipe in enumerate(theirs)
+        ]
+        for process, pipe in zip(self.processes, theirs, strict=True):
+            process.start()
+            pipe.close()
+
+    def run(self, job, *arguments, size=SIZE, timeout=60):
+        """Fails, rather than hangs, where a process waits for another that does not come."""
+        for pipe in self.pipes[:size]:
+            pipe.send((job, arguments, size))
+        results = {}
+        while len(results) < size:
+            waiting = [pipe for pipe in self.pipes[:size] if pipe not in results]
+            ready = wait(waiting, timeout)
+            if not ready:
+                self.close()
+                late = [self.pipes.index(pipe) for pipe in waiting]
+                raise TimeoutError(f"ranks {late} of {size} did not return from {job.__name__}{arguments}")
+            for pipe in ready:
+                failure, results[pipe] = pipe.recv()
+                if failure:
+                    self.close()
+                    raise AssertionError(f"rank {self.pipes.index(pipe)} of {size}: {failure}")
+        return [results[pipe] for pipe in self.pipes[:size]]
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _serve(rank, store, pipe):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=30))
+    while True:
+        job, arguments, size = pipe.recv()
+        try:
+            pipe.send((None, job(_group(size), *arguments)))
+        except Exception:
+            pipe.send((traceback.format_exc(), None))
+
+
+@cache
+def _group(size):
+    # Only its members take part in making it, so that a test of two does not need the third.
+    return dist.group.WORLD if size == SIZE else dist.new_group(list(range(size)), use_local_synchronization=True)
