@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from data import DataError, Dataset, Split
+from data import DataError, Dataset
 from modbalance.tasks import Task
 
 TASKS: dict[str, Task] = {"sentiment": "gaussian", "regression": "gaussian", "classes": "classification"}
@@ -89,33 +88,12 @@ class Batch:
         return len(next(iter(self.present.values())))
 
     def rows(self, rows: Tensor | slice) -> Batch:
-        """Some of the samples, cropped to the longest of them."""
-        lengths = {k: v[rows] for k, v in self.lengths.items()}
-        frames = {k: max(v.tolist(), default=0) or 1 for k, v in lengths.items()}
         return Batch(
-            {k: v[:, : frames[k]][rows] if k in frames else v[rows] for k, v in self.features.items()},
-            lengths,
+            {k: v[rows] for k, v in self.features.items()},
+            {k: v[rows] for k, v in self.lengths.items()},
             {k: v[rows] for k, v in self.present.items()},
             None if self.target is None else self.target[rows],
         )
 
     def showing(self, present: dict[str, Tensor]) -> Batch:
         return Batch(self.features, self.lengths, present, self.target)
-
-
-def whole(split: Split, spec: Spec, device: torch.device) -> Batch:
-    """A fold as one batch: the modalities of `spec`, absent where the data lack them."""
-    rows = len(split)
-    features, lengths, present = {}, {}, {}
-    for name, size in spec.dims.items():
-        there = name in split.features
-        frames = (1,) if name in spec.sequences else ()
-        x = split.features[name] if there else torch.zeros(rows, *frames, size)
-        features[name] = x.to(device)
-        present[name] = (split.present[name] if there else torch.zeros(rows, dtype=torch.bool)).to(device)
-        if name in spec.sequences:
-            lengths[name] = (split.lengths[name] if there else torch.zeros(rows, dtype=torch.int64)).to(device)
-    target = split.target
-    if target is not None and spec.kind != "classes":
-        target = (target - spec.mean) / spec.scale
-    return Batch(features, lengths, present, None if target is None else target.to(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -45,15 +46,12 @@ class Encoder(nn.Module):
         )
 
     @torch.no_grad()
-    def standardise(self, x: Tensor, lengths: Tensor | None, present: Tensor) -> None:
-        """Set mean and scale from the rows and frames of the training fold that are really there."""
-        x = x[present]
-        if lengths is not None:
-            x = x[torch.arange(x.shape[1], device=x.device) < lengths[present][:, None]]
-        self.mean.copy_(x.mean(0))
-        scale = x.std(0, correction=0)
+    def standardise(self, blocks: Iterable[Tensor]) -> None:
+        """Set mean and scale from `(n, D)` blocks of what is really there in the training fold."""
+        mean, scale, largest = moments(blocks, len(self.mean))
+        self.mean.copy_(mean)
         # A column that never moves says nothing: divide it by 1, not by almost zero.
-        self.scale.copy_(torch.where(scale > 1e-6 * x.abs().amax(0), scale, 1.0))
+        self.scale.copy_(torch.where(scale > 1e-6 * largest, scale, 1.0))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = (x - self.mean) / self.scale
@@ -122,3 +120,20 @@ def positions(frames: int, dim: int) -> Tensor:
     rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
     angle = torch.arange(frames)[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def moments(blocks: Iterable[Tensor], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and largest magnitude by column over `(n, size)` blocks; zeros where all are empty.
+
+    Sums of squares are joined by the pairwise update of Chan, Golub and LeVeque (1983), in float64.
+    """
+    count, (mean, squares, largest) = 0, torch.zeros(3, size, dtype=torch.float64)
+    for x in blocks:
+        if not len(x):
+            continue
+        here, ahead, peak = (v.double().cpu() for v in (*torch.var_mean(x, 0, correction=0), x.abs().amax(0)))
+        total = count + len(x)
+        squares += here * len(x) + (ahead - mean).square() * (count * len(x) / total)
+        mean += (ahead - mean) * (len(x) / total)
+        count, largest = total, largest.maximum(peak)
+    return mean, (squares / max(count, 1)).sqrt(), largest

@@ -10,6 +10,7 @@ from torch import Tensor
 import metrics
 from batch import Batch, Spec
 from data import DataError
+from fold import Fold, by_length
 from missing import conditions, restrict
 from modbalance.diagnostics import shapley_values, shares
 from modbalance.tasks import prediction_variance, task_loss
@@ -20,17 +21,21 @@ SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc"}
 
 
 @torch.no_grad()
-def predict(model: Model, batch: Batch, chunk: int = 512) -> Prediction:
+def predict(model: Model, fold: Fold | Batch) -> Prediction:
     """What the model says of a whole fold, in chunks and without looking at its labels."""
     model.eval()
-    unlabelled = replace(batch, target=None)
-    pieces = [model(unlabelled.rows(slice(i, i + chunk))) for i in range(0, len(batch), chunk)]
+    unlabelled, chunks = replace(fold, target=None), by_length(fold)
+    pieces = [model(unlabelled.rows(rows)) for rows in chunks]
+    place = torch.cat(chunks).argsort().to(pieces[0].outputs.device)
 
-    def joined(field: str) -> dict[str, Tensor]:
-        return {k: torch.cat([getattr(p, field)[k] for p in pieces]) for k in getattr(pieces[0], field)}
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors)[place]
 
-    outputs, fused = (torch.cat([getattr(p, field) for p in pieces]) for field in ("outputs", "fused"))
-    return Prediction(outputs, fused, joined("trust"), joined("energy"), pieces[0].loss, {})
+    def by_modality(field: str) -> dict[str, Tensor]:
+        return {k: joined([getattr(p, field)[k] for p in pieces]) for k in getattr(pieces[0], field)}
+
+    outputs, fused = (joined([getattr(p, field) for p in pieces]) for field in ("outputs", "fused"))
+    return Prediction(outputs, fused, by_modality("trust"), by_modality("energy"), pieces[0].loss, {})
 
 
 def answer(spec: Spec, outputs: Tensor) -> Tensor:
@@ -48,13 +53,13 @@ def variance(spec: Spec, outputs: Tensor) -> Tensor:
     return v.gather(-1, outputs.argmax(-1, keepdim=True))[:, 0] if spec.kind == "classes" else v[:, 0] * spec.scale**2
 
 
-def measure(model: Model, batch: Batch) -> dict[str, float]:
+def measure(model: Model, fold: Fold | Batch) -> dict[str, float]:
     """The metrics of the data's kind, and the task loss."""
-    spec, outputs = model.spec, predict(model, batch).outputs
+    spec, outputs = model.spec, predict(model, fold).outputs
     if not torch.isfinite(outputs).all():
         raise DataError("training diverged: predictions are NaN or infinite, expected numbers; pass a smaller --lr.")
-    found = metrics.compute(spec.kind, answer(spec, outputs).cpu(), truth(spec, batch.target).cpu(), spec.num_outputs)
-    return {**found, "loss": task_loss(spec.task, outputs, batch.target).mean().item()}
+    found = metrics.compute(spec.kind, answer(spec, outputs).cpu(), truth(spec, fold.target).cpu(), spec.num_outputs)
+    return {**found, "loss": task_loss(spec.task, outputs, fold.target).mean().item()}
 
 
 def score(kind: str, found: dict[str, float]) -> tuple[float, float]:
@@ -63,16 +68,16 @@ def score(kind: str, found: dict[str, float]) -> tuple[float, float]:
     return found[name] if name == "acc" else -found[name], -found["loss"]
 
 
-def by_condition(model: Model, batch: Batch) -> dict[str, dict[str, float]]:
+def by_condition(model: Model, fold: Fold) -> dict[str, dict[str, float]]:
     """The metrics with only some of the modalities left on."""
     found = {}
     for condition, keep in conditions(model.spec.dims).items():
-        found[condition] = measure(model, batch.showing(restrict(batch.present, keep)))
+        found[condition] = measure(model, fold.showing(restrict(fold.present, keep)))
         del found[condition]["loss"]
     return found
 
 
-def contribution(model: Model, valid: Batch) -> dict[str, float]:
+def contribution(model: Model, valid: Fold) -> dict[str, float]:
     """Share of each modality in what the model gained over a constant: Shapley over coalitions, on validation."""
     spec = model.spec
     name = SELECTION[spec.kind]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from batch import Batch, Spec
 from calibration import calibrate, fit_scale
 from encoders import Encoder
+from fold import Fold, by_length
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
 from modbalance.functional import preservation_loss
 from modbalance.presence import select
@@ -116,16 +117,17 @@ class EBMC(nn.Module):
         return Prediction(outputs, fused, trust if taught else {}, balanced.energy, loss, terms)
 
     @torch.no_grad()
-    def start_balancing(self, valid: Batch) -> None:
+    def start_balancing(self, valid: Fold) -> None:
         """Freeze a teacher of each whole unimodal path as it is now, calibrated on the validation fold."""
         self.balancing = True
         if "imtd" not in self.settings.without:
             for name in self.spec.dims:
                 self.teachers[name] = Teacher(self.path(name))
-                here = valid.rows(valid.present[name])
                 self.scales[name] = 1.0
-                if len(here):
-                    self.scales[name] = fit_scale(self.spec.task, self.teach(name, here), here.target)
+                here = valid.keep(valid.present[name])
+                batches = map(here.rows, by_length(here))
+                said, target = zip(*((self.teach(name, batch), batch.target) for batch in batches), strict=True)
+                self.scales[name] = fit_scale(self.spec.task, torch.cat(said), torch.cat(target))
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside the student: the stage, the teachers and their calibration."""

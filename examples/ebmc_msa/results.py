@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 import modbalance
-from batch import Batch, Spec
+from batch import Spec
 from data import Dataset
 from evaluate import SELECTION, answer, truth, variance
 from files import write_text
+from fold import Fold
 from model import EBMC, Concat, Prediction
 from settings import Settings
 
@@ -82,7 +83,7 @@ def spread(group: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def prediction_rows(
-    name: str, seed: int, spec: Spec, ids: list[str], said: Prediction, test: Batch
+    name: str, seed: int, spec: Spec, ids: list[str], said: Prediction, test: Fold
 ) -> list[dict[str, Any]]:
     values, variances = answer(spec, said.outputs).tolist(), variance(spec, said.outputs).tolist()
     trust = {f"trust_{m}": w.tolist() for m, w in said.trust.items()}
@@ -101,7 +102,7 @@ def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def errors(spec: Spec, outputs: torch.Tensor, test: Batch) -> torch.Tensor:
+def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:
     """By utterance: |error| in the data's units, or 1 - p of the true class."""
     if spec.kind == "classes":
         return 1 - outputs.softmax(-1).gather(-1, test.target[:, None])[:, 0]

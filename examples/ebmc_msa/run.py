@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import checkpoint
-from batch import Batch, Spec, whole
+from batch import Spec
 from data import DataError, Dataset
 from evaluate import SELECTION, by_condition, contribution, predict, truth
 from files import write_text
+from fold import Fold
 from model import EBMC
 from report import print_table, write_report
 from results import errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
@@ -68,7 +69,7 @@ def one(
     torch.manual_seed(seed)
     spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
     model = checkpoint.build(name, spec, settings).to(device)
-    train_fold, valid, test = (whole(dataset.splits[fold], spec, device) for fold in FOLDS)
+    train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
     bar = progress.add_task(f"{name} {seed}", total=settings.stage1_epochs + settings.stage2_epochs, state="")
 
     def tell(stage: str, epoch: int, entry: dict[str, Any]) -> None:
@@ -128,7 +129,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         name, seed, model = checkpoint.read(path, device)
         spec = model.spec
         spec.check(dataset, f"--evaluate {path}")
-        test = whole(split, spec, device)
+        test = Fold.of(split, spec, device)
         rows += prediction_rows(name, seed, spec, split.id, predict(model, test), test)
         if split.target is not None:
             records.append({"model": name, "seed": seed, "test": by_condition(model, test)})
@@ -171,9 +172,9 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
     return names
 
 
-def with_something(batch: Batch) -> Batch:
+def with_something(fold: Fold) -> Fold:
     """Only the samples that have a modality at all: from the others there is nothing to learn."""
-    return batch.rows(torch.stack(list(batch.present.values())).any(0))
+    return fold.keep(torch.stack(list(fold.present.values())).any(0))
 
 
 def sizes(dataset: Dataset) -> str:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from batch import Batch
 from evaluate import measure, score
+from fold import Fold, shuffled
 from missing import random_drop
 from modbalance.diagnostics import gradient_norms, shares
 from model import EBMC, Concat
@@ -30,11 +30,11 @@ class Stage(NamedTuple):
 
 
 def train(
-    model: EBMC | Concat, train: Batch, valid: Batch, settings: Settings, seed: int, progress: Progress
+    model: EBMC | Concat, train: Fold, valid: Fold, settings: Settings, seed: int, progress: Progress
 ) -> tuple[list[Stage], EBMC | None]:
     """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing."""
     for name, encoder in model.encoders.items():
-        encoder.standardise(train.features[name], train.lengths.get(name), train.present[name])
+        encoder.standardise(train.frames(name))
     if not isinstance(model, EBMC):
         epochs = settings.stage1_epochs + settings.stage2_epochs
         return [run_stage("train", model, train, valid, settings, epochs, seed, progress)], None
@@ -50,8 +50,8 @@ def train(
 def run_stage(
     name: str,
     model: EBMC | Concat,
-    train: Batch,
-    valid: Batch,
+    train: Fold,
+    valid: Fold,
     settings: Settings,
     epochs: int,
     seed: int,
@@ -92,16 +92,15 @@ def run_stage(
 def _epoch(
     model: EBMC | Concat,
     optimizer: torch.optim.Optimizer,
-    train: Batch,
+    train: Fold,
     settings: Settings,
     generator: torch.Generator,
 ) -> dict[str, Any]:
     model.train()
-    order = torch.randperm(len(train), generator=generator)
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    batches = order.split(settings.batch_size)
+    batches = shuffled(train, settings.batch_size, generator)
     for rows in batches:
-        batch = train.rows(rows.to(next(iter(train.present.values())).device))
+        batch = train.rows(rows)
         if settings.modality_dropout:
             batch = batch.showing(random_drop(batch.present, settings.modality_dropout, generator))
         out = model(batch)
