@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import modbalance
+from modbalance import diagnostics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,7 +24,9 @@ def test_readme_runs_code_within_twenty_lines():
     assert "```python" in "".join((ROOT / "README.md").read_text().splitlines()[:20])
 
 
-@pytest.mark.parametrize("module", [modbalance, modbalance.functional, modbalance.kernels], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [modbalance, modbalance.functional, modbalance.kernels, diagnostics], ids=lambda m: m.__name__
+)
 def test_api_page_names_everything_public(module):
     page = (ROOT / "docs/api.md").read_text()
     public = [getattr(module, name) for name in module.__all__]

@@ -1,4 +1,4 @@
-"""How much each modality contributes: Shapley shares over coalitions, and shares of the gradient."""
+"""How much each modality contributes: Shapley values over coalitions, shares, and how uneven they are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
-import torch
-from torch import Tensor, nn
-
-__all__ = ["gradient_norms", "shapley_values", "shares"]
+__all__ = ["imbalance", "shapley_values", "shares"]
 
 
 def shapley_values(value: Callable[[tuple[str, ...]], float], players: Sequence[str]) -> dict[str, float]:
@@ -42,7 +39,13 @@ def shapley_values(value: Callable[[tuple[str, ...]], float], players: Sequence[
 
 
 def shares(values: Mapping[str, float]) -> dict[str, float]:
-    """Values as shares that sum to 1; what is below zero counts as nothing, all equal where nothing is above.
+    r"""Values as shares that sum to 1: $p_m = \max(v_m, 0) / \sum_n \max(v_n, 0)$.
+
+    Args:
+        values: by modality; what is below zero counts as nothing.
+
+    Returns:
+        by modality; all equal where no value is above zero.
 
     Examples:
         >>> shares({"text": 3.0, "audio": 1.0, "vision": -1.0})
@@ -53,17 +56,30 @@ def shares(values: Mapping[str, float]) -> dict[str, float]:
     return {name: x / total if total else 1 / len(positive) for name, x in positive.items()}
 
 
-def gradient_norms(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Norm of the gradients of each modality's module, after `backward()`; 0 where there are none.
+def imbalance(values: Mapping[str, float]) -> float:
+    r"""How unevenly the modalities share something, from 0 to 1.
+
+    $$I = \frac{M}{2\,(M-1)} \sum_m \Bigl\lvert p_m - \frac{1}{M} \Bigr\rvert, \qquad p = \text{shares}(v)$$
+
+    The sum over two is the part that would have to change hands for all to have the same; it is divided by its
+    greatest possible value. 0: all have the same share. 1: one has everything. For two modalities it is the
+    difference of their shares. The order of the modalities and a common positive factor change nothing.
+
+    Args:
+        values: by modality, Shapley values for example; what is below zero counts as nothing.
+
+    Returns:
+        a number in [0, 1]; 0 for a single modality, and where no value is above zero.
+
+    Source: ours; the total variation distance from equal shares, normalised.
 
     Examples:
-        >>> encoder = nn.Linear(2, 1, bias=False)
-        >>> encoder(torch.tensor([[3.0, 4.0]])).sum().backward()
-        >>> gradient_norms({"audio": encoder})
-        {'audio': tensor(5.)}
+        >>> imbalance({"text": 3.0, "audio": 1.0})
+        0.5
+        >>> imbalance({"text": 2.0, "audio": 0.0, "vision": -1.0})
+        1.0
     """
-    norms = {}
-    for name, module in modules.items():
-        gradients = [p.grad.norm() for p in module.parameters() if p.grad is not None]
-        norms[name] = torch.stack(gradients).norm() if gradients else torch.zeros(())
-    return norms
+    total = len(values)
+    if total < 2:
+        return 0.0
+    return total / (2 * (total - 1)) * sum(abs(p - 1 / total) for p in shares(values).values())

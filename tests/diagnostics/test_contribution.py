@@ -1,14 +1,12 @@
-"""Contributions: Shapley values against the mean over all orders, shares, gradient norms."""
+"""Shapley values against the mean over all orders; shares, and how uneven they are."""
 
 from itertools import permutations
 
 import hypothesis.strategies as st
 import pytest
-import torch
 from hypothesis import given
-from torch import nn
 
-from modbalance.diagnostics import gradient_norms, shapley_values, shares
+from modbalance.diagnostics import imbalance, shapley_values, shares
 
 PLAYERS = ["text", "audio", "vision"]
 
@@ -50,10 +48,27 @@ def test_shares_sum_to_one_and_hold_nothing_negative(values):
     assert min(found.values()) >= 0
 
 
-def test_gradient_norms_are_those_of_all_parameters():
-    encoders = nn.ModuleDict({"text": nn.Linear(3, 2), "audio": nn.Linear(4, 2)})
-    encoders["text"](torch.randn(5, 3)).square().sum().backward()
-    found = gradient_norms(encoders)
-    flat = torch.cat([p.grad.flatten() for p in encoders["text"].parameters()])
-    torch.testing.assert_close(found["text"], flat.norm())
-    assert found["audio"] == 0
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=5), st.randoms(), st.floats(0.01, 100))
+def test_imbalance_lies_in_range_whatever_the_order_and_the_scale(values, random, factor):
+    def of(values):
+        return imbalance({str(i): x for i, x in enumerate(values)})
+
+    found, shuffled = of(values), random.sample(values, len(values))
+    assert -1e-12 <= found <= 1 + 1e-12
+    assert of(shuffled) == pytest.approx(found, abs=1e-9)
+    assert of([factor * x for x in values]) == pytest.approx(found, abs=1e-9)
+
+
+@given(st.integers(2, 6), st.floats(0.1, 10))
+def test_imbalance_is_zero_for_equal_shares_and_one_for_a_single_contributor(total, value):
+    equal = {str(i): value for i in range(total)}
+    assert imbalance(equal) == pytest.approx(0, abs=1e-9)
+    assert imbalance({**dict.fromkeys(equal, 0.0), "0": value}) == pytest.approx(1)
+    assert imbalance({"only": value}) == 0
+
+
+@pytest.mark.parametrize(("values", "expected"), [((3, 1), 0.5), ((6, 3, 3), 0.25), ((1, 1, 0), 0.5)])
+def test_imbalance_is_the_part_that_would_have_to_change_hands(values, expected):
+    shares = [x / sum(values) for x in values]
+    moved = sum(max(p - 1 / len(values), 0) for p in shares)
+    assert imbalance(dict(enumerate(values))) == pytest.approx(moved / (1 - 1 / len(values))) == expected

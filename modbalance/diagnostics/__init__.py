@@ -1,0 +1,25 @@
+"""See the imbalance: what each modality knows, what the fused model makes of it, and what is lost on the way."""
+
+from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
+from modbalance.diagnostics.contribution import imbalance, shapley_values, shares
+from modbalance.diagnostics.diagnosis import Diagnosis
+from modbalance.diagnostics.gradients import gradient_norms
+from modbalance.diagnostics.monitor import ModalityMonitor
+from modbalance.diagnostics.plot import plot
+from modbalance.diagnostics.probe import probe_outputs
+from modbalance.diagnostics.score import constant_outputs, task_score
+
+__all__ = [
+    "Diagnosis",
+    "ModalityMonitor",
+    "calibration_error",
+    "constant_outputs",
+    "gaussian_coverage",
+    "gradient_norms",
+    "imbalance",
+    "plot",
+    "probe_outputs",
+    "shapley_values",
+    "shares",
+    "task_score",
+]
