@@ -1,9 +1,11 @@
 """What the processes of `ranks` are asked to do."""
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from cases import DIMS, Batch, make_batch, poison
+from cases import CLASSES, DIMS, Batch, make_batch, poison
+from modbalance.diagnostics import ModalityMonitor
 from rig import Rig, outcome
 
 # Rows of each process, and who has what: a presence of `make_present`, or the last process lacks text and audio.
@@ -66,3 +68,33 @@ def near(got, want, tolerance, *what):
     """Up to `tolerance` of the largest entry, or of 1."""
     atol = tolerance * max(1.0, float(want.double().abs().nan_to_num().max())) if want.numel() else 0.0
     torch.testing.assert_close(got, want, rtol=0, atol=atol, equal_nan=True, msg=lambda m: f"{' '.join(what)}: {m}")
+
+
+def monitored(group):
+    """A diagnosis, held-out samples and steps of uneven number on each process, against one process that saw all."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    sizes = (5, 9, 7)[:size]
+    whole, pieces = shards("classification", sizes, "some", torch.float64)
+    encoders = {name: torch.nn.Linear(1, 1, bias=False) for name in DIMS}
+    alone, together = (ModalityMonitor(list(DIMS), CLASSES, sync=sync) for sync in (False, group))
+    alone.update(fuse, *whole)
+    together.update(fuse, *pieces[rank])
+    for process in range(size):
+        for step in range(process + 1):
+            for i, encoder in enumerate(encoders.values()):
+                encoder.weight.grad = torch.tensor([[1.0 + i * process + step]])
+            for monitor in (alone, together) if process == rank else (alone,):
+                monitor.update_gradients(encoders)
+    want, got = alone.compute().scalars(), together.compute().scalars()
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        assert abs(got[key] - value) < 1e-6 or (got[key] != got[key] and value != value), (key, got[key], value)
+    empty = ModalityMonitor(list(DIMS), CLASSES, sync=group)
+    if rank:
+        empty.update(fuse, *pieces[rank])
+    with pytest.raises(ValueError, match="held-out samples by process"):
+        empty.compute()
+
+
+def fuse(features, present):
+    return sum(torch.where(present[name][:, None], x[:, :1], 0.0) for name, x in features.items()).expand(-1, CLASSES)

@@ -22,3 +22,8 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_several_processes_are_one(ranks, component, task, size):
     ranks.run(jobs.exact, component, task, {}, size=size)
+
+
+@both_sizes
+def test_the_monitor_sees_what_all_processes_saw(ranks, size):
+    ranks.run(jobs.monitored, size=size)

@@ -16,6 +16,7 @@ from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.gradients import gradient_norms
 from modbalance.diagnostics.probe import probe_outputs
 from modbalance.diagnostics.score import constant_outputs, task_score
+from modbalance.distributed import Sync, gather
 from modbalance.functional.energy import energy
 from modbalance.presence import absent_like, check_dims, resolve, select, upcast
 from modbalance.tasks import Task, check_outputs, check_target, check_task, labelled, task_loss, task_uncertainty
@@ -43,6 +44,7 @@ class ModalityMonitor:
       and from those of the same encoder trained alone. The energy is
       $\alpha\lVert z\rVert^2 / D + \beta\,\ell + \gamma\,u$ under the probe.
     - Held in memory: features and 2^M - 1 outputs of all held-out samples, on the device they came from.
+    - On several processes `compute` is about what all of them saw together; all of them must call it.
 
     Args:
         modalities: their names, at least two.
@@ -54,6 +56,7 @@ class ModalityMonitor:
         alpha: weight of the features' size in the energy; 0.1, `EnergyCoordinator`'s.
         beta: weight of the loss in the energy; 1.
         gamma: weight of the uncertainty in the energy; 0.
+        sync: True for the default process group, a process group, or False for this process alone.
 
     Raises:
         ValueError: a name, shape or task does not fit; `compute` before any `update`.
@@ -84,6 +87,7 @@ class ModalityMonitor:
         alpha: float = 0.1,
         beta: float = 1.0,
         gamma: float = 0.0,
+        sync: Sync = True,
     ) -> None:
         check_dims(OWNER, dict.fromkeys(modalities, 1))
         check_task(OWNER, task, num_outputs)
@@ -94,7 +98,7 @@ class ModalityMonitor:
             )
         self.modalities, self.num_outputs, self.task = tuple(modalities), num_outputs, task
         self.score, self.probe = score or (lambda outputs, target: task_score(task, outputs, target)), probe
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.alpha, self.beta, self.gamma, self.sync = alpha, beta, gamma, sync
         self.coalitions = [s for size in range(1, len(modalities) + 1) for s in combinations(self.modalities, size)]
         self.device: torch.device | None = None
         self.reset()
@@ -192,7 +196,7 @@ class ModalityMonitor:
         return absent_like(masks, sizes)
 
     def compute(self) -> Diagnosis:
-        """What was found in everything seen since the last reset; on several processes, in what all of them saw."""
+        """What was found in everything seen since the last reset, by all processes together."""
         if self._found is None:
             self._found = self._compute()
         return self._found
@@ -203,9 +207,7 @@ class ModalityMonitor:
 
     @torch.no_grad()
     def _compute(self) -> Diagnosis:
-        if not self._rows:
-            raise ValueError(f"{OWNER}: compute without data, expected held-out batches; call update first.")
-        seen = {name: torch.cat(pieces) for name, pieces in self._rows.items()}
+        seen = self._everything()
         target, present = seen["target"], seen["present"]
         there = dict(zip(self.modalities, present.unbind(1), strict=True))
         constant = constant_outputs(self.task, target, self.num_outputs).expand(len(target), -1)
@@ -235,13 +237,26 @@ class ModalityMonitor:
                 m: self._energy(seen[_key("features", m)][there[m]], said, target[there[m]])
                 for m, said in probes.items()
             },
-            gradient=self._gradient_share(),
+            gradient=self._gradient_share(constant),
             calibration=self._calibration(
                 {"all": (outputs[everything], target)}
                 | {m: (outputs[(m,)][there[m]], target[there[m]]) for m in everything}
             ),
             coalitions=worth,
         )
+
+    def _everything(self) -> dict[str, Tensor]:
+        """The rows that all processes saw."""
+        mine = {name: torch.cat(pieces) for name, pieces in self._rows.items()}
+        where = mine["target"].device if mine else self.device
+        counts = gather(torch.tensor([len(mine["target"]) if mine else 0], device=where), 1, sync=self.sync).tolist()
+        if 0 in counts:
+            raise ValueError(
+                f"{OWNER}: compute with {counts} held-out samples by process, expected some on each; "
+                "call update first."
+            )
+        kept = torch.cat([torch.arange(max(counts)) < count for count in counts]).to(where)
+        return {name: gather(x, max(counts), sync=self.sync)[kept] for name, x in mine.items()}
 
     def _score(self, outputs: Tensor, target: Tensor) -> float:
         return self.score(outputs, target) if len(outputs) else float("nan")
@@ -262,11 +277,10 @@ class ModalityMonitor:
         weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
         return energy(z[: len(outputs)], loss, uncertainty, normalize=True, **weights).mean().item()
 
-    def _gradient_share(self) -> dict[str, float]:
-        if self._gradient is None:
-            return {}
-        *sums, steps = self._gradient.tolist()
-        return {m: total / steps if steps else float("nan") for m, total in zip(self.modalities, sums, strict=True)}
+    def _gradient_share(self, like: Tensor) -> dict[str, float]:
+        mine = like.new_zeros(len(self.modalities) + 1) if self._gradient is None else self._gradient
+        *sums, steps = gather(mine[None], 1, sync=self.sync).sum(0).tolist()
+        return {m: total / steps for m, total in zip(self.modalities, sums, strict=True)} if steps else {}
 
     def _calibration(self, said: dict[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, float]]:
         if self.task == "regression":

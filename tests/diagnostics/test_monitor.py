@@ -214,7 +214,7 @@ def test_the_table_and_the_scalars_hold_every_figure():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x, y: m.compute(), "compute without data, expected held-out batches; call update"),
+        (lambda m, x, y: m.compute(), "compute with .0. held-out samples by process, expected some on each; call"),
         (lambda m, x, y: m.update(predict, {"txt": x["text"]}, y), "features has the modality 'txt', expected one"),
         (
             lambda m, x, y: m.update(lambda z, p: z["text"][:, :2], x, y),
