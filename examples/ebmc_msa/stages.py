@@ -105,7 +105,8 @@ def _epoch(
             batch = batch.showing(random_drop(batch.present, settings.modality_dropout, generator))
         out = model(batch)
         optimizer.zero_grad()
-        out.loss.backward()
+        # Some balancers change gradients rather than the loss.
+        model.backward(out) if hasattr(model, "backward") else out.loss.backward()
         _add(sums["gradient"], gradient_norms(model.encoders))
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()

@@ -1,0 +1,207 @@
+"""What EBMC is compared with: functions from folds to a trained model. Every choice is made on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor, nn
+
+from balancers import AGM, OGM, UMT, Auxiliary, MMPareto, blend_weights
+from batch import Batch, Spec
+from composite import fit_composite
+from evaluate import measure, score
+from modbalance import masked_mean
+from modbalance.presence import select
+from modbalance.tasks import split_gaussian
+from model import EBMC, Concat, Prediction
+from settings import Settings
+from stages import train
+
+DROPOUT_RATES = (0.1, 0.3, 0.5)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method is given. `alone` trains or fetches the model of one modality."""
+
+    spec: Spec
+    settings: Settings
+    train: Batch
+    valid: Batch
+    seed: int
+    alone: Callable[[str], Concat]
+
+
+class Late(nn.Module):
+    """The mean of models trained alone, over those whose modality is present: of probabilities, or of means.
+
+    For values the stated variance is the mean of theirs. Of one model: that one.
+    """
+
+    def __init__(self, spec: Spec, members: Mapping[str, Concat]) -> None:
+        super().__init__()
+        self.spec, self.members = spec, nn.ModuleDict(members)
+
+    def forward(self, batch: Batch) -> Prediction:
+        said = torch.stack([member(batch).outputs for member in self.members.values()])
+        here = torch.stack([batch.present[name] for name in self.members]).float()
+        here = torch.where(here.any(0), here, 1.0)
+        weights = (here / here.sum(0))[..., None]
+        if self.spec.task == "classification":
+            outputs = ((said.log_softmax(-1)) + weights.log()).logsumexp(0)
+        else:
+            mean, log_variance = split_gaussian(said)
+            outputs = torch.cat([(weights * mean).sum(0), (weights * log_variance.exp()).sum(0).log()], -1)
+        return Prediction(outputs, outputs, {}, {}, outputs.new_zeros(()), {})
+
+
+class Linear(nn.Module):
+    """A linear model of all features, averaged over frames and standardised; 0, their mean, where absent."""
+
+    def __init__(self, spec: Spec, train: Batch) -> None:
+        super().__init__()
+        self.spec = spec
+        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, x in pooled(train).items():
+            x = x[train.present[name]]
+            spread = x.std(0, correction=0)
+            self.statistics[name] = x.mean(0), torch.where(spread > 1e-6 * x.abs().amax(0), spread, 1.0)
+        self.weight, self.bias = torch.zeros(1), torch.zeros(1)
+
+    def design(self, batch: Batch) -> Tensor:
+        scaled = {m: (x - self.statistics[m][0]) / self.statistics[m][1] for m, x in pooled(batch).items()}
+        return torch.cat([select(x, batch.present[m]) for m, x in scaled.items()], -1)
+
+    def forward(self, batch: Batch) -> Prediction:
+        outputs = self.design(batch) @ self.weight.T + self.bias
+        return Prediction(outputs, outputs, {}, {}, outputs.new_zeros(()), {})
+
+
+def pooled(batch: Batch) -> dict[str, Tensor]:
+    result = {}
+    for name, x in batch.features.items():
+        if name in batch.lengths:
+            x = masked_mean(x, torch.arange(x.shape[1]) < batch.lengths[name][:, None], dim=1)
+        result[name] = x
+    return result
+
+
+def linear(work: Work) -> Linear:
+    """Ridge or logistic regression of scikit-learn, its strength chosen on validation."""
+    spec, candidates = work.spec, []
+    base = Linear(spec, work.train)
+    x, y = base.design(work.train).double().numpy(), work.train.target.numpy()
+    for strength in STRENGTHS:
+        model = Linear(spec, work.train)
+        if spec.kind == "classes":
+            fitted = LogisticRegression(C=strength, max_iter=3000).fit(x, y)
+            weight, bias = np.zeros((spec.num_outputs, x.shape[1])), np.full(spec.num_outputs, -30.0)
+            two = len(fitted.classes_) == 2
+            weight[fitted.classes_] = np.concatenate([-fitted.coef_, fitted.coef_]) / 2 if two else fitted.coef_
+            bias[fitted.classes_] = (
+                np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2 if two else fitted.intercept_
+            )
+        else:
+            fitted = Ridge(alpha=1 / strength).fit(x, y)
+            residual = y - fitted.predict(x)
+            weight = np.stack([fitted.coef_, np.zeros_like(fitted.coef_)])
+            bias = np.array([fitted.intercept_, np.log(max(residual.var(), 1e-4))])
+        model.weight, model.bias = torch.tensor(weight).float(), torch.tensor(bias).float()
+        candidates.append(model)
+    return best(candidates, work)
+
+
+def best(models: list[nn.Module], work: Work) -> nn.Module:
+    """The one that is best on validation."""
+    return max(models, key=lambda model: score(work.spec.kind, measure(model, work.valid)))
+
+
+def trained(model: nn.Module, work: Work) -> nn.Module:
+    train(model, work.train, work.valid, work.settings, work.seed, lambda *_: None)
+    return model
+
+
+def concat(work: Work, rate: float) -> nn.Module:
+    settings = replace(work.settings, modality_dropout=rate)
+    return trained(Concat(work.spec, settings), replace(work, settings=settings))
+
+
+def dropout_chosen(work: Work) -> nn.Module:
+    models = []
+    for rate in DROPOUT_RATES:
+        torch.manual_seed(work.seed)
+        models.append(concat(work, rate))
+    return best(models, work)
+
+
+def single(work: Work) -> Late:
+    return best([Late(work.spec, {name: work.alone(name)}) for name in work.spec.dims], work)
+
+
+def late(work: Work) -> Late:
+    return Late(work.spec, {name: work.alone(name) for name in work.spec.dims})
+
+
+def umt(work: Work) -> nn.Module:
+    encoders = {name: work.alone(name).encoders[name] for name in work.spec.dims}
+    return trained(UMT(work.spec, work.settings, encoders), work)
+
+
+def gradient_blending(work: Work) -> nn.Module:
+    """Weights from models trained by themselves, then one network with all the heads."""
+
+    def losses(model: nn.Module) -> tuple[float, float]:
+        folds = []
+        for fold in (work.train, work.valid):
+            rows = torch.stack([fold.present[name] for name in model.spec.dims]).any(0)
+            folds.append(measure(model, fold.rows(rows))["loss"])
+        return folds[0], folds[1]
+
+    before, after = {}, {}
+    for name in [*work.spec.dims, "task"]:
+        if name == "task":
+            model = Concat(work.spec, work.settings)
+            before[name] = losses(standardised(model, work.train))
+            after[name] = losses(trained(model, work))
+        else:
+            model = work.alone(name)
+            before[name] = losses(standardised(Concat(model.spec, work.settings), work.train))
+            after[name] = losses(model)
+    weights = blend_weights(before, after)
+    return trained(Auxiliary(work.spec, work.settings, weights), work)
+
+
+def standardised(model: Concat, fold: Batch) -> Concat:
+    for name, encoder in model.encoders.items():
+        encoder.standardise(fold.features[name], fold.lengths.get(name), fold.present[name])
+    return model
+
+
+CONTROLS: dict[str, Callable[[Work], nn.Module]] = {
+    "single": single,
+    "linear": linear,
+    "concat": lambda work: concat(work, 0.0),
+    "dropout": lambda work: concat(work, work.settings.modality_dropout),
+    "dropout-chosen": dropout_chosen,
+    "auxiliary": lambda work: trained(Auxiliary(work.spec, work.settings), work),
+    "late": late,
+    "composite": lambda work: fit_composite(work.spec, work.settings, work.train, work.valid, work.seed),
+}
+BALANCERS: dict[str, Callable[[Work], nn.Module]] = {
+    "ogm-ge": lambda work: trained(OGM(work.spec, work.settings), work),
+    "agm": lambda work: trained(AGM(work.spec, work.settings), work),
+    "mmpareto": lambda work: trained(MMPareto(work.spec, work.settings), work),
+    "g-blend": gradient_blending,
+    "umt": umt,
+}
+METHODS: dict[str, Callable[[Work], nn.Module]] = {
+    "ebmc": lambda work: trained(EBMC(work.spec, work.settings), work),
+    **CONTROLS,
+    **BALANCERS,
+}
+NEED_ALONE = ("single", "late", "umt", "g-blend")

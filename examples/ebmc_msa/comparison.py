@@ -1,0 +1,179 @@
+"""The table and the plot of a comparison, made of what its jobs wrote."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from baselines import BALANCERS, CONTROLS, METHODS
+from files import read_tensors, write_text
+from paired import Interval, interval
+from plots import COLOURS, FAINT, INK, RC, WIDTH
+
+ByMethod = Mapping[str, Mapping[str, np.ndarray]]
+
+
+class Measure(NamedTuple):
+    name: str
+    sign: int  # 1: higher is better
+    digits: int
+
+
+MEASURES = {
+    "classes": (Measure("accuracy (%)", 1, 1),),
+    "sentiment": (Measure("Acc-2 has0 (%)", 1, 1), Measure("MAE", -1, 3)),
+    "regression": (Measure("MAE", -1, 3),),
+}
+
+
+def scores(measure: Measure, said: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """What each sample adds to the measure."""
+    if measure.name == "MAE":
+        return np.abs(said - target)
+    return 100.0 * (said == target if measure.name == "accuracy (%)" else (said >= 0) == (target >= 0))
+
+
+class Results(NamedTuple):
+    kind: str
+    said: dict[str, np.ndarray]  # (seeds, conditions, samples) by method, the condition that lacks nothing last
+    target: np.ndarray  # (samples,)
+
+    @classmethod
+    def read(cls, out: Path, methods: list[str], seeds: list[int], fold: str) -> Results | None:
+        """Of the methods that have all the seeds; None without any."""
+        said, last = {}, None
+        for method in methods:
+            runs = [stored(out, method, seed, fold) for seed in seeds]
+            if all(runs):
+                said[method] = np.stack([run[fold].double().numpy() for run in runs])
+                last = runs[-1]
+        return last and cls(last["kind"], said, last[f"{fold}_target"].double().numpy())
+
+    def scores(self, measure: Measure) -> dict[str, dict[str, np.ndarray]]:
+        """`(seeds, samples)` by method: with everything present, and averaged over what lacks something."""
+        by_method = {method: scores(measure, said, self.target) for method, said in self.said.items()}
+        return {method: {"full": s[:, -1], "missing": s[:, :-1].mean(1)} for method, s in by_method.items()}
+
+
+def stored(out: Path, method: str, seed: int, fold: str) -> dict[str, Any] | None:
+    path = result_path(out, method, seed)
+    if not path.exists():
+        return None
+    result = read_tensors(path)
+    return result if fold in result else None
+
+
+def result_path(out: Path, method: str, seed: int) -> Path:
+    return out / f"{method.replace(' ', '_').replace('/', '_')}-{seed}.pt"
+
+
+def report(out: Path, name: str, methods: list[str], seeds: list[int], fold: str, command: str) -> str:
+    """Write `comparison.md`, `.json` and `.svg` (`valid.*` without the test fold) and return the table."""
+    results = Results.read(out, methods, seeds, fold)
+    if results is None:
+        return "No method has all the seeds yet."
+    selection = Results.read(out, list(results.said), seeds, "valid")
+    lines = [f"# {name}, {fold} fold", "", f"`{command}`", ""]
+    content: dict[str, Any] = {"dataset": name, "fold": fold, "seeds": seeds, "command": command, "measures": {}}
+    for measure in MEASURES[results.kind]:
+        found = compared(results.scores(measure), selection.scores(measure), measure)
+        content["measures"][measure.name] = found
+        lines += [*table(found, measure, len(seeds)), ""]
+    stem = out / ("comparison" if fold == "test" else "valid")
+    write_text(stem.with_suffix(".md"), "\n".join(lines))
+    write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
+    write_text(stem.with_suffix(".svg"), plot(content["measures"], MEASURES[results.kind]))
+    return "\n".join(lines)
+
+
+def compared(found: ByMethod, held_out: ByMethod, measure: Measure) -> dict[str, Any]:
+    """Every method beside the first one, and the first beside the best of each group, picked on validation."""
+    reference = next(iter(found))
+
+    def difference(method: str, part: str) -> Interval:
+        return interval(measure.sign * (found[reference][part] - found[method][part]))
+
+    def summary(method: str, part: str) -> dict[str, Any]:
+        by_seed = found[method][part].mean(1)
+        return {
+            "mean": by_seed.mean(),
+            "std": by_seed.std(ddof=1) if len(by_seed) > 1 else 0.0,
+            "interval": interval(found[method][part]),
+            "difference": difference(method, part),
+        }
+
+    methods = {
+        method: {part: summary(method, part) for part in parts} | {"valid": held_out[method]["full"].mean()}
+        for method, parts in found.items()
+    }
+    best = {}
+    for what, group in (("controls", CONTROLS), ("published balancers", BALANCERS)):
+        rivals = [method for method in methods if method != reference and method.split()[0] in group]
+        if rivals:
+            best[what] = max(rivals, key=lambda method: measure.sign * methods[method]["valid"])
+    return {"reference": reference, "methods": methods, "best on validation": best}
+
+
+def table(found: dict[str, Any], measure: Measure, seeds: int) -> list[str]:
+    reference, digits = found["reference"], measure.digits
+
+    def shown(difference: Interval) -> str:
+        mean, low, high = (f"{value:+.{digits}f}" for value in difference)
+        return f"{mean} [{low}, {high}]"
+
+    def cells(method: str, part: str) -> list[str]:
+        got = found["methods"][method][part]
+        score = f"{got['mean']:.{digits}f} ± {got['std']:.{digits}f}"
+        return [score, "" if method == reference else shown(got["difference"])]
+
+    return [
+        f"**{measure.name}**, {'higher' if measure.sign > 0 else 'lower'} is better: mean ± standard deviation over "
+        f"{seeds} seeds. Differences are paired, with their 95 % interval over samples and seeds; above zero "
+        f"{reference} is better.",
+        "",
+        f"| method | all present | {reference} minus it | something missing, mean | {reference} minus it |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join([m, *cells(m, 'full'), *cells(m, 'missing')])} |" for m in found["methods"]),
+        "",
+        *(
+            f"Best of the {what} on validation: {m}; {reference} minus it "
+            f"{shown(found['methods'][m]['full']['difference'])}.  "
+            for what, m in found["best on validation"].items()
+        ),
+    ]
+
+
+def plot(found: dict[str, Any], measures: Sequence[Measure]) -> str:
+    """Each method's mean with its 95 % interval, as SVG: all present on the left, something missing on the right."""
+    methods = list(found[measures[0].name]["methods"])
+    with rc_context(RC):
+        figure = Figure(figsize=(2 * WIDTH, (0.26 * len(methods) + 1) * len(measures)))
+        for axes, measure in zip(figure.subplots(len(measures), 2, squeeze=False), measures, strict=True):
+            for axis, part, title in zip(
+                axes, ("full", "missing"), ("all present", "something missing"), strict=True
+            ):
+                for y, method in enumerate(methods):
+                    got: Interval = found[measure.name]["methods"][method][part]["interval"]
+                    colour = COLOURS[0] if method == methods[0] else INK
+                    axis.plot([got.low, got.high], [y, y], color=colour)
+                    axis.plot(got.mean, y, "o", color=colour)
+                axis.axvline(found[measure.name]["methods"][methods[0]][part]["mean"], color=FAINT, zorder=0)
+                axis.set_yticks(range(len(methods)), methods if part == "full" else [""] * len(methods))
+                axis.invert_yaxis()
+                axis.set_title(f"{title}: {measure.name}")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def ordered(methods: list[str]) -> list[str]:
+    """As in METHODS, variants after what they vary, each once."""
+    order = list(METHODS)
+    return sorted(dict.fromkeys(methods), key=lambda method: order.index(method.split()[0]))
