@@ -14,6 +14,7 @@ from balancers import AGM, OGM, UMT, Auxiliary, MMPareto, blend_weights
 from batch import Batch, Spec
 from composite import fit_composite
 from evaluate import measure, score
+from fold import Fold
 from modbalance import masked_mean
 from modbalance.presence import select
 from modbalance.tasks import split_gaussian
@@ -31,8 +32,8 @@ class Work:
 
     spec: Spec
     settings: Settings
-    train: Batch
-    valid: Batch
+    train: Fold
+    valid: Fold
     seed: int
     alone: Callable[[str], Concat]
 
@@ -63,41 +64,44 @@ class Late(nn.Module):
 class Linear(nn.Module):
     """A linear model of all features, averaged over frames and standardised; 0, their mean, where absent."""
 
-    def __init__(self, spec: Spec, train: Batch) -> None:
+    def __init__(self, spec: Spec, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
-        self.spec = spec
-        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, x in pooled(train).items():
-            x = x[train.present[name]]
-            spread = x.std(0, correction=0)
-            self.statistics[name] = x.mean(0), torch.where(spread > 1e-6 * x.abs().amax(0), spread, 1.0)
+        self.spec, self.mean, self.scale = spec, mean, scale
         self.weight, self.bias = torch.zeros(1), torch.zeros(1)
 
     def design(self, batch: Batch) -> Tensor:
-        scaled = {m: (x - self.statistics[m][0]) / self.statistics[m][1] for m, x in pooled(batch).items()}
-        return torch.cat([select(x, batch.present[m]) for m, x in scaled.items()], -1)
+        x, here = pooled(batch)
+        return select((x - self.mean) / self.scale, here)
 
     def forward(self, batch: Batch) -> Prediction:
         outputs = self.design(batch) @ self.weight.T + self.bias
         return Prediction(outputs, outputs, {}, {}, outputs.new_zeros(()), {})
 
 
-def pooled(batch: Batch) -> dict[str, Tensor]:
-    result = {}
+def pooled(batch: Batch) -> tuple[Tensor, Tensor]:
+    """All features side by side, `(B, D)`, and which of them are there."""
+    parts, here = [], []
     for name, x in batch.features.items():
         if name in batch.lengths:
             x = masked_mean(x, torch.arange(x.shape[1]) < batch.lengths[name][:, None], dim=1)
-        result[name] = x
-    return result
+        parts.append(x)
+        here.append(batch.present[name][:, None].expand_as(x))
+    return torch.cat(parts, -1), torch.cat(here, -1)
 
 
 def linear(work: Work) -> Linear:
     """Ridge or logistic regression of scikit-learn, its strength chosen on validation."""
     spec, candidates = work.spec, []
-    base = Linear(spec, work.train)
-    x, y = base.design(work.train).double().numpy(), work.train.target.numpy()
+    batches = [work.train.rows(rows) for rows in torch.arange(len(work.train)).split(256)]
+    raw, here = (torch.cat(parts) for parts in zip(*map(pooled, batches), strict=True))
+    count = here.sum(0).clamp(min=1)
+    mean = select(raw, here).sum(0) / count
+    scale = (select(raw - mean, here).square().sum(0) / count).sqrt()
+    # A column that never moves says nothing: divide it by 1, not by almost zero.
+    scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
+    x, y = select((raw - mean) / scale, here).double().numpy(), work.train.target.numpy()
     for strength in STRENGTHS:
-        model = Linear(spec, work.train)
+        model = Linear(spec, mean, scale)
         if spec.kind == "classes":
             fitted = LogisticRegression(C=strength, max_iter=3000).fit(x, y)
             weight, bias = np.zeros((spec.num_outputs, x.shape[1])), np.full(spec.num_outputs, -30.0)
@@ -159,7 +163,7 @@ def gradient_blending(work: Work) -> nn.Module:
         folds = []
         for fold in (work.train, work.valid):
             rows = torch.stack([fold.present[name] for name in model.spec.dims]).any(0)
-            folds.append(measure(model, fold.rows(rows))["loss"])
+            folds.append(measure(model, fold.keep(rows))["loss"])
         return folds[0], folds[1]
 
     before, after = {}, {}
@@ -176,9 +180,9 @@ def gradient_blending(work: Work) -> nn.Module:
     return trained(Auxiliary(work.spec, work.settings, weights), work)
 
 
-def standardised(model: Concat, fold: Batch) -> Concat:
+def standardised(model: Concat, fold: Fold) -> Concat:
     for name, encoder in model.encoders.items():
-        encoder.standardise(fold.features[name], fold.lengths.get(name), fold.present[name])
+        encoder.standardise(fold.frames(name))
     return model
 
 

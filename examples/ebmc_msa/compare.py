@@ -27,11 +27,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from baselines import METHODS, NEED_ALONE, Work, trained
-from batch import Spec, whole
+from batch import Spec
 from comparison import ordered, report, result_path, stored
 from data import DataError
 from evaluate import SELECTION, answer, measure, predict, truth
 from files import read_tensors, write_tensors, write_text
+from fold import Fold
 from missing import conditions, restrict
 from model import Concat
 from run import with_something
@@ -144,7 +145,7 @@ def do(job: Job, source: Source, out: Path) -> str:
     name, *changes = job.method.split()
     modality = name.partition("alone:")[2]
     spec = Spec.of(dataset, [modality] if modality else None)
-    folds = {fold: whole(split, spec, torch.device("cpu")) for fold, split in dataset.splits.items()}
+    folds = {fold: Fold.of(split, spec, torch.device("cpu")) for fold, split in dataset.splits.items()}
 
     def alone(modality: str) -> Concat:
         model = Concat(Spec.of(dataset, [modality]), settings)

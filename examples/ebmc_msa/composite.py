@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from balancers import over_present
 from batch import Batch, Spec
 from evaluate import answer, score, truth
+from fold import Fold, by_length
 from metrics import compute
 from missing import conditions
 from modbalance.presence import select
@@ -56,19 +58,22 @@ class Coalitions(nn.Module):
 class Composite(nn.Module):
     """Every coalition at its own best epoch; a sample gets the mixture fitted for the modalities that it has."""
 
-    def __init__(self, spec: Spec, nets: dict[int, Coalitions], epochs: dict[Coalition, int], valid: Batch) -> None:
+    def __init__(
+        self, spec: Spec, nets: dict[int, Coalitions], epochs: dict[Coalition, int], held: list[Batch]
+    ) -> None:
         super().__init__()
-        self.spec, self.nets, self.epochs, self.valid = spec, nets, epochs, valid
-        self.held_out = self.members(valid)
+        self.spec, self.nets, self.epochs = spec, nets, epochs
+        self.said = torch.cat([self.members(batch) for batch in held], 1)
+        self.target = torch.cat([batch.target for batch in held])
+        self.present = {name: torch.cat([batch.present[name] for batch in held]) for name in spec.dims}
         self.weights: dict[Coalition, Tensor] = {}
 
     @torch.no_grad()
     def members(self, batch: Batch) -> Tensor:
         """`(coalitions, B, width)`: log-probabilities, or means and log-variances."""
         encoded = {epoch: _encode(net.encoders, batch) for epoch, net in self.nets.items()}
-        said = [self.nets[epoch].say(encoded[epoch], batch, s) for s, epoch in self.epochs.items()]
-        outputs = torch.stack(said)
-        return outputs.log_softmax(-1) if self.spec.task == "classification" else outputs
+        said = torch.stack([self.nets[epoch].say(encoded[epoch], batch, s) for s, epoch in self.epochs.items()])
+        return said.log_softmax(-1) if self.spec.task == "classification" else said
 
     def forward(self, batch: Batch) -> Prediction:
         said = self.members(batch)
@@ -85,9 +90,9 @@ class Composite(nn.Module):
         """One weight a coalition, 0 for those that need more than `names`, fitted on validation once."""
         if names not in self.weights:
             usable = torch.tensor([set(s) <= set(names) for s in self.epochs])
-            rows = torch.stack([self.valid.present[name] for name in names]).all(0)
+            rows = torch.stack([self.present[name] for name in names]).all(0)
             weights = torch.zeros(len(usable))
-            weights[usable] = mixing_weights(self.spec.task, self.held_out[usable][:, rows], self.valid.target[rows])
+            weights[usable] = mixing_weights(self.spec.task, self.said[usable][:, rows], self.target[rows])
             self.weights[names] = weights
         return self.weights[names]
 
@@ -126,27 +131,28 @@ def mixing_weights(task: str, said: Tensor, target: Tensor) -> Tensor:
     return free.detach().softmax(0).float()
 
 
-def fit_composite(spec: Spec, settings: Settings, train_fold: Batch, valid: Batch, seed: int) -> Composite:
-    """Train the network once, keeping the best epoch of every coalition. It gets twice the patience: the epoch that
-    is best for a weak modality comes later than the one at which the fused head stops getting better."""
+def fit_composite(spec: Spec, settings: Settings, train_fold: Fold, valid: Fold, seed: int) -> Composite:
+    """Train the network once, keeping the best epoch of every coalition.
+
+    It gets twice the patience: a weak modality is best later than the fused head, by which training stops.
+    """
     net = Coalitions(spec, settings)
+    held = [valid.rows(rows) for rows in by_length(valid)]
+    target = torch.cat([batch.target for batch in held])
+    present = {name: torch.cat([batch.present[name] for batch in held]) for name in spec.dims}
     best: dict[Coalition, tuple[float, float]] = {}
     epochs: dict[Coalition, int] = {}
     states: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def watch(stage: str, epoch: int, entry: dict[str, object]) -> None:
-        features = _encode(net.encoders, valid)
+    def watch(stage: str, epoch: int, entry: dict[str, Any]) -> None:
+        encoded = [_encode(net.encoders, batch) for batch in held]
         for coalition in conditions(spec.dims).values():
-            rows = torch.stack([valid.present[name] for name in coalition]).any(0)
-            outputs, target = net.say(features, valid, coalition)[rows], valid.target[rows]
-            if not len(target):
-                epochs.setdefault(coalition, epoch)
-                continue
-            found = compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs)
-            found["loss"] = task_loss(spec.task, outputs, target).mean().item()
-            if coalition not in best or score(spec.kind, found) > best[coalition]:
-                best[coalition], epochs[coalition] = score(spec.kind, found), epoch
+            rows = torch.stack([present[name] for name in coalition]).any(0)
+            said = [net.say(features, batch, coalition) for features, batch in zip(encoded, held, strict=True)]
+            now = worth(spec, torch.cat(said)[rows], target[rows])
+            if coalition not in best or now > best[coalition]:
+                best[coalition], epochs[coalition] = now, epoch
         if epoch in epochs.values():
             states[epoch] = {name: x.clone() for name, x in net.state_dict().items()}
 
@@ -155,4 +161,12 @@ def fit_composite(spec: Spec, settings: Settings, train_fold: Batch, valid: Batc
     for epoch in sorted(set(epochs.values())):
         nets[epoch] = Coalitions(spec, settings).eval()
         nets[epoch].load_state_dict(states[epoch])
-    return Composite(spec, nets, epochs, valid)
+    return Composite(spec, nets, epochs, held)
+
+
+def worth(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, float]:
+    """What epochs are selected by; the lowest possible without samples."""
+    if not len(target):
+        return -float("inf"), 0.0
+    found = compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs)
+    return score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})

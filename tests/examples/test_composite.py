@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from batch import Batch, Spec
 from composite import fit_composite, mixing_weights
 from evaluate import predict
+from fold import Fold
 from missing import restrict
 from settings import Settings
 
@@ -20,7 +21,8 @@ def fold(rows, seed):
     good = torch.eye(4)[target] * 2 + torch.randn(rows, 4, generator=generator)
     present = {name: torch.ones(rows, dtype=torch.bool) for name in SPEC.dims}
     present["noise"][::5] = False
-    return Batch({"good": good, "noise": noise}, {}, present, target)
+    features = {"good": good, "noise": noise}
+    return Fold(features, torch.arange(rows), {}, present, target, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_each_set_of_modalities_has_its_own_mixture(composite):
 
 
 def test_a_missing_modality_changes_nothing_beyond_its_absence(composite):
-    data = fold(30, 2)
+    data = fold(30, 2).rows(torch.arange(30))
     hidden = data.showing(restrict(data.present, ("good",)))
     poisoned = Batch({**hidden.features, "noise": torch.full((30, 4), 1e4)}, {}, hidden.present, hidden.target)
     said = predict(composite, hidden).outputs
@@ -85,5 +87,5 @@ def test_a_missing_modality_changes_nothing_beyond_its_absence(composite):
 
 
 def test_nothing_present_gives_a_number(composite):
-    data = fold(8, 4)
+    data = fold(8, 4).rows(torch.arange(8))
     assert torch.isfinite(predict(composite, data.showing(restrict(data.present, ()))).outputs).all()
