@@ -8,9 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from data import DataError, Dataset
+from data.dataset import listed
 from modbalance.tasks import Task
 
-TASKS: dict[str, Task] = {"sentiment": "gaussian", "regression": "gaussian", "classes": "classification"}
+TASKS: dict[str, Task] = {
+    "sentiment": "gaussian",
+    "regression": "gaussian",
+    "classes": "classification",
+    "multilabel": "multilabel",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Spec:
     num_outputs: int
     mean: float = 0.0  # of the training targets; models predict standardised ones
     scale: float = 1.0
+    labels: tuple[str, ...] = ()  # names, of a multilabel set
 
     @property
     def task(self) -> Task:
@@ -33,7 +40,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
-        return cls(**{**values, "sequences": tuple(values["sequences"])})
+        return cls(**{**values, "sequences": tuple(values["sequences"]), "labels": tuple(values.get("labels", ()))})
 
     @classmethod
     def of(cls, dataset: Dataset, modalities: list[str] | None = None) -> Spec:
@@ -41,8 +48,8 @@ class Spec:
         names = modalities or dataset.modalities
         dims = {name: dataset.dims[name] for name in names}
         sequences = tuple(name for name in names if name in train.lengths)
-        if dataset.kind == "classes":
-            return cls(dataset.kind, dims, sequences, dataset.classes)
+        if dataset.kind in ("classes", "multilabel"):
+            return cls(dataset.kind, dims, sequences, dataset.classes, labels=dataset.labels)
         assert train.target is not None
         scale = train.target.std(correction=0).item() or 1.0
         return cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale)
@@ -56,6 +63,11 @@ class Spec:
         if dataset.classes > self.num_outputs:
             raise DataError(
                 f"{where}: the data have {dataset.classes} classes, expected at most {self.num_outputs} as in "
+                "training; pass the data it was made for."
+            )
+        if dataset.kind == "multilabel" and dataset.labels != self.labels:
+            raise DataError(
+                f"{where}: the data are labelled {listed(dataset.labels)}, expected {listed(self.labels)} as in "
                 "training; pass the data it was made for."
             )
         shared = [name for name in self.dims if name in dataset.dims]

@@ -16,7 +16,7 @@ def fit_scale(task: Task, outputs: Tensor, target: Tensor) -> float:
     """The number that makes held-out `outputs` most likely; 1 without any."""
     if not len(outputs):
         return 1.0
-    if task == "classification":
+    if task != "gaussian":
         temperatures = torch.logspace(-1, 2, 121).tolist()
         losses = [task_loss(task, outputs / t, target).mean().item() for t in temperatures]
         return temperatures[losses.index(min(losses))]
@@ -26,7 +26,7 @@ def fit_scale(task: Task, outputs: Tensor, target: Tensor) -> float:
 
 def calibrate(task: Task, outputs: Tensor, scale: float) -> Tensor:
     """`outputs` with their uncertainty mended; the prediction stays the same."""
-    if task == "classification":
+    if task != "gaussian":
         return outputs / scale
     mean, log_variance = outputs.chunk(2, -1)
     return torch.cat([mean, log_variance + torch.tensor(scale).log()], -1)

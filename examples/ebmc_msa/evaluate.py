@@ -17,7 +17,7 @@ from modbalance.tasks import prediction_variance, task_loss
 from model import EBMC, Concat, Prediction
 
 Model = EBMC | Concat
-SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc"}
+SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc", "multilabel": "f1"}
 
 
 @torch.no_grad()
@@ -39,17 +39,21 @@ def predict(model: Model, fold: Fold | Batch) -> Prediction:
 
 
 def answer(spec: Spec, outputs: Tensor) -> Tensor:
-    """The prediction in the data's own units: a class, or a value."""
+    """The prediction in the data's own units: a class, 0 or 1 for each label, or a value."""
+    if spec.kind == "multilabel":
+        return (outputs > 0).to(outputs.dtype)
     return outputs.argmax(-1) if spec.kind == "classes" else outputs[:, 0] * spec.scale + spec.mean
 
 
 def truth(spec: Spec, target: Tensor) -> Tensor:
-    return target if spec.kind == "classes" else target * spec.scale + spec.mean
+    return target * spec.scale + spec.mean if spec.task == "gaussian" else target
 
 
 def variance(spec: Spec, outputs: Tensor) -> Tensor:
-    """What the model states of its own error: p(1-p) of the predicted class, or the variance of the value."""
+    """What the model states of its own error: p(1-p) of the predicted class or each label, or the variance."""
     v = prediction_variance(spec.task, outputs)
+    if spec.kind == "multilabel":
+        return v
     return v.gather(-1, outputs.argmax(-1, keepdim=True))[:, 0] if spec.kind == "classes" else v[:, 0] * spec.scale**2
 
 
@@ -58,14 +62,15 @@ def measure(model: Model, fold: Fold | Batch) -> dict[str, float]:
     spec, outputs = model.spec, predict(model, fold).outputs
     if not torch.isfinite(outputs).all():
         raise DataError("training diverged: predictions are NaN or infinite, expected numbers; pass a smaller --lr.")
-    found = metrics.compute(spec.kind, answer(spec, outputs).cpu(), truth(spec, fold.target).cpu(), spec.num_outputs)
+    said, true = answer(spec, outputs).cpu(), truth(spec, fold.target).cpu()
+    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
     return {**found, "loss": task_loss(spec.task, outputs, fold.target).mean().item()}
 
 
 def score(kind: str, found: dict[str, float]) -> tuple[float, float]:
-    """What an epoch is selected by, higher is better: MAE or accuracy, ties by the loss."""
+    """What an epoch is selected by, higher is better: MAE, accuracy or mean weighted F1, ties by the loss."""
     name = SELECTION[kind]
-    return found[name] if name == "acc" else -found[name], -found["loss"]
+    return -found[name] if name == "mae" else found[name], -found["loss"]
 
 
 def by_condition(model: Model, fold: Fold) -> dict[str, dict[str, float]]:
@@ -82,14 +87,12 @@ def contribution(model: Model, valid: Fold) -> dict[str, float]:
     spec = model.spec
     name = SELECTION[spec.kind]
     y = truth(spec, valid.target)
-    if spec.kind == "classes":
-        constant = 100 * (y == y.mode().values).float().mean().item()
-    else:
-        constant = (y - spec.mean).abs().mean().item()
+    guess = y.new_full(y.shape, spec.mean) if spec.task == "gaussian" else y.mode(0).values.expand_as(y)
+    constant = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels)[name]
 
     def worth(coalition: tuple[str, ...]) -> float:
         if not coalition:
-            return constant if name == "acc" else -constant
+            return -constant if name == "mae" else constant
         return score(spec.kind, measure(model, valid.showing(restrict(valid.present, coalition))))[0]
 
     return shares(shapley_values(worth, list(spec.dims)))

@@ -41,7 +41,7 @@ class Fold:
             if name in spec.sequences:
                 lengths[name] = split.lengths[name] if there else torch.zeros(rows, dtype=torch.int64)
         target = split.target
-        if target is not None and spec.kind != "classes":
+        if target is not None and spec.task == "gaussian":
             target = (target - spec.mean) / spec.scale
         target = None if target is None else target.to(device)
         return cls(features, torch.arange(rows), lengths, present, target, device)

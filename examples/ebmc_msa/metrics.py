@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,21 @@ from torch import Tensor
 Values = np.ndarray[Any, Any] | Tensor
 
 
-def compute(kind: str, prediction: Values, target: Values, num_classes: int = 1) -> dict[str, float]:
-    """The metrics of a data set's kind: sentiment, classes (predicted labels) or regression."""
+def compute(
+    kind: str, prediction: Values, target: Values, num_classes: int = 1, labels: Sequence[str] = ()
+) -> dict[str, float]:
+    """The metrics of a data set's kind: sentiment, classes (predicted labels), multilabel or regression."""
     if kind == "sentiment":
         return sentiment(prediction, target)
     if kind == "classes":
         return classes(prediction, target, num_classes)
+    if kind == "multilabel":
+        return multilabel(prediction, target, labels)
     if kind == "regression":
         return regression(prediction, target)
-    raise ValueError(f"metrics: kind {kind!r}, expected sentiment, classes or regression; pass one of them.")
+    raise ValueError(
+        f"metrics: kind {kind!r}, expected sentiment, classes, multilabel or regression; pass one of them."
+    )
 
 
 def sentiment(prediction: Values, target: Values) -> dict[str, float]:
@@ -56,6 +63,25 @@ def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, f
     return {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
 
 
+def multilabel(prediction: Values, target: Values, labels: Sequence[str]) -> dict[str, float]:
+    """Binary accuracy and weighted F1, averaged over the labels and of each, from `(N, C)` of 0 and 1."""
+    p, y = _pair(prediction, target, columns=len(labels))
+    for name, values in (("prediction", p), ("target", y)):
+        if not np.isin(values, (0, 1)).all():
+            raise ValueError(
+                f"metrics: {name} runs from {values.min():g} to {values.max():g}, expected 0 or 1 for each label; "
+                "pass decisions, not scores."
+            )
+    each = {label: (_accuracy(p[:, i], y[:, i]), _f1(p[:, i], y[:, i])) for i, label in enumerate(labels)}
+    acc, f1 = (float(np.mean(values)) for values in zip(*each.values(), strict=True))
+    return {
+        "acc": acc,
+        "f1": f1,
+        **{f"acc_{label}": found for label, (found, _) in each.items()},
+        **{f"f1_{label}": found for label, (_, found) in each.items()},
+    }
+
+
 def regression(prediction: Values, target: Values) -> dict[str, float]:
     """MAE, Pearson and R², which is NaN for a single utterance."""
     p, y = _pair(prediction, target)
@@ -63,17 +89,21 @@ def regression(prediction: Values, target: Values) -> dict[str, float]:
     return {"mae": float(mean_absolute_error(y, p)), "corr": _pearson(p, y), "r2": r2}
 
 
-def _pair(prediction: Values, target: Values) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _pair(
+    prediction: Values, target: Values, columns: int | None = None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     p, y = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, np.float64) for v in (prediction, target))
-    if p.ndim != 1 or p.shape != y.shape or not len(p):
+    rest, shape = ((), "(N,)") if columns is None else ((columns,), f"(N, {columns})")
+    if p.shape[1:] != rest or p.shape != y.shape or not p.size:
         raise ValueError(
-            f"metrics: prediction has shape {p.shape} and target {y.shape}, expected two of one shape (N,), "
-            "N > 0; squeeze the last axis, and pass one value per utterance."
+            f"metrics: prediction has shape {p.shape} and target {y.shape}, expected two of one shape {shape}, "
+            "N > 0; "
+            + ("pass one column per label." if rest else "squeeze the last axis, and pass one value per utterance.")
         )
     for name, values in (("prediction", p), ("target", y)):
         if not np.isfinite(values).all():
             raise ValueError(
-                f"metrics: {(~np.isfinite(values)).sum()} of {len(values)} values of {name} are NaN or "
+                f"metrics: {(~np.isfinite(values)).sum()} of {values.size} values of {name} are NaN or "
                 "infinite, expected numbers; if they are predictions, training has diverged: lower the "
                 "learning rate."
             )

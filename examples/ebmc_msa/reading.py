@@ -40,20 +40,32 @@ class Metric(NamedTuple):
         return one > other if self.higher else one < other
 
 
-METRICS = {
-    "acc2_has0": Metric("Acc-2 has0"),
-    "acc2_non0": Metric("Acc-2 non0"),
-    "f1_has0": Metric("F1 has0"),
-    "f1_non0": Metric("F1 non0"),
-    "acc7": Metric("Acc-7"),
-    "acc5": Metric("Acc-5"),
-    "acc": Metric("Accuracy"),
-    "ua": Metric("Unweighted accuracy"),
-    "f1": Metric("Weighted F1"),
-    "mae": Metric("MAE", percent=False, higher=False),
-    "corr": Metric("Corr", percent=False),
-    "r2": Metric("R²", percent=False),
-}
+class _Metrics(dict[str, Metric]):
+    """Metrics by key; those of a part of the data or of one label, `acc_happy`, `f1_happy`, are named after it."""
+
+    def __missing__(self, key: str) -> Metric:
+        whole, _, part = key.partition("_")
+        if whole not in ("acc", "f1") or not part:
+            raise KeyError(key)
+        return Metric(f"{whole.capitalize()} {part}")
+
+
+METRICS = _Metrics(
+    {
+        "acc2_has0": Metric("Acc-2 has0"),
+        "acc2_non0": Metric("Acc-2 non0"),
+        "f1_has0": Metric("F1 has0"),
+        "f1_non0": Metric("F1 non0"),
+        "acc7": Metric("Acc-7"),
+        "acc5": Metric("Acc-5"),
+        "acc": Metric("Accuracy"),
+        "ua": Metric("Unweighted accuracy"),
+        "f1": Metric("Weighted F1"),
+        "mae": Metric("MAE", percent=False, higher=False),
+        "corr": Metric("Corr", percent=False),
+        "r2": Metric("R²", percent=False),
+    }
+)
 
 
 class Run(NamedTuple):

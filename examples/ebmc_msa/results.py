@@ -85,11 +85,14 @@ def spread(group: list[dict[str, Any]]) -> dict[str, Any]:
 def prediction_rows(
     name: str, seed: int, spec: Spec, ids: list[str], said: Prediction, test: Fold
 ) -> list[dict[str, Any]]:
-    values, variances = answer(spec, said.outputs).tolist(), variance(spec, said.outputs).tolist()
-    trust = {f"trust_{m}": w.tolist() for m, w in said.trust.items()}
+    values, variances = answer(spec, said.outputs), variance(spec, said.outputs)
+    columns = {"prediction": values, "variance": variances}
+    if spec.labels:
+        columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
+    columns |= {f"trust_{m}": w for m, w in said.trust.items()}
+    lists = {column: x.tolist() for column, x in columns.items()}
     return [
-        {"id": ids[i], "model": name, "seed": seed, "prediction": values[i], "variance": variances[i]}
-        | {column: w[i] for column, w in trust.items()}
+        {"id": ids[i], "model": name, "seed": seed} | {column: x[i] for column, x in lists.items()}
         for i in range(len(test))
     ]
 
@@ -103,9 +106,11 @@ def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:
-    """By utterance: |error| in the data's units, or 1 - p of the true class."""
+    """By utterance: |error| in the data's units, or 1 - p of the true class or, on average, of the true labels."""
     if spec.kind == "classes":
         return 1 - outputs.softmax(-1).gather(-1, test.target[:, None])[:, 0]
+    if spec.kind == "multilabel":
+        return (outputs.sigmoid() - test.target).abs().mean(-1)
     return (answer(spec, outputs) - truth(spec, test.target)).abs()
 
 

@@ -12,7 +12,12 @@ from page import cards, code, fact, figure, grid, p, table
 from reading import METRICS, Run, protocol
 
 STAGES = {"enhance": "Stage 1: enhance", "balance": "Stage 2: balance", "train": "Training"}
-SHOWN = {"sentiment": ("acc2_non0", "mae"), "classes": ("f1", "ua"), "regression": ("mae", "corr")}
+SHOWN = {
+    "sentiment": ("acc2_non0", "mae"),
+    "classes": ("f1", "ua"),
+    "multilabel": ("f1", "acc"),
+    "regression": ("mae", "corr"),
+}
 HAS0 = "has0 counts zero as positive, over all utterances; non0 leaves utterances labelled zero out."
 
 
@@ -208,7 +213,8 @@ def trust(run: Run) -> str:
         "How trust is divided in each test utterance",
         "Each thin column is one utterance; columns are grouped by the modality trusted most.",
     )
-    unit = "1 - probability of the true class" if run.results["kind"] == "classes" else "absolute error"
+    units = {"classes": "1 - probability of the true class", "multilabel": "1 - probability of the true labels"}
+    unit = units.get(run.results["kind"], "absolute error")
     by_error = figure(
         plots.trust_by_error(weights, present, np.asarray(record["error"]), styles, xlabel=f"{unit}, median of each"),
         "Who is trusted when the prediction is good or bad",
@@ -225,13 +231,19 @@ def features(run: Run) -> str:
         return ""
     kind, target = run.results["kind"], record["target"]
     rows = np.sort(np.random.default_rng(0).permutation(len(target))[:300])
-    label = {"classes": "class", "sentiment": "sentiment (-3 negative, 3 positive)"}.get(kind, "target value")
+    if kind == "multilabel":
+        target = target.sum(1)
+    label = {
+        "classes": "class",
+        "multilabel": "labels that hold",
+        "sentiment": "sentiment (-3 negative, 3 positive)",
+    }.get(kind, "target value")
     figures = []
     for when in ("before", "after"):
         if when in record["fused"]:
             points = project(record["fused"][when][rows])
             title = f"Fused features {when} balancing" if "before" in record["fused"] else "Fused features"
-            svg = plots.embedding(points, target[rows], classes=kind == "classes", label=label)
+            svg = plots.embedding(points, target[rows], classes=kind in ("classes", "multilabel"), label=label)
             figures.append(figure(svg, title, "Each dot is one utterance; near dots are alike to the model."))
     note = f"t-SNE of {len(rows)} test utterances, seed {record['seed']}; only neighbourhoods carry meaning."
     return grid(figures) + p(note, "quiet")

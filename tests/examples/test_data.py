@@ -63,7 +63,7 @@ def test_mmsa(tmp_path):
     assert split.lengths["vision"].tolist() == [5, 0, 5, 5]  # by trailing zeros
     assert split.present["vision"].tolist() == [True, False, True, True]
     for name, x in split.features.items():
-        assert x.dtype == torch.float32
+        assert x.dtype == (torch.float16 if name == "text" else torch.float32)  # as in the file
         assert not x[torch.arange(x.shape[1]) >= split.lengths[name][:, None]].any()
     assert split.group == ["video0", "video0", "video1", "video1"]
     assert split.target.tolist() == [-3, -1, 1, 3]
@@ -131,8 +131,11 @@ def test_mmsa_one_unlabelled_fold_to_predict(tmp_path):
         ({"regression_labels": np.zeros(3)}, r"differ in rows .*labels 3.*expected one row.*same list"),
         ({"id": ["a"]}, r"differ in rows \(id 1, text features 4"),
         ({"audio_lengths": [9] * 4}, r"'audio'\]: lengths run from 9 to 9, expected 0 to 8.*correct the lengths"),
-        ({"audio_lengths": [np.nan] * 4}, r"lengths has shape \(4,\), expected 4 whole numbers"),
-        ({"audio_lengths": [1.5] * 4}, r"'audio'\]: lengths has shape \(4,\), expected 4 whole numbers.*write"),
+        ({"audio_lengths": [np.nan] * 4}, r"lengths came as \[nan, nan, nan, nan\], expected 4 whole numbers"),
+        (
+            {"audio_lengths": [1.5] * 4},
+            r"'audio'\]: lengths came as \[1.5, 1.5, 1.5, 1.5\], expected 4 whole numbers.*write",
+        ),
         ({"audio": np.full((4, 8, 3), np.nan)}, r"'audio'\]: NaN in 4 of 4 rows \(first: video0.*recompute"),
         ({"audio": np.zeros(4)}, r"'audio'\]: features have shape \(4,\).*expected numbers \(N, D\).*save"),
         ({"audio": [np.zeros((2, 3)), np.zeros((3, 3))] * 2}, r"'audio'\]: rows of unequal shape.*pad the rows"),
@@ -340,6 +343,24 @@ def test_npz_kind(tmp_path, y, task, kind, dtype):
     assert data.splits["train"].target.shape == (4,)
 
 
+def test_npz_multilabel(tmp_path):
+    y = np.arange(24).reshape(12, 2) % 3 % 2
+    data = load(npz(tmp_path, y=y, labels=["rain", "wind"]))
+    assert (data.kind, data.classes, data.labels) == ("multilabel", 2, ("rain", "wind"))
+    assert data.splits["train"].target.tolist() == y[::3].tolist()
+    assert load(npz(tmp_path, y=y.astype(float), task="multilabel")).labels == ("0", "1")
+    for changes, message in [
+        ({"y": y * 2}, r"labels run from 0 to 2, expected 0 or 1 for each label; recode"),
+        ({"y": y, "labels": ["rain"]}, r"labels names rain, expected 2 names, one per column of y; correct"),
+        (
+            {"y": y[:, 0], "task": "multilabel"},
+            r"y has shape \(12,\) for task 'multilabel', expected \(N, C\); correct",
+        ),
+    ]:
+        with pytest.raises(DataError, match=message):
+            load(npz(tmp_path, **changes))
+
+
 def test_npz_without_validation(tmp_path):
     split = np.array([0] * 10 + [2] * 2)
     data = load(npz(tmp_path, split=split))
@@ -367,7 +388,7 @@ def test_npz_to_predict(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lable": np.zeros(12)}, r"unknown field 'lable', expected y, split.*rename or remove"),
+        ({"lable": np.zeros(12)}, r"unknown field 'lable', expected y, split.*rename it to 'labels', or remove"),
         ({"lenght_vision": np.ones(12)}, r"unknown field 'lenght_vision'.*rename it to 'length_vision', or remove"),
         ({"length_audio": np.ones(12)}, r"unknown field 'length_audio'"),
         ({"x_lidar": None, "x_vision": None, "length_vision": None}, r"holds y, split, expected.*x_<modality>; name"),
@@ -375,17 +396,26 @@ def test_npz_to_predict(tmp_path):
         ({"split": None}, r"no field split, expected 0 \(train\), 1 \(valid\) or 2 \(test\).*add it"),
         ({"split": np.full(12, 3)}, r"split has .* values 3, expected integers.*recode"),
         ({"split": np.array(["train"] * 12)}, r"split has .* values train, expected integers.*recode"),
-        ({"y": np.zeros((12, 2))}, r"y has shape \(12, 2\).*expected numbers \(N,\); write one label"),
+        (
+            {"y": np.zeros((12, 2))},
+            r"y has shape \(12, 2\).*expected numbers \(N,\), or integers \(N, C\).*write one label",
+        ),
         ({"y": np.array(["a"] * 12)}, r"y has shape \(12,\) and dtype <U1, expected numbers"),
         ({"y": np.arange(12) - 1}, r"labels run from .* to .*, expected classes 0, 1"),
         ({"y": np.arange(12.0), "task": "classes"}, r"dtype float64 for task 'classes', expected integers; cast"),
         ({"y": np.arange(12.0), "task": "sentiment"}, r"expected sentiment from -3 to 3; rescale"),
-        ({"task": "emotion"}, r"task is 'emotion', expected one of sentiment, classes, regression; correct"),
+        (
+            {"task": "emotion"},
+            r"task is 'emotion', expected one of sentiment, classes, multilabel, regression; correct",
+        ),
         ({"y": np.zeros(5)}, r"the fields differ in rows \(.*y 5.*expected one row per utterance.*same list"),
         ({"length_vision": None}, r"x_vision has shape \(12, 5, 2\).*without length_vision, expected.*add length_v"),
-        ({"length_lidar": np.ones(12)}, r"x_lidar: lengths came with features of shape \(12, 3\), expected.*drop"),
-        ({"x_lidar": np.full((12, 3), np.nan)}, r"x_lidar: NaN in 12 of 12 rows \(first: 0\), expected.*recompute"),
-        ({"x_lidar": np.array(["a"] * 12)}, r"x_lidar: features have shape \(12,\) and dtype <U1, expected numb"),
+        (
+            {"length_lidar": np.ones(12)},
+            r"\['train'\]: x_lidar: lengths came with features of shape \(4, 3\), expected.*drop",
+        ),
+        ({"x_lidar": np.full((12, 3), np.nan)}, r"x_lidar: NaN in 4 of 4 rows \(first: 0\), expected.*recompute"),
+        ({"x_lidar": np.array(["a"] * 12)}, r"x_lidar: features have shape \(4,\) and dtype <U1, expected numb"),
         ({"present_lidar": np.full(12, 0.5)}, r"present_lidar holds 0\.5, expected booleans; write True"),
         ({"x_lidar": np.array([[None]] * 12)}, r"cannot be read \(Object arrays.*expected a whole \.npz.*savez"),
         ({"split": np.array([0] * 6 + [1] * 6)}, r"fold 'test' is empty \(rows: train 6, valid 6\)"),

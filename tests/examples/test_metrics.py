@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import pearsonr
+from sklearn.metrics import f1_score
 
 import metrics
 
@@ -42,6 +43,27 @@ def test_sentiment_against_formulas(pair):
     assert m["mae"] == pytest.approx(np.mean(np.abs(p - y)))
     assert m["corr"] == pytest.approx(pearsonr(p, y).statistic)
     assert set(m) == {"acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "acc7", "acc5", "mae", "corr"}
+
+
+def test_multilabel_against_formulas():
+    rng = np.random.default_rng(0)
+    p, y = rng.integers(2, size=(2, 200, 4))
+    y[:, 1] = 0  # a label that never holds
+    names = ("neutral", "happy", "sad", "angry")
+    m = metrics.compute("multilabel", torch.from_numpy(p), torch.from_numpy(y), 4, names)
+    for i, name in enumerate(names):
+        assert m[f"acc_{name}"] == pytest.approx(100 * np.mean(p[:, i] == y[:, i]))
+        assert m[f"f1_{name}"] == pytest.approx(weighted_f1(p[:, i], y[:, i]))
+        assert m[f"f1_{name}"] == pytest.approx(100 * f1_score(y[:, i], p[:, i], average="weighted"))
+    assert m["acc"] == pytest.approx(np.mean([m[f"acc_{name}"] for name in names]))
+    assert m["f1"] == pytest.approx(np.mean([m[f"f1_{name}"] for name in names]))
+
+
+def test_multilabel_errors():
+    with pytest.raises(ValueError, match=r"prediction runs from 0\.5 to 0\.5, expected 0 or 1.*pass decisions"):
+        metrics.multilabel(np.full((2, 2), 0.5), np.zeros((2, 2)), ("a", "b"))
+    with pytest.raises(ValueError, match=r"expected two of one shape \(N, 3\), N > 0; pass one column per label"):
+        metrics.multilabel(np.zeros((2, 2)), np.zeros((2, 2)), ("a", "b", "c"))
 
 
 def test_zero_counts_as_positive_with_has0_and_is_left_out_with_non0():
@@ -104,7 +126,9 @@ def test_compute_dispatches_by_kind(pair):
     assert metrics.compute("regression", p, y) == metrics.regression(p, y)
     labels = np.array([0, 1, 1])
     assert metrics.compute("classes", labels, labels, 2) == {"acc": 100.0, "ua": 100.0, "f1": 100.0}
-    with pytest.raises(ValueError, match=r"kind 'other', expected sentiment, classes or regression; pass one"):
+    with pytest.raises(
+        ValueError, match=r"kind 'other', expected sentiment, classes, multilabel or regression; pass one"
+    ):
         metrics.compute("other", p, y)
 
 

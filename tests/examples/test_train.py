@@ -95,6 +95,28 @@ def test_predictions_without_labels(compared, tmp_path):
     assert float(first["trust_sound"]) + float(first["trust_lidar"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_four_emotions_at_once(tmp_path, capsys):
+    y = np.random.default_rng(0).integers(2, size=(120, 2))
+    data = write_npz(tmp_path / "toy.npz", y=y, labels=["happy", "sad"])
+    target = tmp_path / "predictions.csv"
+    call("--data", data, "--out", tmp_path / "runs", "--name", "a", "--predictions", target, *SHORT, *FAST)
+    assert call("--evaluate", tmp_path / "runs/a", "--data", data, "--device", "cpu") == 0
+    found = json.loads((tmp_path / "runs/a/metrics.json").read_text())
+    assert found["task"] == "multilabel"
+    assert found["selection"]["metric"] == "f1"
+    scores = {key: entry["mean"] for key, entry in found["test"]["sound+lidar"].items()}
+    assert list(scores) == ["acc", "f1", "acc_happy", "acc_sad", "f1_happy", "f1_sad"]
+    assert scores["f1"] == pytest.approx((scores["f1_happy"] + scores["f1_sad"]) / 2)
+    with target.open() as f:
+        rows = list(csv.DictReader(f))
+    happy = [float(row["prediction_happy"]) == y[int(row["id"]), 0] for row in rows]
+    assert 100 * np.mean(happy) == pytest.approx(scores["acc_happy"])
+    capsys.readouterr()
+    other = write_npz(tmp_path / "other.npz", y=y, labels=["sad", "happy"])
+    assert call("--evaluate", tmp_path / "runs/a", "--data", other, "--device", "cpu") == 2
+    assert "are labelled sad, happy, expected happy, sad as in training" in capsys.readouterr().err
+
+
 def test_same_seed_same_run(compared):
     again = [
         "--data",

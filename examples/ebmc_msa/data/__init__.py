@@ -7,11 +7,15 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from .check import check
+from .bclstm import is_bclstm, read_bclstm
+from .check import check, described
+from .clean import Assemble, in_memory
 from .dataset import DataError, Dataset, Split, canonical, listed
+from .folder import is_folder, read_folder
 from .folds import split_off_valid
 from .gcnet import is_gcnet, read_gcnet
 from .mmsa import is_mmsa, read_mmsa
+from .mult import is_mult, read_mult
 from .npz import read_npz
 from .synthetic import synthetic
 from .unpickle import unpickle
@@ -19,44 +23,58 @@ from .unpickle import unpickle
 __all__ = ["DataError", "Dataset", "Split", "canonical", "load", "synthetic"]
 
 _LAYOUTS = (
-    "an MMSA pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, "
-    "or an .npz with x_<modality>, y and split"
+    "an MMSA or MulT pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, a bc-LSTM folder "
+    "with transcripts.csv, a folder that convert.py wrote, or an .npz with x_<modality>, y and split"
 )
 _ZIP = re.compile(rb"PK\x03\x04")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|[\]}]q|\([ld]p\d")  # protocols 2 to 5, 1, 0
 
 
-def load(path: str | PathLike[str], *, split_seed: int = 0, labels: bool = True) -> Dataset:
-    """Read a file, or the one data file of a folder.
+def load(
+    path: str | PathLike[str], *, split_seed: int = 0, labels: bool = True, assemble: Assemble = in_memory
+) -> Dataset:
+    """Read a file or a folder of data, or the one data file of a folder.
 
     Args:
-        path: an MMSA pickle, a GCNet pickle or its folder, or an .npz of our own.
+        path: an MMSA or MulT pickle, a GCNet pickle or its folder, a bc-LSTM folder, an .npz of our own, or the
+            folder that convert.py makes of any of them, whose features stay in their files.
         split_seed: draws the validation fold where the data have none.
         labels: False accepts data without labels and without all three folds, for prediction.
+        assemble: where cleaned features go, block by block; into memory by default.
 
     Raises:
         DataError: what came, what was expected and what to do.
     """
-    file = _find(Path(path))
-    if _starts(file, _ZIP):
-        dataset = read_npz(file, labels=labels)
+    path = Path(path)
+    if is_folder(path):
+        return check(read_folder(path), labels=labels)
+    if is_bclstm(path):
+        dataset = read_bclstm(path, labels=labels, assemble=assemble)
     else:
-        content = unpickle(file)
-        if is_mmsa(content):
-            dataset = read_mmsa(content, f"{file.resolve().parent.name}-{file.stem}", labels=labels)
-        elif is_gcnet(content):
-            dataset = read_gcnet(content, file, labels=labels)
-        else:
-            entries = f" of {listed(content)}" if isinstance(content, dict) else ""
-            raise DataError(
-                f"load: {file} is a pickle with a {type(content).__name__}{entries}, expected {_LAYOUTS}; "
-                "convert it to the .npz."
-            )
+        dataset = _read_file(_find(path), labels, assemble)
     if labels and "valid" not in dataset.splits and len(dataset.splits.get("train", ())):
         dataset = split_off_valid(dataset, split_seed)
     if not labels:  # to predict, one fold is enough
         dataset = replace(dataset, splits={fold: split for fold, split in dataset.splits.items() if len(split)})
-    return check(dataset, labels=labels)
+    return described(check(dataset, labels=labels))
+
+
+def _read_file(file: Path, labels: bool, assemble: Assemble) -> Dataset:
+    if _starts(file, _ZIP):
+        return read_npz(file, labels=labels, assemble=assemble)
+    content = unpickle(file)
+    name = f"{file.resolve().parent.name}-{file.stem}"
+    if is_mmsa(content):
+        return read_mmsa(content, name, labels=labels, assemble=assemble)
+    if is_mult(content):
+        return read_mult(content, name, labels=labels, assemble=assemble)
+    if is_gcnet(content):
+        return read_gcnet(content, file, labels=labels, assemble=assemble)
+    entries = f" of {listed(content)}" if isinstance(content, dict) else ""
+    raise DataError(
+        f"load: {file} is a pickle with a {type(content).__name__}{entries}, expected {_LAYOUTS}; "
+        "convert it to the .npz."
+    )
 
 
 def _find(path: Path) -> Path:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from .clean import row_blocks
 from .dataset import FOLDS, DataError, Dataset, Split, listed
 
 
 def check(dataset: Dataset, *, labels: bool) -> Dataset:
-    """The data set with findings added to its note.
+    """The data set itself, if it can be trained on, or with `labels=False` predicted.
 
     Raises:
         DataError: a fold is empty, folds or fields disagree, a label is out of range, a row has nothing.
@@ -31,6 +33,11 @@ def check(dataset: Dataset, *, labels: bool) -> Dataset:
         _check_target(f"{dataset.name}[{fold!r}]", dataset, split)
     if dataset.kind == "classes" and dataset.classes == 1:
         raise DataError(f"{dataset.name}: every label is class 0, expected at least two classes; check the labels.")
+    return dataset
+
+
+def described(dataset: Dataset) -> Dataset:
+    """The data set with findings added to its note; reads all features."""
     return replace(dataset, note="; ".join([dataset.note, *_findings(dataset)]))
 
 
@@ -79,15 +86,17 @@ def _check_target(who: str, dataset: Dataset, split: Split) -> None:
             f"{split.id[int((~finite).nonzero()[0])]}), expected numbers; label these utterances or leave "
             "them out."
         )
-    low, high = {"sentiment": (-3, 3), "classes": (0, float("inf"))}.get(dataset.kind or "", (None, None))
+    low, high = {"sentiment": (-3, 3), "classes": (0, float("inf")), "multilabel": (0, 1)}.get(
+        dataset.kind or "", (None, None)
+    )
     if low is not None and len(y) and (y.min() < low or y.max() > high):
         raise DataError(
             f"{who}: labels run from {y.min().item():g} to {y.max().item():g}, expected "
-            + (
-                "sentiment from -3 to 3; rescale them."
-                if high == 3
-                else "classes 0, 1, …; recode or leave out the others."
-            )
+            + {
+                "sentiment": "sentiment from -3 to 3; rescale them.",
+                "classes": "classes 0, 1, …; recode or leave out the others.",
+                "multilabel": "0 or 1 for each label; recode them.",
+            }[dataset.kind]
         )
 
 
@@ -114,8 +123,8 @@ def _constant_columns(x: torch.Tensor, split: Split, name: str) -> int:
     counts = split.present[name]
     if name in split.lengths:
         counts = torch.arange(x.shape[1]) < split.lengths[name][:, None]
-    dims = tuple(range(x.ndim - 1))
-    where = counts.numpy()[..., None]
-    low = x.numpy().min(dims, initial=float("inf"), where=where)
-    high = x.numpy().max(dims, initial=float("-inf"), where=where)
+    low, high = np.full(x.shape[-1], np.inf), np.full(x.shape[-1], -np.inf)
+    for rows in row_blocks(x):
+        seen = x[rows][counts[rows]].numpy()
+        low, high = np.minimum(low, seen.min(0, initial=np.inf)), np.maximum(high, seen.max(0, initial=-np.inf))
     return int((low >= high).sum())

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
-Kind = Literal["sentiment", "classes", "regression"]
+Kind = Literal["sentiment", "classes", "multilabel", "regression"]
 
 FOLDS = ("train", "valid", "test")
 
@@ -19,12 +20,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """One fold. All features are float32, zero where the modality is absent or a frame is padding."""
+    """One fold. Features are zero where absent or padding; they may lie in a file: take rows first, then float()."""
 
-    features: dict[str, Tensor]  # (N, D), or (N, T, D) with lengths
+    features: dict[str, Tensor]  # (N, D), or (N, T, D) with lengths; float32 or float16
     lengths: dict[str, Tensor]  # (N,) int64, valid frames first, 0 where absent; only with a time axis
     present: dict[str, Tensor]  # (N,) bool; every row has at least one modality
-    target: Tensor | None  # (N,) int64 classes, or (N,) float32; None without labels
+    target: Tensor | None  # (N,) int64 classes, (N, C) float32 of 0 and 1, or (N,) float32; None without labels
     id: list[str]
     group: list[str] | None = None  # video, conversation or speaker
 
@@ -36,9 +37,10 @@ class Split:
 class Dataset:
     name: str
     kind: Kind | None  # None: a file without labels that does not say what they would be
-    classes: int  # number of classes, 1 for the other kinds, 0 for classes without labels
+    classes: int  # number of classes or of labels, 1 for the other kinds, 0 for classes without labels
     splits: dict[str, Split] = field(repr=False)  # "train", "valid", "test", as far as they exist
     note: str = ""  # what the loader decided, for the report: layout, split off by seed, ...
+    labels: tuple[str, ...] = ()  # names, of a multilabel set
 
     @property
     def modalities(self) -> list[str]:
@@ -54,6 +56,17 @@ def canonical(names: Iterable[str]) -> list[str]:
     names = list(names)
     first = [name for name in ("text", "audio", "vision") if name in names]
     return first + [name for name in names if name not in first]
+
+
+def scalars(who: str, what: str, values: object) -> list[str]:
+    """One name per row, as the files have them: strings, Python 2's bytes, or numbers."""
+    if isinstance(values, np.ndarray):
+        values = np.atleast_1d(values).tolist()
+    names = list(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes)) else [values]
+    for name in names:
+        if not isinstance(name, (str, bytes, int, float, np.generic)):
+            raise DataError(f"{who}: {what} holds a {type(name).__name__}, expected one name per row; flatten it.")
+    return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .clean import clean
-from .dataset import DataError, Dataset, Kind, Split, canonical, listed
+from .clean import Assemble, clean, in_memory
+from .dataset import DataError, Dataset, Kind, Split, canonical, listed, scalars
+from .npy import open_npy
 
 # What people call their feature folders. The longest word wins, so that hubert is not read as bert.
 _WORDS = {
@@ -31,12 +32,15 @@ def is_gcnet(content: Any) -> bool:
     )
 
 
-def read_gcnet(content: Any, path: Path, *, labels: bool) -> Dataset:
+def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
     """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation fold."""
     utterances, values, _, _, *folds = content
+    utterances = {video: scalars(f"{path}: {video}", "the first entry", names) for video, names in utterances.items()}
+    folds = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(folds, 5)]
+    utterances = dict(zip(scalars(str(path), "the first entry", utterances), utterances.values(), strict=True))
     videos = dict(zip(("train", "valid", "test") if len(folds) == 3 else ("train", "test"), folds, strict=True))
     for fold, members in videos.items():
-        unknown = sorted(str(v) for v in members if v not in utterances)
+        unknown = sorted(v for v in members if v not in utterances)
         if unknown:
             raise DataError(
                 f"{path}: fold {fold!r} names {listed(unknown)}, expected videos of the first entry; "
@@ -49,14 +53,13 @@ def read_gcnet(content: Any, path: Path, *, labels: bool) -> Dataset:
     folders = _folders(path.parent / "features")
 
     rows = {
-        fold: [(str(video), str(u)) for video in sorted(members, key=str) for u in utterances[video]]
-        for fold, members in videos.items()
+        fold: [(video, u) for video in sorted(members) for u in utterances[video]] for fold, members in videos.items()
     }
     ids = [u for fold in rows.values() for _, u in fold]
     modalities = {}
     for name in canonical(folders):
         x, present = _read(folders[name], ids)
-        modalities[name] = clean(f"{folders[name]}, {name}", x, present=present, ids=ids)
+        modalities[name] = clean(f"{folders[name]}, {name}", x, present=present, ids=ids, assemble=assemble)
 
     splits, start = {}, 0
     for fold, pairs in rows.items():
@@ -83,23 +86,35 @@ def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tupl
     if not values and not labels:
         return {}
     values = values if isinstance(values, dict) else {}
+    found = dict(zip(scalars(str(path), "the second entry", values), map(_flat, values.values()), strict=True))
     for video, names in utterances.items():
-        if np.size(values.get(video, ())) != len(names):
+        if len(found.get(video, ())) != len(names):
             raise DataError(
-                f"{path}: {video} has {np.size(values.get(video, ()))} labels for {len(names)} utterances, "
+                f"{path}: {video} has {len(found.get(video, ()))} labels for {len(names)} utterances, "
                 "expected one each; correct the second entry of the pickle."
             )
     flat = {
-        (str(video), str(name)): label
+        (video, name): label
         for video, names in utterances.items()
-        for name, label in zip(names, np.ravel(values[video]).tolist(), strict=True)
+        for name, label in zip(names, found[video], strict=True)
     }
-    if not all(isinstance(label, (int, float)) for label in flat.values()):
+    if not all(isinstance(label, (int, float)) and not abs(label) >= 2**31 for label in flat.values()):
         raise DataError(
             f"{path}: labels are not all numbers, expected integers for classes, floats for sentiment; "
             "recode the second entry of the pickle."
         )
     return flat
+
+
+def _flat(values: Any) -> list[Any]:
+    """Labels of one video, integers and floats apart, however they are nested."""
+    try:
+        labels = np.asarray(values, None if isinstance(values, np.ndarray) else object).ravel().tolist()
+    except ValueError:  # ragged
+        return []
+    return [
+        label.item() if isinstance(label, (np.generic, np.ndarray)) and label.size == 1 else label for label in labels
+    ]
 
 
 def _folders(root: Path) -> dict[str, Path]:
@@ -156,17 +171,17 @@ def _read(folder: Path, utterances: list[str]) -> tuple[np.ndarray[Any, Any], np
 def _vector(file: Path) -> np.ndarray[Any, Any] | None:
     """One utterance; frames become their mean, no file or no frame means absent."""
     try:
-        x = np.load(file, allow_pickle=False)
+        x = open_npy(file)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}), expected a plain .npy of numbers; save it again with "
             "numpy.save and allow_pickle=False."
         ) from error
-    if not isinstance(x, np.ndarray) or x.ndim not in (1, 2) or x.shape[-1] == 0 or x.dtype.kind not in "fiub":
+    if x.ndim not in (1, 2) or x.shape[-1] == 0 or x.dtype.kind not in "fiub":
         raise DataError(
-            f"{file}: has shape {np.shape(x)} and dtype {getattr(x, 'dtype', type(x))}, expected numbers "
+            f"{file}: has shape {x.shape} and dtype {x.dtype}, expected numbers "
             "(D,) or (frames, D); save one utterance per file."
         )
     if x.ndim == 1:

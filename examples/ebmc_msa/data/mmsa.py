@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .clean import clean, numbers
-from .dataset import FOLDS, DataError, Dataset, Split, listed
+from .clean import Assemble, clean, in_memory, numbers
+from .dataset import FOLDS, DataError, Dataset, Split, listed, scalars
+from .labels import sentiment
 
 _MODALITIES = ("text", "audio", "vision")
 _OTHER = {
@@ -19,20 +18,23 @@ _OTHER = {
 
 
 def is_mmsa(content: Any) -> bool:
-    return isinstance(content, dict) and any(isinstance(content.get(fold), dict) for fold in FOLDS)
+    """Fields that MulT's pickles, otherwise alike, do not have."""
+    folds = [content.get(fold) for fold in FOLDS] if isinstance(content, dict) else []
+    return any(isinstance(fields, dict) and (_OTHER - {"id"}) & fields.keys() for fields in folds)
 
 
-def read_mmsa(content: dict[str, dict[str, Any]], name: str, *, labels: bool) -> Dataset:
-    """Empties `content` on the way, so that large files are never held twice."""
+def read_mmsa(
+    content: dict[str, dict[str, Any]], name: str, *, labels: bool, assemble: Assemble = in_memory
+) -> Dataset:
     ignored = {key for fold in FOLDS for key in content.get(fold) or ()} - _OTHER - set(_MODALITIES)
     ignored |= set(content) - set(FOLDS)
-    splits = {fold: _fold(f"{name}[{fold!r}]", content.pop(fold), labels) for fold in FOLDS if fold in content}
+    splits = {fold: _fold(f"{name}[{fold!r}]", content[fold], labels, assemble) for fold in FOLDS if fold in content}
     note = "MMSA layout" + (f"; ignored {listed(sorted(map(str, ignored)))}" if ignored else "")
     return Dataset(name=name, kind="sentiment", classes=1, splits=splits, note=note)
 
 
-def _fold(who: str, fields: dict[str, Any], labels: bool) -> Split:
-    fields = fields if isinstance(fields, dict) else {}
+def _fold(who: str, fields: Any, labels: bool, assemble: Assemble) -> Split:
+    fields = dict(fields) if isinstance(fields, dict) else {}
     names = [name for name in _MODALITIES if name in fields]
     if not names or (labels and "regression_labels" not in fields):
         raise DataError(
@@ -42,15 +44,17 @@ def _fold(who: str, fields: dict[str, Any], labels: bool) -> Split:
         )
     for name in names:
         fields[name] = numbers(f"{who}[{name!r}]", fields[name])
-    ids = [str(i) for i in fields.get("id", range(len(fields[names[0]])))]
+    ids = scalars(who, "id", fields["id"] if fields.get("id") is not None else range(len(fields[names[0]])))
     features, lengths, present = {}, {}, {}
     text_lengths = _text_lengths(who, fields)
     for name in names:
         given = text_lengths if name == "text" else fields.get(f"{name}_lengths")
-        x = fields.pop(name)
+        x = fields[name]
         # files whose utterances are single vectors carry lengths of 1 nobody needs
         given = None if x.ndim == 2 else given
-        features[name], length, present[name] = clean(f"{who}[{name!r}]", x, lengths=given, ids=ids)
+        features[name], length, present[name] = clean(
+            f"{who}[{name!r}]", x, lengths=given, ids=ids, assemble=assemble
+        )
         if length is not None:
             lengths[name] = length
     apart = [i.rsplit("$_$", 1) for i in ids]
@@ -58,7 +62,7 @@ def _fold(who: str, fields: dict[str, Any], labels: bool) -> Split:
         features,
         lengths,
         present,
-        _sentiment(who, fields["regression_labels"]) if "regression_labels" in fields else None,
+        sentiment(who, "regression_labels", fields["regression_labels"]) if "regression_labels" in fields else None,
         ids,
         [video for video, _ in apart] if all(len(parts) == 2 for parts in apart) else None,
     )
@@ -69,7 +73,7 @@ def _text_lengths(who: str, fields: dict[str, Any]) -> np.ndarray[Any, Any] | No
     text, bert = fields.get("text"), fields.get("text_bert")
     if text is None or bert is None or text.ndim != 3 or text.shape[1] == 1:
         return None
-    bert = np.asarray(bert)
+    bert = numbers(f"{who}['text_bert']", bert)
     if bert.ndim != 3 or bert.shape[1] != 3 or bert.shape[::2] != text.shape[:2]:
         raise DataError(
             f"{who}: text_bert has shape {bert.shape} beside text {text.shape}, expected (N, 3, T) with "
@@ -82,21 +86,3 @@ def _text_lengths(who: str, fields: dict[str, Any]) -> np.ndarray[Any, Any] | No
             "after them; move the padding to the end."
         )
     return mask.sum(1)
-
-
-def _sentiment(who: str, values: Any) -> Tensor:
-    try:
-        y = np.atleast_1d(np.asarray(values, np.float32))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{who}: regression_labels are not numbers ({error}), expected one sentiment per row; recode them."
-        ) from None
-    flat = y.reshape(len(y), -1) if y.size else np.zeros((0, 1), np.float32)
-    if flat.shape[1] == 7:  # MOSEI: sentiment, then six emotions
-        flat = flat[:, :1]
-    if flat.shape[1] != 1:
-        raise DataError(
-            f"{who}: regression_labels has shape {y.shape}, expected one sentiment per row, or MOSEI's 7 "
-            "columns; keep the sentiment alone."
-        )
-    return torch.from_numpy(flat[:, 0].copy())
