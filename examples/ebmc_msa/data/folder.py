@@ -177,8 +177,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         raise ValueError(f"folds {listed(folds)}")
     for fields in folds.values():
         matches = {field: _FIELD.fullmatch(field) for field in fields}
-        if not all(matches.values()) or "id" not in fields:
-            raise ValueError(f"fields {listed(fields)}")
+        if not all(matches.values()):
+            raise ValueError(f"fields {listed(field for field, match in matches.items() if not match)}")
+        if "id" not in fields:
+            raise ValueError("no field id")
         names = {match[2] for match in matches.values() if match and match[2]}
         if not names or not {f"{part}_{name}" for part in ("x", "present") for name in names} <= set(fields):
             raise ValueError(f"fields {listed(fields)}: each modality needs x and present")
