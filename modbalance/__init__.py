@@ -18,4 +18,4 @@ __all__ = [
     "kernels",
     "masked_mean",
 ]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

@@ -82,6 +82,12 @@ def gather(x: Tensor, rows: int, *, sync: Sync = True) -> Tensor:
 
     Raises:
         ValueError: there are more than `rows` rows.
+
+    Examples:
+        >>> gather(torch.ones(2, 1), rows=3)
+        tensor([[1.],
+                [1.],
+                [0.]])
     """
     group = processes(sync)
     if len(x) > rows:

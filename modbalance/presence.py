@@ -73,6 +73,9 @@ def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
         mask: bool, of the shape of `logits`.
         dim: the dimension that sums to one.
 
+    Returns:
+        as `logits`.
+
     Examples:
         >>> masked_softmax(torch.tensor([1.0, 1.0, 9.0]), torch.tensor([True, True, False]), dim=0)
         tensor([0.5000, 0.5000, 0.0000])

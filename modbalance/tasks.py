@@ -29,7 +29,19 @@ IGNORE_INDEX = -100
 
 
 def output_width(task: Task, num_outputs: int) -> int:
-    """Width of a head's output: C, or 2C (means, then log-variances) for `gaussian`."""
+    """Width of a head's output: C, or 2C (means, then log-variances) for `gaussian`.
+
+    Args:
+        task: one of the four tasks.
+        num_outputs: C, the number of classes, labels or targets.
+
+    Returns:
+        the number of columns of an output.
+
+    Examples:
+        >>> output_width("classification", 3), output_width("gaussian", 3)
+        (3, 6)
+    """
     return 2 * num_outputs if task == "gaussian" else num_outputs
 
 
@@ -92,10 +104,21 @@ def task_uncertainty(task: Task, outputs: Tensor, *, temperature: float = 1.0) -
 
 
 def prediction_variance(task: Task, outputs: Tensor) -> Tensor:
-    """Variance that a prediction states of itself: p(1-p), or exp(log-variance) for gaussian; `(B, C)`.
+    """Variance that a prediction states of itself: p(1-p), or exp(log-variance) for gaussian.
+
+    Args:
+        task: `classification`, `multilabel` or `gaussian`.
+        outputs: logits, or means and log-variances: `(B, width)`.
+
+    Returns:
+        `(B, C)`; for gaussian in the target's units, squared.
 
     Raises:
         ValueError: the task is `regression`, whose outputs hold no variance.
+
+    Examples:
+        >>> prediction_variance("gaussian", torch.tensor([[1.0, 0.0]]))
+        tensor([[1.]])
     """
     if task == "regression":
         raise ValueError(

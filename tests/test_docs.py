@@ -1,6 +1,8 @@
 """Every Python block of the README and the docs runs, page by page, and the pages name what is public."""
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,36 @@ from modbalance import diagnostics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_runs(page, capsys):
+def test_code_runs(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in BLOCK.findall(page.read_text()):
         exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "examples/ebmc_msa/README.md"], ids=lambda page: page.parent.name + "/" + page.name
+)
+def test_commands_exist(page):
+    """Scripts, options, extras and paths that a bash block names are there; comments are not read."""
+    for block in SHELL.findall(page.read_text()):
+        assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
+        for command in re.split(r"\n|&&|;", block):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["python"]:
+                source = (ROOT / words[1]).read_text()
+                options = [word.partition("=")[0] for word in words if word.startswith("--")]
+                assert [option for option in options if f'"{option}"' not in source] == []
+            if words[:1] == ["pytest"]:
+                assert all((ROOT / word).exists() for word in words[1:])
+            for extras in re.findall(r"\[([\w,]+)\]", command) if words[:2] == ["pip", "install"] else ():
+                known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+                assert set(extras.split(",")) <= set(known)
 
 
 def test_readme_runs_code_within_twenty_lines():

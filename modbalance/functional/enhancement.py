@@ -76,6 +76,15 @@ def generator_inputs(
 
     Returns:
         by modality `(B, 2 * M * dim)`, or one dim less without `own_private`.
+
+    Source: EBMC (CVPR 2026), cross-modal complementary enhancement, the arguments of G_m.
+
+    Examples:
+        >>> parts = {"text": torch.ones(2, 4), "audio": torch.ones(2, 4)}
+        >>> absent = {"text": torch.tensor([True, True]), "audio": torch.tensor([True, False])}
+        >>> inputs = generator_inputs(parts, parts, absent)["audio"]
+        >>> inputs.shape, inputs.sum(1)
+        (torch.Size([2, 16]), tensor([16.,  8.]))
     """
     own = masks if own is None else own
     inputs = {}

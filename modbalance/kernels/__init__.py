@@ -20,8 +20,19 @@ BACKENDS = {"analytic": analytic.energy_penalty, "reference": reference.linear_e
 
 
 class EnergyPenalty(NamedTuple):
-    energy: Tensor  # (M, B)
-    penalty: Tensor  # (M, B)
+    """What `energy_penalty` returns, per modality and sample.
+
+    Args:
+        energy: E, `(M, B)`; 0 where absent.
+        penalty: the squared norm of dE/dz, `(M, B)`; 0 where absent.
+
+    Examples:
+        >>> EnergyPenalty(energy=torch.zeros(2, 4), penalty=torch.zeros(2, 4)).penalty.shape
+        torch.Size([2, 4])
+    """
+
+    energy: Tensor
+    penalty: Tensor
 
 
 class Coordination(NamedTuple):
