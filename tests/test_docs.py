@@ -35,7 +35,7 @@ def test_commands_exist(page):
             words = shlex.split(command, comments=True)
             if words[:1] == ["python"]:
                 source = (ROOT / words[1]).read_text()
-                options = [word.partition("=")[0] for word in words if word.startswith("--")]
+                options = [word.partition("=")[0].replace("--no-", "--") for word in words if word.startswith("--")]
                 assert [option for option in options if f'"{option}"' not in source] == []
             if words[:1] == ["pytest"]:
                 assert all((ROOT / word).exists() for word in words[1:])
