@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,15 +18,21 @@ from modbalance.tasks import prediction_variance, task_loss
 from model import EBMC, Concat, Prediction
 
 Model = EBMC | Concat
+Change = Callable[[Batch, Tensor], Batch]
 SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc", "multilabel": "f1"}
 
 
 @torch.no_grad()
-def predict(model: Model, fold: Fold | Batch) -> Prediction:
-    """What the model says of a whole fold, in chunks and without looking at its labels."""
+def predict(model: Model, fold: Fold | Batch, change: Change | None = None) -> Prediction:
+    """What the model says of a whole fold, in chunks and without looking at its labels.
+
+    `change` is done to each chunk first: to the samples and their rows in the fold.
+    """
     model.eval()
-    unlabelled, chunks = replace(fold, target=None), by_length(fold)
-    pieces = [model(unlabelled.rows(rows)) for rows in chunks]
+    unlabelled, chunks, pieces = replace(fold, target=None), by_length(fold), []
+    for rows in chunks:
+        batch = unlabelled.rows(rows)
+        pieces.append(model(batch if change is None else change(batch, rows)))
     place = torch.cat(chunks).argsort().to(pieces[0].outputs.device)
 
     def joined(tensors: list[Tensor]) -> Tensor:
@@ -57,14 +64,19 @@ def variance(spec: Spec, outputs: Tensor) -> Tensor:
     return v.gather(-1, outputs.argmax(-1, keepdim=True))[:, 0] if spec.kind == "classes" else v[:, 0] * spec.scale**2
 
 
-def measure(model: Model, fold: Fold | Batch) -> dict[str, float]:
+def measure(model: Model, fold: Fold | Batch, change: Change | None = None) -> dict[str, float]:
     """The metrics of the data's kind, and the task loss."""
-    spec, outputs = model.spec, predict(model, fold).outputs
+    outputs = predict(model, fold, change).outputs
+    found = quality(model.spec, outputs, fold.target)
+    return {**found, "loss": task_loss(model.spec.task, outputs, fold.target).mean().item()}
+
+
+def quality(spec: Spec, outputs: Tensor, target: Tensor) -> dict[str, float]:
+    """The metrics of the data's kind."""
     if not torch.isfinite(outputs).all():
         raise DataError("training diverged: predictions are NaN or infinite, expected numbers; pass a smaller --lr.")
-    said, true = answer(spec, outputs).cpu(), truth(spec, fold.target).cpu()
-    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
-    return {**found, "loss": task_loss(spec.task, outputs, fold.target).mean().item()}
+    said, true = answer(spec, outputs).cpu(), truth(spec, target).cpu()
+    return metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
 
 
 def score(kind: str, found: dict[str, float]) -> tuple[float, float]:
@@ -85,14 +97,19 @@ def by_condition(model: Model, fold: Fold) -> dict[str, dict[str, float]]:
 def contribution(model: Model, valid: Fold) -> dict[str, float]:
     """Share of each modality in what the model gained over a constant: Shapley over coalitions, on validation."""
     spec = model.spec
-    name = SELECTION[spec.kind]
-    y = truth(spec, valid.target)
-    guess = y.new_full(y.shape, spec.mean) if spec.task == "gaussian" else y.mode(0).values.expand_as(y)
-    constant = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels)[name]
+    constant = constant_score(spec, valid.target)
 
     def worth(coalition: tuple[str, ...]) -> float:
         if not coalition:
-            return -constant if name == "mae" else constant
+            return constant
         return score(spec.kind, measure(model, valid.showing(restrict(valid.present, coalition))))[0]
 
     return shares(shapley_values(worth, list(spec.dims)))
+
+
+def constant_score(spec: Spec, target: Tensor) -> float:
+    """What a constant prediction scores: the commonest class, the commoner value of each label, the training mean."""
+    y = truth(spec, target)
+    guess = y.new_full(y.shape, spec.mean) if spec.task == "gaussian" else y.mode(0).values.expand_as(y)
+    found = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels)
+    return score(spec.kind, {**found, "loss": 0.0})[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from itertools import count
+from itertools import count, cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ RC = {
 }
 
 Curve = Sequence[tuple[float, float]]  # (epoch, value)
+Panel = Mapping[str, Mapping[str, Sequence[float]]]  # {model: {level: value by seed}}
 
 
 class Style(NamedTuple):
@@ -79,14 +80,28 @@ def palette(modalities: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def drawing(draw: Callable[..., Any]) -> Callable[..., str]:
-    """Run `draw` under the report's look and turn the Figure it returns into SVG text."""
+def model_styles(models: Sequence[str], modalities: Sequence[str]) -> dict[str, Style]:
+    """A style per model: EBMC dark, a single modality as it looks elsewhere, the others in what is left."""
+    own = palette(modalities)
+    used = {own[name].colour for name in models if name in own}
+    free = cycle([colour for colour in COLOURS if colour not in used] or COLOURS)
+    rest = (name for name in models if name not in own and name != "ebmc")
+    others = {name: Style(next(free), MARKERS[-1 - i % 4], DASHES[1 + i % 3]) for i, name in enumerate(rest)}
+    return {name: {"ebmc": Style()}.get(name) or own.get(name) or others[name] for name in models}
+
+
+def drawing(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `draw` under the report's look and turn the Figure it returns into SVG text, or into a PNG's bytes."""
 
     @wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> str:
+    def drawn(*args: Any, image: str = "svg", **kwargs: Any) -> Any:
         import matplotlib
 
         small = {"font.size": 8, "axes.labelsize": 8} if kwargs.get("small") else {}
+        if image == "png":
+            with matplotlib.rc_context(RC), io.BytesIO() as file:
+                draw(*args, **kwargs).savefig(file, format="png", dpi=120, metadata={"Software": None})
+                return file.getvalue()
         with matplotlib.rc_context(RC | small), io.StringIO() as file:
             draw(*args, **kwargs).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
             return file.getvalue()
@@ -295,4 +310,46 @@ def embedding(points: np.ndarray, target: np.ndarray, *, classes: bool, label: s
         figure.colorbar(dots, ax=axis, location="bottom", label=label, aspect=40, pad=0.03).outline.set_visible(False)
     axis.set(xticks=[], yticks=[])
     axis.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+@drawing
+def degradation(panels: Mapping[str, Panel], styles: Mapping[str, Style], names: Mapping[str, str]) -> Any:
+    """A panel per measure: curves where the levels are rates, else a row for each level and a mark for each model."""
+    first = next(iter(panels.values()))
+    levels = list(dict.fromkeys(level for by_level in first.values() for level in by_level))
+    rates = all(level.replace(".", "", 1).isdigit() for level in levels)
+    columns = min(len(panels), 2)
+    lines = -(-len(panels) // columns)
+    height = 2.9 if rates else 0.7 + len(levels) * (0.16 + 0.055 * len(styles))
+    figure = _figure(WIDTH * columns, 0.2 * -(-len(styles) // (3 * columns)) + height * lines)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis, (label, models) in zip(axes, panels.items(), strict=False):
+        for i, (name, by_level) in enumerate(models.items()):
+            values = [np.asarray(v, float) for v in by_level.values()]
+            mean = np.array([v.mean() for v in values])
+            deviation = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+            style = styles[name]
+            look = {"color": style.colour, "marker": style.marker, "ms": 4, "label": short(names[name])}
+            if rates:
+                x = [float(level) for level in by_level]
+                axis.plot(x, mean, ls=style.dash, lw=2 if name == "ebmc" else 1.3, **look)
+                axis.fill_between(x, mean - deviation, mean + deviation, color=style.colour, alpha=0.12, lw=0)
+            else:
+                y = [levels.index(level) + 0.7 * ((i + 0.5) / len(models) - 0.5) for level in by_level]
+                axis.errorbar(mean, y, xerr=deviation, ls="", elinewidth=1, **look)
+        if rates:
+            axis.set(xlabel="rate", ylabel=label)
+            axis.grid(axis="y")
+            continue
+        axis.set_yticks(range(len(levels)), [short(level, 24) for level in levels])
+        axis.set(ylim=(len(levels) - 0.5, -0.5), xlabel=label)
+        axis.tick_params(left=False)
+        axis.grid(axis="x")
+        for y in range(1, len(levels)):
+            axis.axhline(y - 0.5, color="#e4e7eb", lw=1, zorder=0)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=3 * columns, handlelength=2.4, columnspacing=1.2)
     return figure

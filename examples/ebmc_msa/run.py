@@ -107,12 +107,7 @@ def one(
 
 def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | None) -> None:
     """Test the checkpoints of a run on data that they can read; with or without labels."""
-    paths = sorted(run.glob("*.pt")) if run.is_dir() else []
-    if not paths:
-        raise DataError(
-            f"--evaluate: {run} {'holds no checkpoint' if run.is_dir() else 'is no folder'}, expected the folder of "
-            "a run that train.py wrote; name one of those in --out."
-        )
+    paths = checkpoints(run, dataset)
     split = dataset.splits.get("test") or next(iter(dataset.splits.values()))
     if split.target is None and predictions is None:
         raise DataError(
@@ -122,8 +117,6 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
     if predictions is not None:
         writable(predictions)
     device = pick_device(device_name)
-    order = {name: i for i, name in enumerate(["ebmc", "concat", *dataset.modalities])}
-    paths.sort(key=lambda path: order.get(path.stem.rpartition("-")[0], len(order)))
     records, rows = [], []
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
@@ -146,6 +139,19 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         console.print(f"Written to {run / 'evaluation.json'}.")
     if predictions is not None:
         save_predictions(predictions, rows)
+
+
+def checkpoints(run: Path, dataset: Dataset) -> list[Path]:
+    """Those of a run, by model and seed: EBMC first, single modalities in the order of the data."""
+    paths = sorted(run.glob("*.pt")) if run.is_dir() else []
+    if not paths:
+        raise DataError(
+            f"--evaluate: {run} {'holds no checkpoint' if run.is_dir() else 'is no folder'}, expected the folder of "
+            "a run that train.py wrote; name one of those in --out."
+        )
+    order = {name: i for i, name in enumerate(["ebmc", "concat", *dataset.modalities])}
+    paths.sort(key=lambda path: order.get(path.stem.rpartition("-")[0], len(order)))
+    return paths
 
 
 def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 COMPONENTS = ("msd", "cce", "emc", "imtd")
+PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from data import DataError, load, synthetic
-from settings import COMPONENTS, ENCODERS, SYNTHETIC, Settings
+from settings import COMPONENTS, ENCODERS, PROTOCOLS, SYNTHETIC, Settings
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,7 +28,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "\nexamples:\n"
         "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
         "  train.py --data IEMOCAP/ --without emc --name no-emc\n"
-        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --predictions predictions.csv",
+        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --predictions predictions.csv\n"
+        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --missing noise",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -77,6 +78,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="write each test utterance's prediction, variance and trust by modality; "
         "with --evaluate, for data without labels too",
     )  # fmt: skip
+    out.add_argument(
+        "--missing", choices=PROTOCOLS, metavar="PROTOCOL",
+        help=f"with --evaluate: degradation under one of {', '.join(PROTOCOLS)}; writes robustness-PROTOCOL.*",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if args.lr is not None and not args.lr > 0:
         parser.error(f"argument --lr: {args.lr}, expected a positive number")
@@ -84,6 +89,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"argument --modality-dropout: {args.modality_dropout}, expected a probability in [0, 1)")
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:
         parser.error("argument --stage1-epochs: no epoch in either stage, expected at least one")
+    if args.missing and (args.evaluate is None or args.predictions is not None):
+        parser.error("argument --missing: goes with --evaluate RUN and without --predictions")
     return args
 
 
@@ -96,9 +103,13 @@ def main(argv: list[str] | None = None) -> int:
         dataset = (
             synthetic(imbalance=args.imbalance)
             if args.data is None
-            else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None)
+            else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None or args.missing == "noise")
         )
-        if args.evaluate is not None:
+        if args.missing:
+            import robustness
+
+            robustness.evaluate(args.evaluate, dataset, args.missing, args.device)
+        elif args.evaluate is not None:
             run.evaluate(args.evaluate, dataset, args.device, args.predictions)
         else:
             command = shlex.join(["python", os.path.relpath(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)])
