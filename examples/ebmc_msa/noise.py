@@ -43,7 +43,7 @@ def partners(present: Tensor, seed: int, modality: str) -> Tensor:
 
 def deviation(fold: Fold, modality: str) -> Tensor:
     """Standard deviation of each feature, `(D,)`, over the samples and frames that are there."""
-    return moments(fold.frames(modality), fold.features[modality].shape[-1])[1]
+    return moments(fold.frames(modality), fold.features[modality].shape[-1])[1].float()
 
 
 def corrupt(
@@ -74,7 +74,7 @@ def corrupt(
     length = batch.lengths.get(modality)
     if kind == "noise" and scale is not None:
         x = batch.features[modality]
-        spoilt = x + scale.to(x.device) * normal(rows, tuple(x.shape[1:]), seed, f"noise {modality}").to(x.device)
+        spoilt = x + scale.to(x) * normal(rows, tuple(x.shape[1:]), seed, f"noise {modality}").to(x.device)
         if length is not None:
             valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
             spoilt = torch.where(valid[..., None], spoilt, 0)

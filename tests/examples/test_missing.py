@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -151,8 +153,9 @@ def test_drop_frames(lengths, rate, higher, seed):
 def test_drop_frames_in_chunks_and_with_other_padding():
     lengths = [5, 9, 1, 0, 7, 8]
     whole = drop_frames(make_batch(lengths), "text", 0.5, torch.arange(6), 3)
-    part = drop_frames(make_batch(lengths).rows(slice(2, 5)), "text", 0.5, torch.arange(2, 5), 3)
-    assert part.features["text"].shape[1] == 7
+    some = make_batch(lengths).rows(slice(2, 5))
+    shorter = replace(some, features={"text": some.features["text"][:, :7]})
+    part = drop_frames(shorter, "text", 0.5, torch.arange(2, 5), 3)
     assert torch.equal(part.lengths["text"], whole.lengths["text"][2:5])
     assert torch.equal(part.features["text"], whole.features["text"][2:5, :7])
 
