@@ -56,6 +56,12 @@ def summary(
                 }
                 for when in ("before", "after")
             },
+            "cost": {
+                stage: {
+                    k: statistics.fmean(r["cost"][stage][k] for r in group) for k in ("seconds", "epochs", "step_ms")
+                }
+                for stage in group[0]["cost"]
+            },
             **tail,
         }
     if not compare:
