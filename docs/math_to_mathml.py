@@ -11,8 +11,10 @@ _MATH = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>',
 
 def on_page_content(html: str, **_: Any) -> str:
     def mathml(match: re.Match[str]) -> str:
-        if match[2] == "(":
-            return convert(unescape(match[3]))
-        return f'<div class="equation">{convert(unescape(match[3]), display="block")}</div>'
+        block = match[2] == "["
+        equation = convert(unescape(match[3]), display="block" if block else "inline")
+        if "\\" in equation:
+            raise ValueError(f"equation: {match[3]} has a command that MathML does not get; write it in another way.")
+        return f'<div class="equation">{equation}</div>' if block else equation
 
     return _MATH.sub(mathml, html)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import plots
+from modbalance.diagnostics import imbalance
 from page import cards, code, fact, figure, grid, p, table
 from reading import METRICS, Run, protocol
 
@@ -80,6 +81,9 @@ def contribution(run: Run) -> str:
         "Shapley share on validation: how much of the gain over a constant guess each modality brings, averaged over "
         "all orders of adding it; one that makes it worse counts as nothing. The dashed line is an equal share"
     ) + ("; dots are single seeds." if len(run.records) > 1 else ".")
+    uneven = (np.mean([imbalance(r["contribution"][when]) for r in run.records]) for when in moments)
+    caption += " Imbalance, 0 for equal shares and 1 for a single contributor: "
+    caption += " → ".join(f"{value:.2f}" for value in uneven) + "."
     title = "How much each modality contributes to the prediction"
     title += " before and after balancing" if len(moments) > 1 else ""
     return grid([figure(plots.contributions(shares, plots.palette(run.modalities)), title, caption)])

@@ -16,7 +16,7 @@ __all__ = ["calibration_error", "gaussian_coverage"]
 def calibration_error(task: Task, outputs: Tensor, target: Tensor, *, bins: int = 15) -> float:
     r"""Expected calibration error: how far confidence is from accuracy.
 
-    $$ECE = \sum_b \frac{n_b}{N}\,\bigl\lvert \text{accuracy}_b - \text{confidence}_b \bigr\rvert$$
+    $$ECE = \sum_b \frac{n_b}{N}\,\left| \text{accuracy}_b - \text{confidence}_b \right|$$
 
     over bins of equal width, $((b-1)/B, b/B]$, of the confidence. classification: the confidence is the greatest
     probability, accuracy that of its class. multilabel: every label counts by itself, its probability against how

@@ -59,7 +59,7 @@ def shares(values: Mapping[str, float]) -> dict[str, float]:
 def imbalance(values: Mapping[str, float]) -> float:
     r"""How unevenly the modalities share something, from 0 to 1.
 
-    $$I = \frac{M}{2\,(M-1)} \sum_m \Bigl\lvert p_m - \frac{1}{M} \Bigr\rvert, \qquad p = \text{shares}(v)$$
+    $$I = \frac{M}{2\,(M-1)} \sum_m \left| p_m - \frac{1}{M} \right|, \qquad p = \text{shares}(v)$$
 
     The sum over two is the part that would have to change hands for all to have the same; it is divided by its
     greatest possible value. 0: all have the same share. 1: one has everything. For two modalities it is the

@@ -235,6 +235,14 @@ def test_verdict_says_where_ebmc_loses():
     assert "7 of 7" in Page(sections.results(reading.Run.of(results))).text
 
 
+def test_imbalance_is_that_of_the_shares():
+    results = fake_results(modalities=("text", "audio"), seeds=(1111,))
+    records = fake_records(results, ("text", "audio"))
+    records[0]["contribution"] = {"before": {"text": 0.9, "audio": 0.1}, "after": {"text": 0.6, "audio": 0.4}}
+    text = Page(sections.contribution(reading.Run.of(results, records))).text
+    assert "Imbalance, 0 for equal shares and 1 for a single contributor: 0.80 → 0.20." in text
+
+
 def test_ablation_is_named():
     results = fake_results(seeds=(1111,))
     results["settings"] = {"without": ["emc", "imtd"]}
