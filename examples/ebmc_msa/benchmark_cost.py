@@ -147,7 +147,7 @@ def beside_bert(size: int, tokens: int, layers: int, width: int, rounds: int, de
     coordinator's own share timed on features of the same shape: forward, backward and optimiser.
     """
     layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, activation="gelu", batch_first=True)
-    text = nn.TransformerEncoder(layer, layers).to(device)
+    text = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).to(device)
     audio = nn.Sequential(nn.Linear(74, 128), nn.GELU(), nn.Linear(128, 128)).to(device)
     head = nn.Linear(width + 128, 4).to(device)
     coordinate = EnergyCoordinator({"text": width, "audio": 128}, 4).to(device)
