@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from modbalance.distributed import Sync, reduce
@@ -38,6 +39,8 @@ class TrustDistiller(nn.Module):
         temperature: T of the softened probabilities, > 0; classification and multilabel only.
         direction: `paper` is KL(student || teacher), `forward` is KL(teacher || student).
         min_variance: floor of a teacher's variance.
+        beyond_chance: trust what a teacher knows beyond chance, `chance` of `functional.trust_weights`: classes
+            or labels all alike, or variance 1, the training target's. False is the paper's form.
         sync: in training, take every mean over all processes of a distributed run: True for the default process
             group, a process group, or False for this process alone; see `modbalance.distributed`.
 
@@ -70,6 +73,7 @@ class TrustDistiller(nn.Module):
         temperature: float = 1.0,
         direction: Direction = "paper",
         min_variance: float = 1e-6,
+        beyond_chance: bool = False,
         sync: Sync = True,
     ) -> None:
         super().__init__()
@@ -82,6 +86,7 @@ class TrustDistiller(nn.Module):
             )
         self.num_outputs, self.task = num_outputs, task
         self.temperature, self.direction, self.min_variance, self.sync = temperature, direction, min_variance, sync
+        self.beyond_chance = beyond_chance
 
     def forward(
         self,
@@ -131,7 +136,14 @@ class TrustDistiller(nn.Module):
                     f"TrustDistiller: variances[{name!r}] has shape {tuple(v.shape)}, expected ({batch},) or "
                     f"({batch}, {self.num_outputs}); pass one variance a sample or one an output."
                 )
-        return trust_weights(variances, masks, min_variance=self.min_variance)
+        return trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance())
+
+    def chance(self) -> Tensor | None:
+        """Variance of a prediction that knows nothing, `(C,)`; None in the paper's form."""
+        if not self.beyond_chance:
+            return None
+        p = {"classification": 1 / self.num_outputs, "multilabel": 0.5}.get(self.task)
+        return torch.full((self.num_outputs,), 1.0 if p is None else p * (1 - p))
 
     def fuse(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
         """Sum of `tensors` by `weights`, per sample; see `functional.trust_fusion`."""

@@ -79,9 +79,10 @@ class ComplementaryEnhancer(nn.Module):
     Shape:
         features `(B, D_m)`, shared and private `(B, dim)` by modality; `predict` maps features by modality to
         outputs `(B, width)` and is called once per modality with only that one replaced; target `(B,)` or
-        `(B, C)`; present bool `(B,)` by modality → `features` `(B, D_m)` and `imputed` bool `(B,)` for every
-        modality of `dims`; `loss`, `reconstruction`, `task` are scalars. Without `predict` or a target `task`
-        is 0.
+        `(B, C)`; present bool `(B,)` by modality; gates `(B,)` in [0, 1] by modality, how far the others may lean
+        on it (a trust, nothing that holds the label; 1 by default, detached) → `features` `(B, D_m)` and `imputed`
+        bool `(B,)` for every modality of `dims`; `loss`, `reconstruction`, `task` are scalars. Without `predict`
+        or a target `task` is 0.
 
     Raises:
         ValueError: a name, shape or task does not fit; the message names it and the remedy.
@@ -148,11 +149,18 @@ class ComplementaryEnhancer(nn.Module):
         predict: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         target: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
+        gates: Mapping[str, Tensor] | None = None,
     ) -> EnhancerOutput:
         masks = resolve("ComplementaryEnhancer", features, present, self.dims)
         batch = len(next(iter(masks.values())))
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
+        shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
+        if shapes is not None and shapes != dict.fromkeys(features, (batch,)):
+            raise ValueError(
+                f"ComplementaryEnhancer: gates has shapes {shapes}, expected ({batch},) for each of "
+                f"{list(features)}; pass one number a sample for every modality in features."
+            )
         if target is not None:
             check_target("ComplementaryEnhancer", self.task, target, batch, self.num_outputs)
         if self.validate:
@@ -170,7 +178,7 @@ class ComplementaryEnhancer(nn.Module):
         features, masks = alike(features, masks, self.dims, sync)
         inputs = {name: select(x, masks[name]) for name, x in features.items()}
         masks = absent_like(masks, self.dims)
-        enhanced, imputed = self._generate(shared, private, masks)
+        enhanced, imputed = self._generate(shared, private, masks, gates)
         own = {name: enhanced[name] for name in inputs}
         sums = [reconstruction_sum(own, inputs, masks)]
         if predict is not None and target is not None:
@@ -180,7 +188,11 @@ class ComplementaryEnhancer(nn.Module):
         return EnhancerOutput(reconstruction + self.gamma * task, reconstruction, task, enhanced, imputed)
 
     def _generate(
-        self, shared: Mapping[str, Tensor], private: Mapping[str, Tensor], masks: dict[str, Tensor]
+        self,
+        shared: Mapping[str, Tensor],
+        private: Mapping[str, Tensor],
+        masks: dict[str, Tensor],
+        gates: Mapping[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         shared = absent_like(dict(shared), dict.fromkeys(self.dims, self.dim))
         private = absent_like(dict(private), dict.fromkeys(self.dims, self.dim))
@@ -188,7 +200,9 @@ class ComplementaryEnhancer(nn.Module):
         if self.training and self.hide:
             own = {name: m & (torch.rand(m.shape, device=m.device) >= self.hide) for name, m in masks.items()}
         enhanced, imputed = {}, {}
-        inputs = generator_inputs(shared, private, masks, own=own, own_private=self.own_private)
+        if gates is not None:
+            gates = absent_like({name: g.detach() for name, g in gates.items()}, dict.fromkeys(self.dims, 1))
+        inputs = generator_inputs(shared, private, masks, own=own, own_private=self.own_private, gates=gates)
         anything = torch.stack(list(masks.values())).any(0)
         for name, x in inputs.items():
             if self.training and self.noise:

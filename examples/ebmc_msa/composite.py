@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from balancers import over_present
 from batch import Batch, Spec
-from evaluate import answer, score, truth
+from evaluate import worth
 from fold import Fold, by_length
-from metrics import compute
 from missing import conditions
 from modbalance.presence import select
 from modbalance.tasks import output_width, task_loss
@@ -162,11 +161,3 @@ def fit_composite(spec: Spec, settings: Settings, train_fold: Fold, valid: Fold,
         nets[epoch] = Coalitions(spec, settings).eval()
         nets[epoch].load_state_dict(states[epoch])
     return Composite(spec, nets, epochs, held)
-
-
-def worth(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, float]:
-    """What epochs are selected by; the lowest possible without samples."""
-    if not len(target):
-        return -float("inf"), 0.0
-    found = compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs)
-    return score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})

@@ -85,6 +85,14 @@ def score(kind: str, found: dict[str, float]) -> tuple[float, float]:
     return -found[name] if name == "mae" else found[name], -found["loss"]
 
 
+def worth(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, float]:
+    """What epochs are selected by; the lowest possible without samples."""
+    if not len(target):
+        return -float("inf"), 0.0
+    found = metrics.compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs)
+    return score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})
+
+
 def by_condition(model: Model, fold: Fold) -> dict[str, dict[str, float]]:
     """The metrics with only some of the modalities left on."""
     found = {}

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from batch import Batch, Spec
-from calibration import calibrate, fit_scale
+from calibration import Vote, calibrate, fit_scale, fit_vote
 from encoders import Encoder
 from fold import Fold, by_length
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
 from modbalance.functional import preservation_loss
 from modbalance.presence import select
-from modbalance.tasks import output_width, task_loss
+from modbalance.tasks import output_width, prediction_variance, task_loss
 from settings import Settings
+from spoil import spoil
 
 
 class Prediction(NamedTuple):
@@ -49,7 +51,8 @@ class EBMC(nn.Module):
     """Encoders, coordinator, decoupler, enhancer, fusion by trust, head.
 
     Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; the coordinator only watches.
-    `start_balancing` freezes the teachers and opens stage II: the full loss, and fusion by trust.
+    `start_balancing` freezes the teachers, each at its own best epoch, and opens stage II: the full loss, and fusion
+    by trust. `settle` fits on validation how the teachers and the fused head are mixed by trust into the answer.
     """
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
@@ -59,20 +62,23 @@ class EBMC(nn.Module):
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
         self.encoders = _encoders(spec, settings)
         self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
+        self.decouple.heads = nn.ModuleDict({name: _head(spec, settings) for name in dims})  # regularised
         self.enhance = ComplementaryEnhancer(
             dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
         )
         self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
-        self.distill = TrustDistiller(spec.num_outputs, spec.task)
+        self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = _head(spec, settings)
+        self.paths: dict[str, tuple[tuple[float, float], dict[str, Tensor]]] = {}  # best score so far, and weights
         self.teachers: dict[str, Teacher] = {}
         self.scales: dict[str, float] = {}
+        self.vote: Vote | None = None  # of the teachers and "fused"
         self.balancing = False
 
     def forward(self, batch: Batch) -> Prediction:
         without, weight = self.settings.without, self.settings
-        taught = {name: self.teach(name, batch) for name in self.teachers}
+        taught = self._taught(batch)
         trust = self.distill.trust(taught, present=batch.present) if taught else _equal(batch.present)
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
         balanced = self.coordinate(_encode(self.encoders, batch), batch.target, batch.present)
@@ -87,8 +93,12 @@ class EBMC(nn.Module):
                 lambda z: self.head(self._fuse(z, trust)),
                 batch.target,
                 batch.present,
+                gates=self._known(taught, batch.present) if taught else None,
             )
-            features = {name: select(x, batch.present[name]) for name, x in enhanced.features.items()}
+            features = {
+                name: select((balanced.features[name] + x) / 2, batch.present[name])
+                for name, x in enhanced.features.items()
+            }
         fused = self._fuse(features, trust)
         outputs = self.head(fused)
 
@@ -114,28 +124,61 @@ class EBMC(nn.Module):
             distillation = self.distill(outputs, taught, present=batch.present).loss
             loss = loss + weight.eta * distillation
             terms["distillation"] = distillation
+        if self.vote is not None and not self.training:
+            outputs = self.vote(self.spec.task, {**taught, "fused": outputs}, _with_fused(batch.present))
         return Prediction(outputs, fused, trust if taught else {}, balanced.energy, loss, terms)
 
     @torch.no_grad()
     def start_balancing(self, valid: Fold) -> None:
-        """Freeze a teacher of each whole unimodal path as it is now, calibrated on the validation fold."""
+        """Freeze a teacher of each whole unimodal path, calibrated on the validation fold."""
         self.balancing = True
         if "imtd" not in self.settings.without:
             for name in self.spec.dims:
                 self.teachers[name] = Teacher(self.path(name))
+                if name in self.paths:
+                    self.teachers[name].copy.load_state_dict(self.paths[name][1])
                 self.scales[name] = 1.0
                 here = valid.keep(valid.present[name])
-                batches = map(here.rows, by_length(here))
-                said, target = zip(*((self.teach(name, batch), batch.target) for batch in batches), strict=True)
-                self.scales[name] = fit_scale(self.spec.task, torch.cat(said), torch.cat(target))
+                if len(here):
+                    said = said_of(here, lambda batch, name=name: self.teach(name, batch))
+                    self.scales[name] = fit_scale(self.spec.task, *said)
+        self.paths = {}
+
+    @torch.no_grad()
+    def settle(self, valid: Fold) -> None:
+        """Fit how teachers and fused head are mixed, on the validation fold as it is and once more with parts spoilt.
+
+        A clean fold alone would not tell when to leave a modality that is wrong today.
+        """
+        if not self.teachers:
+            return
+        self.eval()
+        self.vote = None
+        generator = torch.Generator().manual_seed(0)
+        scales = {name: encoder.scale for name, encoder in self.encoders.items()}
+        clean = [replace(valid.rows(rows), target=None) for rows in by_length(valid)]
+        batches = clean + [spoil(batch, scales, 0.5, generator) for batch in clean]
+        said = [{**self._taught(batch), "fused": self(batch).outputs} for batch in batches]
+        present = [_with_fused(batch.present) for batch in batches]
+        target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
+        said, present = (
+            {name: torch.cat([x[name] for x in parts]) for name in parts[0]} for parts in (said, present)
+        )
+        self.vote = fit_vote(self.spec.task, said, target, present)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside the student: the stage, the teachers and their calibration."""
         teachers = {name: teacher.copy.state_dict() for name, teacher in self.teachers.items()}
-        return {"balancing": self.balancing, "scales": dict(self.scales), "teachers": teachers}
+        return {
+            "balancing": self.balancing,
+            "scales": dict(self.scales),
+            "vote": None if self.vote is None else self.vote._asdict(),
+            "teachers": teachers,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.balancing, self.scales = state["balancing"], dict(state["scales"])
+        self.vote = None if state["vote"] is None else Vote(**state["vote"])
         self.teachers = {name: Teacher(self.path(name)) for name in state["teachers"]}
         for name, teacher in self.teachers.items():
             teacher.copy.load_state_dict(state["teachers"][name])
@@ -144,6 +187,15 @@ class EBMC(nn.Module):
         """What the teacher of one modality says, its uncertainty calibrated."""
         outputs = self.teachers[name](batch.features[name], batch.lengths.get(name))
         return calibrate(self.spec.task, outputs, self.scales[name])
+
+    def _taught(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: self.teach(name, batch) for name in self.teachers}
+
+    def _known(self, taught: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Share of the variance that each teacher explains, `(B,)` in [0, 1]: how far the others may lean on it."""
+        chance = self.distill.chance().sum()
+        variance = {name: prediction_variance(self.spec.task, outputs).sum(-1) for name, outputs in taught.items()}
+        return {name: select((1 - v / chance).clamp(0, 1), present[name]) for name, v in variance.items()}
 
     def _fuse(self, features: Mapping[str, Tensor], trust: Mapping[str, Tensor]) -> Tensor:
         return self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, trust)
@@ -168,6 +220,17 @@ class UnimodalPath(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         return self.head(self.private(self.encoder(x, lengths)))
+
+
+def _with_fused(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**present, "fused": torch.stack(list(present.values())).any(0)}
+
+
+def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of a whole fold."""
+    batches = (fold.rows(rows) for rows in by_length(fold))
+    outputs, targets = zip(*((say(batch), batch.target) for batch in batches), strict=True)
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def _encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:

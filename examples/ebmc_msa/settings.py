@@ -19,7 +19,7 @@ class Settings:
     gamma: float = 0.1  # paper
     eta: float = 0.1  # paper
     lambda_1: float = 0.1  # paper
-    lambda_2: float = 0.1  # paper
+    lambda_2: float = 4.0  # paper: 0.1, by which a unimodal path of two hardly learns
     without: tuple[str, ...] = ()  # components left out
 
     stage1_epochs: int = 100  # paper
@@ -31,7 +31,8 @@ class Settings:
     encoder: str = "transformer"
     dim: int = 64
     dropout: float = 0.3
-    modality_dropout: float = 0.1
+    modality_dropout: float = 0.3
+    corruption: float = 0.25  # chance that a modality of a training sample is spoilt; see spoil.py
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

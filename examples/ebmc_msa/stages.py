@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from evaluate import measure, score
+from evaluate import measure, score, worth
 from fold import Fold, shuffled
 from missing import random_drop
 from modbalance.diagnostics import gradient_norms, shares
-from model import EBMC, Concat
+from model import EBMC, Concat, said_of
 from settings import Settings
+from spoil import spoil
 
 Progress = Callable[[str, int, dict[str, Any]], None]
 
@@ -44,6 +45,7 @@ def train(
         return [first], before
     model.start_balancing(valid)
     second = run_stage("balance", model, train, valid, settings, settings.stage2_epochs, seed + 1, progress)
+    model.settle(valid)
     return [first, second], before
 
 
@@ -67,6 +69,8 @@ def run_stage(
         tick = time.perf_counter()
         entry = _epoch(model, optimizer, train, settings, generator)
         metrics = measure(model, valid)
+        if name == "enhance":
+            watch(model, valid)
         steps += -(-len(train) // settings.batch_size)
         entry |= {
             "stage": name,
@@ -89,6 +93,19 @@ def run_stage(
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), best_epoch if epochs else 0)
 
 
+@torch.no_grad()
+def watch(model: EBMC, valid: Fold) -> None:
+    """Keep each unimodal path as it is at its own best epoch: they are not at their best together."""
+    model.eval()
+    for name in model.spec.dims:
+        path, here = model.path(name), valid.keep(valid.present[name])
+        if len(here):
+            said = said_of(here, lambda b, path=path, name=name: path(b.features[name], b.lengths.get(name)))
+            now = worth(model.spec, *said)
+            if name not in model.paths or now > model.paths[name][0]:
+                model.paths[name] = (now, copy.deepcopy(path.state_dict()))
+
+
 def _epoch(
     model: EBMC | Concat,
     optimizer: torch.optim.Optimizer,
@@ -98,9 +115,12 @@ def _epoch(
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
+    scales = {name: encoder.scale for name, encoder in model.encoders.items()}
     batches = shuffled(train, settings.batch_size, generator)
     for rows in batches:
         batch = train.rows(rows)
+        if settings.corruption:
+            batch = spoil(batch, scales, settings.corruption, generator)
         if settings.modality_dropout:
             batch = batch.showing(random_drop(batch.present, settings.modality_dropout, generator))
         out = model(batch)

@@ -64,6 +64,7 @@ def generator_inputs(
     *,
     own: Mapping[str, Tensor] | None = None,
     own_private: bool = True,
+    gates: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What each generator reads: the modality's own parts first, then those of all others, in `masks`' order.
 
@@ -73,6 +74,7 @@ def generator_inputs(
         masks: which sample has which modality, bool `(B,)`; absent parts read as zero.
         own: which sample shows a generator its own modality, bool `(B,)`; `masks` by default.
         own_private: whether the own private part is read at all.
+        gates: by modality, `(B,)` in [0, 1]: what its parts are multiplied by where another modality reads them.
 
     Returns:
         by modality `(B, 2 * M * dim)`, or one dim less without `own_private`.
@@ -87,6 +89,9 @@ def generator_inputs(
         (torch.Size([2, 16]), tensor([16.,  8.]))
     """
     own = masks if own is None else own
+    lent = {name: [select(shared[name], here), select(private[name], here)] for name, here in masks.items()}
+    if gates is not None:
+        lent = {name: [gates[name][:, None].to(x.dtype) * x for x in parts] for name, parts in lent.items()}
     inputs = {}
     for name in masks:
         parts = [select(shared[name], own[name])]
@@ -94,6 +99,6 @@ def generator_inputs(
             parts.append(select(private[name], own[name]))
         for other in masks:
             if other != name:
-                parts += [select(shared[other], masks[other]), select(private[other], masks[other])]
+                parts += lent[other]
         inputs[name] = torch.cat(parts, -1)
     return inputs

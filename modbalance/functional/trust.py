@@ -20,25 +20,38 @@ def trust_weights(
     present: Mapping[str, Tensor] | None = None,
     *,
     min_variance: float = 1e-6,
+    chance: Tensor | None = None,
+    power: float | Tensor = 1.0,
+    bias: Mapping[str, float | Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""How far each modality is to be trusted, per sample.
 
-    $$w_m = \operatorname{softmax}_m (\log c_m + \log \rho_m), \qquad
+    $$w_m = \operatorname{softmax}_m (b_m + \kappa (\log c_m + \log \rho_m)), \qquad
       c_m = \exp(-\operatorname{mean}_c \sigma_{m,c}), \qquad
       \rho_m = 1 / \log(1 + \textstyle\sum_c \sigma^2_{m,c})$$
+
+    With `chance`, the variance $\sigma^2_0$ of a prediction that knows nothing, $c_m \rho_m$ becomes
+    $\max(c_m\rho_m - c_0\rho_0,\ 10^{-3} c_m\rho_m)$: what a modality knows beyond chance. The paper's form alone
+    leaves a modality that knows nothing half the weight of one that explains half the variance. `power` $\kappa$
+    and `bias` b, 1 and 0 in the paper, say how far to go by samples and how far by modalities as wholes; both can
+    be fitted on held-out data.
 
     Args:
         variances: of each modality's prediction, `(B,)` or `(B, C)`; for regression in units of the training
             target's variance.
         present: by modality, bool `(B,)`; all by default.
         min_variance: floor of a variance, > 0: two certain teachers share the trust.
+        chance: variance of knowing nothing, `(C,)`: that of the class frequencies, p(1-p), or of the training
+            target; None is the paper's form.
+        power: kappa, at least 0; with 0 all samples with the same modalities get the same weights.
+        bias: b by modality; 0 by default.
 
     Returns:
         by modality `(B,)`: exactly 0 where absent, summing to 1 over the present ones, all 0 where none is.
-        No gradient.
+        No gradient to the variances; one to `power` and `bias` if they are tensors that want it.
 
     Raises:
-        ValueError: `min_variance` is not positive, or shapes do not fit.
+        ValueError: `min_variance` is not positive, or shapes or names do not fit.
 
     Source: EBMC (CVPR 2026), instance-aware modality trust distillation: confidence c, reliability rho.
 
@@ -52,12 +65,25 @@ def trust_weights(
         )
     variances = {name: v[:, None] if isinstance(v, Tensor) and v.dim() == 1 else v for name, v in variances.items()}
     masks = resolve("trust_weights", variances, present, argument="variances")
+    if bias is not None and set(bias) != set(variances):
+        raise ValueError(
+            f"trust_weights: bias has {sorted(bias)}, expected {sorted(variances)}; pass one for each of variances."
+        )
     logits = []
     for name, v in variances.items():
-        v = select(upcast(v.detach()), masks[name]).clamp(min_variance, 1e30)
-        logits.append(-v.sqrt().mean(-1) - v.sum(-1).log1p().log())
+        logit = _log_trust(select(upcast(v.detach()), masks[name]), min_variance)
+        if chance is not None:
+            nothing = _log_trust(chance.to(logit), min_variance)
+            logit = logit + (-(nothing - logit).clamp(max=0).expm1()).clamp(min=1e-3).log()
+        logits.append(power * logit + (0.0 if bias is None else bias[name]))
     weights = masked_softmax(torch.stack(logits), torch.stack([masks[name] for name in variances]), dim=0)
     return dict(zip(variances, weights, strict=True))
+
+
+def _log_trust(variance: Tensor, floor: float) -> Tensor:
+    """log c + log rho."""
+    variance = variance.clamp(floor, 1e30)
+    return -variance.sqrt().mean(-1) - variance.sum(-1).log1p().log()
 
 
 def distillation_loss(
