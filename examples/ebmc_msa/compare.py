@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace, command: str) -> int:
     given = [name for method in args.methods for name in (METHODS if method == "all" else [method])]
-    methods = ordered([" ".join([*method.split(), *args.set]) for method in given])
-    for method in methods:
-        settings_of(method)
+    for method in given:
+        settings_of(" ".join([method, *args.set]))
+    methods = {" ".join([*method.split(), *args.set]): method for method in ordered(given)}
     source = Source(
         args.data, args.imbalance, args.split_seed, tuple(args.modalities), tuple(args.noisy), not args.valid
     )

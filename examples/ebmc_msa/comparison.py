@@ -46,13 +46,13 @@ class Results(NamedTuple):
     target: np.ndarray  # (samples,)
 
     @classmethod
-    def read(cls, out: Path, methods: list[str], seeds: list[int], fold: str) -> Results | None:
+    def read(cls, out: Path, methods: dict[str, str], seeds: list[int], fold: str) -> Results | None:
         """Of the methods that have all the seeds; None without any."""
         said, last = {}, None
-        for method in methods:
+        for method, label in methods.items():
             runs = [stored(out, method, seed, fold) for seed in seeds]
             if all(runs):
-                said[method] = np.stack([run[fold].double().numpy() for run in runs])
+                said[label] = np.stack([run[fold].double().numpy() for run in runs])
                 last = runs[-1]
         return last and cls(last["kind"], said, last[f"{fold}_target"].double().numpy())
 
@@ -74,12 +74,15 @@ def result_path(out: Path, method: str, seed: int) -> Path:
     return out / f"{method.replace(' ', '_').replace('/', '_')}-{seed}.pt"
 
 
-def report(out: Path, name: str, methods: list[str], seeds: list[int], fold: str, command: str) -> str:
-    """Write `comparison.md`, `.json` and `.svg` (`valid.*` without the test fold) and return the table."""
+def report(out: Path, name: str, methods: dict[str, str], seeds: list[int], fold: str, command: str) -> str:
+    """Write `comparison.md`, `.json` and `.svg` (`valid.*` without the test fold) and return the table.
+
+    `methods` are what jobs were called and what the table is to call them.
+    """
     results = Results.read(out, methods, seeds, fold)
     if results is None:
         return "No method has all the seeds yet."
-    selection = Results.read(out, list(results.said), seeds, "valid")
+    selection = Results.read(out, methods, seeds, "valid")
     lines = [f"# {name}, {fold} fold", "", f"`{command}`", ""]
     content: dict[str, Any] = {"dataset": name, "fold": fold, "seeds": seeds, "command": command, "measures": {}}
     for measure in MEASURES[results.kind]:
@@ -94,7 +97,7 @@ def report(out: Path, name: str, methods: list[str], seeds: list[int], fold: str
 
 
 def compared(found: ByMethod, held_out: ByMethod, measure: Measure) -> dict[str, Any]:
-    """Every method beside the first one, and the first beside the best of each group, picked on validation."""
+    """Every method beside the first; and of each group the best on validation."""
     reference = next(iter(found))
 
     def difference(method: str, part: str) -> Interval:

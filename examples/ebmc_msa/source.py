@@ -37,9 +37,10 @@ def read(source: Source) -> Dataset:
     else:
         dataset = load(source.path, split_seed=source.split_seed)
     names = source.modalities or tuple(dataset.modalities)
+    known = {"--modalities": dataset.modalities, "--noisy": list(names)}
     for option, given in (("--modalities", names), ("--noisy", dict(source.noisy))):
-        if unknown := sorted(set(given) - set(dataset.modalities if option == "--modalities" else names)):
-            raise DataError(f"{option}: {unknown}, expected some of {dataset.modalities}; correct the name.")
+        if unknown := sorted(set(given) - set(known[option])):
+            raise DataError(f"{option}: {unknown}, expected some of {known[option]}; correct the name.")
     if len(set(names)) < 2:
         raise DataError(f"--modalities: {list(names)}, expected at least two to balance; add one.")
     splits = {fold: split for fold, split in dataset.splits.items() if source.test or fold != "test"}
