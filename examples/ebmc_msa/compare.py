@@ -28,7 +28,7 @@ import torch
 
 from baselines import METHODS, NEED_ALONE, Work, trained
 from batch import Spec
-from comparison import ordered, report, result_path, stored
+from comparison import MEASURES, ordered, report, result_path, stored
 from data import DataError
 from evaluate import SELECTION, answer, measure, predict, truth
 from files import read_tensors, write_tensors, write_text
@@ -94,6 +94,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
         args.data, args.imbalance, args.split_seed, tuple(args.modalities), tuple(args.noisy), not args.valid
     )
     dataset = read(source)
+    if dataset.kind not in MEASURES:
+        raise DataError(f"--data: {dataset.kind} labels, expected {', '.join(MEASURES)}; pass data of such a kind.")
     claim(args.out, source)
 
     fold = "valid" if args.valid else "test"
@@ -114,7 +116,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
 
 def run(jobs: list[Job], source: Source, out: Path, processes: int) -> int:
     """Do the jobs; the number of those that failed."""
-    if processes == 1 or len(jobs) < 2:
+    if processes < 2 or len(jobs) < 2:
         return sum(tell(i, jobs, job, partial(do, job, source, out)) for i, job in enumerate(jobs, 1))
     # Left to Python, Ctrl-C would print a traceback for each process.
     quiet = (signal.SIGINT, signal.SIG_DFL)

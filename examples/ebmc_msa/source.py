@@ -45,9 +45,9 @@ def read(source: Source) -> Dataset:
         raise DataError(f"--modalities: {list(names)}, expected at least two to balance; add one.")
     splits = {fold: split for fold, split in dataset.splits.items() if source.test or fold != "test"}
     only = {fold: _only(split, names) for fold, split in splits.items()}
-    for name, size in source.noisy:
+    for place, (name, size) in enumerate(source.noisy):
         spread = size * _std(only["train"], name)
-        only = {fold: _noisy(split, name, spread, FOLDS.index(fold)) for fold, split in only.items()}
+        only = {fold: _noisy(split, name, spread, 3 * place + FOLDS.index(fold)) for fold, split in only.items()}
     return replace(dataset, splits=only)
 
 
@@ -62,13 +62,13 @@ def _only(split: Split, names: Sequence[str]) -> Split:
 def _std(train: Split, name: str) -> torch.Tensor:
     """Of each column, over the rows and frames that are there."""
     here = train.present[name]
-    x = train.features[name][here]
+    x = train.features[name][here].float()
     if name in train.lengths:
         x = x[torch.arange(x.shape[1]) < train.lengths[name][here, None]]
     return x.std(0, correction=0)
 
 
 def _noisy(split: Split, name: str, spread: torch.Tensor, seed: int) -> Split:
-    x = split.features[name]
+    x = split.features[name].float()
     noise = spread * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     return replace(split, features={**split.features, name: x + noise})
