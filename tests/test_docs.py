@@ -1,6 +1,8 @@
 """Every Python block of the README and the docs runs, page by page, and the pages name what is public."""
 
+import csv
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -63,3 +65,20 @@ def test_api_page_names_everything_public(module):
         if not re.search(rf"^::: modbalance\S*\.{name}$|members:.*\b{name}\b", page, re.MULTILINE)
     ]
     assert not missing
+
+
+def test_the_plots_of_the_method_are_drawn_by_their_script(tmp_path):
+    runpy.run_path(str(ROOT / "docs/terms.py"))["main"](tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs/assets").glob("term-*.png")}
+
+
+def test_the_sweep_has_every_value_and_its_plot_is_drawn_from_it(tmp_path):
+    sweep = runpy.run_path(str(ROOT / "docs/sweep.py"))
+    with (ROOT / "docs/assets/coordinator-sweep.csv").open() as file:
+        _, *rows = csv.reader(file)
+    rows = [(name, *map(float, numbers)) for name, *numbers in rows]
+    assert [row[:2] for row in rows] == [
+        (name, value) for name, values in sweep["VALUES"].items() for value in values
+    ]
+    sweep["draw"](rows).savefig(tmp_path / "sweep.png")
