@@ -30,6 +30,7 @@ class Spec:
     mean: float = 0.0  # of the training targets; models predict standardised ones
     scale: float = 1.0
     labels: tuple[str, ...] = ()  # names, of a multilabel set
+    text: dict[str, str] | None = None  # the model that reads text, if one is fine-tuned
 
     @property
     def task(self) -> Task:
@@ -48,11 +49,12 @@ class Spec:
         names = modalities or dataset.modalities
         dims = {name: dataset.dims[name] for name in names}
         sequences = tuple(name for name in names if name in train.lengths)
+        text = dataset.text if "text" in names else None
         if dataset.kind in ("classes", "multilabel"):
-            return cls(dataset.kind, dims, sequences, dataset.classes, labels=dataset.labels)
+            return cls(dataset.kind, dims, sequences, dataset.classes, labels=dataset.labels, text=text)
         assert train.target is not None
         scale = train.target.std(correction=0).item() or 1.0
-        return cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale)
+        return cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale, text=text)
 
     def check(self, dataset: Dataset, where: str) -> None:
         """Whether a model of this spec can read `dataset`; modalities may lack, others are not looked at."""

@@ -57,7 +57,8 @@ class Fold:
         for name, x in self.features.items():
             if name in lengths:
                 x = x[:, : max(lengths[name].tolist(), default=0) or 1]
-            features[name] = x[index].to(self.device, torch.float32)
+            dtype = torch.float32 if x.is_floating_point() else x.dtype  # token ids stay what they are
+            features[name] = x[index].to(self.device, dtype)
         return Batch(
             features,
             {name: n.to(self.device) for name, n in lengths.items()},
@@ -79,14 +80,15 @@ class Fold:
     def showing(self, present: dict[str, Tensor]) -> Fold:
         return replace(self, present=present)
 
-    def frames(self, name: str, size: int = 256) -> Iterator[Tensor]:
+    def frames(self, name: str, size: int = 64) -> Iterator[Tensor]:
         """What one modality holds, `(frames or rows, D)` by block: only what is present and within its length."""
-        for rows in torch.arange(len(self)).split(size):
-            batch = replace(self, features={name: self.features[name]}).rows(rows)
-            x, here = batch.features[name], batch.present[name]
-            if name in batch.lengths:
-                here = here[:, None] & (torch.arange(x.shape[1], device=x.device) < batch.lengths[name][:, None])
-            yield x[here]
+        x, present = self.features[name], self.present[name].cpu()
+        for rows in present.nonzero()[:, 0].split(size):
+            where: tuple[Tensor, ...] = (self.index[rows],)
+            if name in self.lengths:
+                row, frame = (torch.arange(x.shape[1]) < self.lengths[name][rows, None]).nonzero(as_tuple=True)
+                where = (self.index[rows[row]], frame)
+            yield x[where].to(self.device, torch.float32)
 
 
 def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from batch import Batch, Spec
 from calibration import Vote, calibrate, fit_scale, fit_vote
 from encoders import Encoder
+from finetune import TextEncoder
 from fold import Fold, by_length
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
 from modbalance.functional import preservation_loss
@@ -155,7 +156,7 @@ class EBMC(nn.Module):
         self.eval()
         self.vote = None
         generator = torch.Generator().manual_seed(0)
-        scales = {name: encoder.scale for name, encoder in self.encoders.items()}
+        scales = {name: e.scale for name, e in self.encoders.items() if hasattr(e, "scale")}  # tokens have none
         clean = [replace(valid.rows(rows), target=None) for rows in by_length(valid)]
         batches = clean + [spoil(batch, scales, 0.5, generator) for batch in clean]
         said = [{**self._taught(batch), "fused": self(batch).outputs} for batch in batches]
@@ -234,17 +235,14 @@ def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]
 
 
 def _encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            name: Encoder(
-                size,
-                settings.dim,
-                sequence=settings.encoder if name in spec.sequences else None,
-                dropout=settings.dropout,
-            )
-            for name, size in spec.dims.items()
-        }
-    )
+    return nn.ModuleDict({name: _encoder(name, size, spec, settings) for name, size in spec.dims.items()})
+
+
+def _encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
+    if name == "text" and spec.text is not None:
+        return TextEncoder(spec.text, settings.dim, dropout=settings.dropout)
+    sequence = settings.encoder if name in spec.sequences else None
+    return Encoder(size, settings.dim, sequence=sequence, dropout=settings.dropout)
 
 
 def _head(spec: Spec, settings: Settings) -> nn.Sequential:

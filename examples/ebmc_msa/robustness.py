@@ -19,6 +19,7 @@ import noise
 from batch import Batch
 from data import DataError, Dataset, canonical
 from evaluate import SELECTION, Change, Model, constant_score, measure, predict, quality, score
+from finetune import tokenised
 from fold import Fold
 from missing import conditions, drop_frames, missing_at_random, restrict
 from model import Prediction
@@ -35,14 +36,21 @@ Record = dict[str, Any]  # of one checkpoint
 def evaluate(run: Path, dataset: Dataset, protocol: str, device_name: str) -> None:
     """Put the checkpoints of a run through one protocol and write `robustness-<protocol>.*` beside them."""
     paths, device = checkpoints(run, dataset), pick_device(device_name)
-    split = dataset.splits.get("test") or next(iter(dataset.splits.values()))
-    if split.target is None:
-        raise DataError("--missing: the data have no labels, expected labels to measure by; add them.")
     loaded = []
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
+        if model.spec.text is not None:
+            if protocol == "noise":
+                raise DataError(
+                    "--missing noise: a BERT reads text as tokens, expected features that noise can be added to; "
+                    "pass --missing random or frames."
+                )
+            dataset = tokenised(dataset, model.spec.text)
         model.spec.check(dataset, f"--evaluate {path}")
         loaded.append((name, seed, model))
+    split = dataset.splits.get("test") or next(iter(dataset.splits.values()))
+    if split.target is None:
+        raise DataError("--missing: the data have no labels, expected labels to measure by; add them.")
     read = {modality for _, _, model in loaded for modality in model.spec.dims}
     present = {name: split.present[name] for name in canonical(split.present) if name in read}
 

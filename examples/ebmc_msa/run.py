@@ -20,6 +20,7 @@ from batch import Spec
 from data import DataError, Dataset
 from evaluate import SELECTION, by_condition, contribution, predict, truth
 from files import write_text
+from finetune import describe, tokenised
 from fold import Fold
 from model import EBMC
 from report import print_table, write_report
@@ -35,6 +36,8 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 
 def train(dataset: Dataset, args: argparse.Namespace, settings: Settings, command: str) -> None:
+    if settings.finetune_text is not None:
+        dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
     names = models(dataset, args.model, args.compare)
     device = pick_device(args.device)
     what = "compare" if args.compare else "-".join([args.model, *(f"no-{part}" for part in settings.without)])
@@ -69,6 +72,8 @@ def one(
     torch.manual_seed(seed)
     spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
     model = checkpoint.build(name, spec, settings).to(device)
+    if spec.text is not None:
+        model.encoders["text"].load(Path(settings.finetune_text))
     train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
     bar = progress.add_task(f"{name} {seed}", total=settings.stage1_epochs + settings.stage2_epochs, state="")
 
@@ -108,7 +113,8 @@ def one(
 def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | None) -> None:
     """Test the checkpoints of a run on data that they can read; with or without labels."""
     paths = checkpoints(run, dataset)
-    split = dataset.splits.get("test") or next(iter(dataset.splits.values()))
+    fold = "test" if "test" in dataset.splits else next(iter(dataset.splits))
+    split = dataset.splits[fold]
     if split.target is None and predictions is None:
         raise DataError(
             "--evaluate: the data have no labels, so there is nothing to measure, expected labels or --predictions; "
@@ -121,8 +127,9 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
         spec = model.spec
-        spec.check(dataset, f"--evaluate {path}")
-        test = Fold.of(split, spec, device)
+        data = dataset if spec.text is None else tokenised(dataset, spec.text)
+        spec.check(data, f"--evaluate {path}")
+        test = Fold.of(data.splits[fold], spec, device)
         rows += prediction_rows(name, seed, spec, split.id, predict(model, test), test)
         if split.target is not None:
             records.append({"model": name, "seed": seed, "test": by_condition(model, test)})

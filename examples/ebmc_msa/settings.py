@@ -29,6 +29,8 @@ class Settings:
     lr: float = 1e-3
     weight_decay: float = 1e-2
     encoder: str = "transformer"
+    finetune_text: str | None = None  # folder of a BERT
+    text_lr: float = 2e-5  # of its weights
     dim: int = 64
     dropout: float = 0.3
     modality_dropout: float = 0.3

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from evaluate import measure, score, worth
+from finetune import parameter_groups
 from fold import Fold, shuffled
 from missing import random_drop
 from modbalance.diagnostics import gradient_norms, shares
@@ -60,7 +61,9 @@ def run_stage(
     progress: Progress,
 ) -> Stage:
     """Train with early stopping; the model ends at the epoch that is best on validation."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
+    )
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, Any]] = []
     best, best_state = (-float("inf"), 0.0), copy.deepcopy(model.state_dict())
@@ -115,7 +118,7 @@ def _epoch(
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    scales = {name: encoder.scale for name, encoder in model.encoders.items()}
+    scales = {name: e.scale for name, e in model.encoders.items() if hasattr(e, "scale")}  # tokens have none
     batches = shuffled(train, settings.batch_size, generator)
     for rows in batches:
         batch = train.rows(rows)

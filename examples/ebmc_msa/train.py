@@ -69,6 +69,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument(
         "--encoder", choices=ENCODERS, help=f"of sequences; mean averages frames seen one by one ({d.encoder})"
     )
+    how.add_argument(
+        "--finetune-text", type=Path, metavar="DIR",
+        help="a BERT on this disk, as save_pretrained writes it, to read text and learn with the rest",
+    )  # fmt: skip
+    how.add_argument("--text-lr", type=float, metavar="X", help=f"learning rate of that BERT ({d.text_lr})")
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
     out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
@@ -85,6 +90,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.lr is not None and not args.lr > 0:
         parser.error(f"argument --lr: {args.lr}, expected a positive number")
+    if args.text_lr is not None and not (args.text_lr > 0 and args.finetune_text):
+        parser.error(f"argument --text-lr: {args.text_lr}, expected a positive number beside --finetune-text")
     if args.modality_dropout is not None and not 0 <= args.modality_dropout < 1:
         parser.error(f"argument --modality-dropout: {args.modality_dropout}, expected a probability in [0, 1)")
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:
@@ -124,8 +131,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    names = ("stage1_epochs", "stage2_epochs", "patience", "batch_size", "lr", "modality_dropout", "encoder")
+    names = (
+        "stage1_epochs",
+        "stage2_epochs",
+        "patience",
+        "batch_size",
+        "lr",
+        "modality_dropout",
+        "encoder",
+        "text_lr",
+    )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.finetune_text is not None:
+        given["finetune_text"] = str(args.finetune_text)
     defaults = SYNTHETIC if args.data is None else {}
     return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})
 

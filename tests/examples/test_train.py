@@ -284,7 +284,7 @@ def test_help_is_quick_and_complete():
     text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
     options = (
         "data seeds model compare without stage1-epochs stage2-epochs patience batch-size lr modality-dropout device "
-        "encoder out name evaluate predictions"
+        "encoder finetune-text text-lr out name evaluate predictions"
     )
     assert all(f"--{option}" in text for option in options.split())
 

@@ -28,6 +28,7 @@ class Split:
     target: Tensor | None  # (N,) int64 classes, (N, C) float32 of 0 and 1, or (N,) float32; None without labels
     id: list[str]
     group: list[str] | None = None  # video, conversation or speaker
+    words: list[str] | Tensor | None = None  # utterances as written, or MMSA's text_bert (N, 3, T)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -41,6 +42,7 @@ class Dataset:
     splits: dict[str, Split] = field(repr=False)  # "train", "valid", "test", as far as they exist
     note: str = ""  # what the loader decided, for the report: layout, split off by seed, ...
     labels: tuple[str, ...] = ()  # names, of a multilabel set
+    text: dict[str, str] | None = None  # the model whose token ids stand for text
 
     @property
     def modalities(self) -> list[str]:

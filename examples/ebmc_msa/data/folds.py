@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .dataset import DataError, Dataset, Split
 
@@ -57,4 +58,11 @@ def _rows(split: Split, keep: torch.Tensor) -> Split:
         None if split.target is None else split.target[keep],
         [split.id[i] for i in rows],
         None if split.group is None else [split.group[i] for i in rows],
+        _words(split.words, keep),
     )
+
+
+def _words(words: list[str] | Tensor | None, keep: Tensor) -> list[str] | Tensor | None:
+    if isinstance(words, list):
+        return [word for word, kept in zip(words, keep.tolist(), strict=True) if kept]
+    return None if words is None else words[keep]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .clean import Assemble, clean, in_memory, numbers
 from .dataset import FOLDS, DataError, Dataset, Split, listed, scalars
@@ -65,7 +67,19 @@ def _fold(who: str, fields: Any, labels: bool, assemble: Assemble) -> Split:
         sentiment(who, "regression_labels", fields["regression_labels"]) if "regression_labels" in fields else None,
         ids,
         [video for video, _ in apart] if all(len(parts) == 2 for parts in apart) else None,
+        _words(who, fields, len(ids)),
     )
+
+
+def _words(who: str, fields: dict[str, Any], rows: int) -> list[str] | Tensor | None:
+    """What a text model can be fine-tuned on."""
+    raw, bert = fields.get("raw_text"), fields.get("text_bert")
+    if raw is not None and len(raw) == rows:
+        return [str(words) for words in raw]
+    if bert is None:
+        return None
+    tokens = torch.from_numpy(numbers(f"{who}['text_bert']", bert).astype(np.int64))
+    return tokens if tokens.ndim == 3 and tokens.shape[:2] == (rows, 3) else None
 
 
 def _text_lengths(who: str, fields: dict[str, Any]) -> np.ndarray[Any, Any] | None:
