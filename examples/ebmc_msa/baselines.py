@@ -130,8 +130,9 @@ def trained(model: nn.Module, work: Work) -> nn.Module:
     return model
 
 
-def concat(work: Work, rate: float) -> nn.Module:
-    settings = replace(work.settings, modality_dropout=rate)
+def plain(work: Work, rate: float) -> nn.Module:
+    """Concatenation at a rate of modality dropout, on samples as they are."""
+    settings = replace(work.settings, modality_dropout=rate, corruption=0.0)
     return trained(Concat(work.spec, settings), replace(work, settings=settings))
 
 
@@ -139,7 +140,7 @@ def dropout_chosen(work: Work) -> nn.Module:
     models = []
     for rate in DROPOUT_RATES:
         torch.manual_seed(work.seed)
-        models.append(concat(work, rate))
+        models.append(plain(work, rate))
     return best(models, work)
 
 
@@ -189,8 +190,8 @@ def standardised(model: Concat, fold: Fold) -> Concat:
 CONTROLS: dict[str, Callable[[Work], nn.Module]] = {
     "single": single,
     "linear": linear,
-    "concat": lambda work: concat(work, 0.0),
-    "dropout": lambda work: concat(work, work.settings.modality_dropout),
+    "concat": lambda work: plain(work, 0.0),
+    "dropout": lambda work: trained(Concat(work.spec, work.settings), work),
     "dropout-chosen": dropout_chosen,
     "auxiliary": lambda work: trained(Auxiliary(work.spec, work.settings), work),
     "late": late,
