@@ -82,7 +82,7 @@ def fit_vote(
         said: held-out head outputs by expert, `(N, width)`.
         target: `(N,)`.
         present: bool `(N,)` by expert.
-        shrink: of the penalty on squared biases, which leaves little data with equal ones.
+        shrink: of the penalty on the squares of what is fitted, which keeps little data near equal biases.
 
     Returns:
         a power of at least 0; equal biases without samples.
@@ -95,7 +95,7 @@ def fit_vote(
         optimizer.zero_grad()
         mixed = vote(task, said, present, F.softplus(free[0]), dict(zip(said, free[1:], strict=True)))
         error = (mixed[:, 0] - target).square() if task == "gaussian" else task_loss(task, mixed, target)
-        value = error.mean() + shrink * free[1:].square().mean()
+        value = error.mean() + shrink * free.square().mean()
         value.backward()
         return value
 

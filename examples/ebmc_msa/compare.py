@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+import robustness
 from baselines import METHODS, NEED_ALONE, Work, trained
 from batch import Spec
 from comparison import MEASURES, ordered, report, result_path, stored
@@ -65,6 +66,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     what.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a setting of every method")
     what.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED", help="(1111 … 1115)")
+    what.add_argument(
+        "--noise", action="store_true",
+        help="also spoil one modality in half of the test samples, as train.py --missing noise does",
+    )  # fmt: skip
     what.add_argument("--valid", action="store_true", help="validation only: the test fold is not opened")
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="what it holds already is not run again")
@@ -103,25 +108,25 @@ def compare(args: argparse.Namespace, command: str) -> int:
     alone = dict.fromkeys(
         Job(" ".join([f"alone:{modality}", *method.split()[1:]]), seed)
         for method, seed in jobs
-        if method.split()[0] in NEED_ALONE
+        if args.noise or method.split()[0] in NEED_ALONE
         for modality in dataset.modalities
     )
     first = [job for job in alone if args.again or not result_path(args.out, *job).exists()]
     then = [job for job in jobs if args.again or stored(args.out, *job, fold) is None]
     print(f"{dataset.name}: {len(first) + len(then)} of {len(alone) + len(jobs)} to run", flush=True)
-    failed = sum(run(some, source, args.out, args.jobs) for some in (first, then))
+    failed = sum(run(some, source, args.out, args.jobs, args.noise) for some in (first, then))
     print("\n" + report(args.out, dataset.name, methods, args.seeds, fold, command))
     return 1 if failed else 0
 
 
-def run(jobs: list[Job], source: Source, out: Path, processes: int) -> int:
+def run(jobs: list[Job], source: Source, out: Path, processes: int, spoilt: bool) -> int:
     """Do the jobs; the number of those that failed."""
     if processes < 2 or len(jobs) < 2:
-        return sum(tell(i, jobs, job, partial(do, job, source, out)) for i, job in enumerate(jobs, 1))
+        return sum(tell(i, jobs, job, partial(do, job, source, out, spoilt)) for i, job in enumerate(jobs, 1))
     # Left to Python, Ctrl-C would print a traceback for each process.
     quiet = (signal.SIGINT, signal.SIG_DFL)
     with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, quiet) as pool:
-        running = {pool.submit(do, job, source, out): job for job in jobs}
+        running = {pool.submit(do, job, source, out, spoilt): job for job in jobs}
         try:
             return sum(tell(i, jobs, running[done], done.result) for i, done in enumerate(as_completed(running), 1))
         except BaseException:
@@ -138,7 +143,7 @@ def tell(number: int, jobs: list[Job], job: Job, result: Callable[[], str]) -> i
     return failed
 
 
-def do(job: Job, source: Source, out: Path) -> str:
+def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
     """Train one method from one seed; write what it says of validation and test with every set of modalities."""
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
@@ -165,6 +170,13 @@ def do(job: Job, source: Source, out: Path) -> str:
         result |= {f"{fold}_target": truth(spec, folds[fold].target), f"{fold}_outputs": outputs[-1]}
     if modality:
         result["state"] = model.state_dict()
+    if spoilt and "test" in folds:
+        sizes = {}
+        for one in spec.dims:
+            judge = model if modality else alone(one)
+            valid = Fold.of(dataset.splits["valid"], judge.spec, torch.device("cpu"))
+            sizes[one] = robustness.noise_size(one, f"alone:{one}", [judge], [valid])
+        result["noise"] = robustness.spoil(model, folds["test"], sizes)
     result |= {"settings": settings.as_dict(), "seconds": time.process_time() - started}
     write_tensors(result_path(out, *job), result)
     metric = SELECTION[spec.kind]

@@ -40,6 +40,9 @@ def scores(measure: Measure, said: np.ndarray, target: np.ndarray) -> np.ndarray
     return 100.0 * (said == target if measure.name == "accuracy (%)" else (said >= 0) == (target >= 0))
 
 
+KEYS = {"accuracy (%)": "acc", "Acc-2 has0 (%)": "acc2_has0", "MAE": "mae"}  # as in metrics.py
+
+
 class Results(NamedTuple):
     kind: str
     said: dict[str, np.ndarray]  # (seeds, conditions, samples) by method, the condition that lacks nothing last
@@ -89,6 +92,7 @@ def report(out: Path, name: str, methods: dict[str, str], seeds: list[int], fold
         found = compared(results.scores(measure), selection.scores(measure), measure)
         content["measures"][measure.name] = found
         lines += [*table(found, measure, len(seeds)), ""]
+    lines += noise_table(out, methods, seeds, MEASURES[results.kind][0])
     stem = out / ("comparison" if fold == "test" else "valid")
     write_text(stem.with_suffix(".md"), "\n".join(lines))
     write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
@@ -151,6 +155,42 @@ def table(found: dict[str, Any], measure: Measure, seeds: int) -> list[str]:
             for what, m in found["best on validation"].items()
         ),
     ]
+
+
+def noise_table(out: Path, methods: dict[str, str], seeds: list[int], measure: Measure) -> list[str]:
+    """What each method loses on the half of the test fold where a modality is spoilt; nothing without --noise."""
+    runs = {label: [stored(out, method, seed, "test") for seed in seeds] for method, label in methods.items()}
+    found = {
+        label: [run["noise"] for run in by_seed]
+        for label, by_seed in runs.items()
+        if all(run and "noise" in run for run in by_seed)
+    }
+    if not found:
+        return []
+    key, shown = KEYS[measure.name], next(iter(found.values()))[0]["loss"]
+
+    def cell(values: list[float], digits: int) -> str:
+        return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0.0:.{digits}f}"
+
+    lines = [
+        f"**{measure.name} lost** on the half in which one modality is spoilt, mean ± standard deviation:",
+        "",
+        f"| spoilt | {' | '.join(found)} |",
+        f"|---|{'---|' * len(found)}",
+    ]
+    for what in shown:
+        cells = [cell([run["loss"][what][key] for run in runs], measure.digits) for runs in found.values()]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    for method, runs in found.items():
+        if runs[0]["detection"]:
+            told = [
+                f"{what} {cell([r['detection'][what]['auroc'] for r in runs], 2)}" for what in runs[0]["detection"]
+            ]
+            lines += [
+                "",
+                f"How well the trust of {method} tells spoilt from clean samples (AUROC): {'; '.join(told)}.",
+            ]
+    return [*lines, ""]
 
 
 def plot(found: dict[str, Any], measures: Sequence[Measure]) -> str:
