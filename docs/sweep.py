@@ -78,9 +78,11 @@ def main(folder: Path) -> None:
 
 
 def draw(rows: list[tuple[str, float, float, float, float, float]]) -> Figure:
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
     titles = {"weight": "weight of the whole loss"}
-    for axes, name in zip(figure.subplots(1, len(VALUES), sharey=True), VALUES, strict=True):
+    *panels, unused = figure.subplots(2, 3, sharey=True).flat
+    unused.axis("off")
+    for axes, name in zip(panels, VALUES, strict=True):
         _, values, fused, fused_std, probe, probe_std = zip(*(row for row in rows if row[0] == name), strict=True)
         axes.errorbar(range(len(values)), fused, fused_std, color="#4477aa", marker="o", label="fused model")
         axes.errorbar(range(len(values)), probe, probe_std, color="#ee7733", marker="s", label="probe, weak view")
@@ -88,9 +90,9 @@ def draw(rows: list[tuple[str, float, float, float, float, float]]) -> Figure:
         axes.set_ylim(0.86, 1)  # chance is 0.1: a run that diverged falls out of the picture
         axes.set_title(titles.get(name, name), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("validation accuracy")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    for axes in (panels[0], panels[3]):
+        axes.set_ylabel("validation accuracy")
+    unused.legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
     return figure
 
 

@@ -57,5 +57,5 @@ for seed in range(3):
         found[name].append(monitor.compute())
 for name, seeds in found.items():
     print(f"{name}: test accuracy by seed {[round(one.score, 3) for one in seeds]}. Seed 0:\n{seeds[0]}\n")
-plot(found).savefig("quickstart.png", dpi=150)
+plot(found).savefig("quickstart.png", dpi=110)
 print("Written to quickstart.png.")

@@ -55,9 +55,9 @@ def plot(found: Diagnosis | Mapping[str, Diagnosis | Sequence[Diagnosis]]) -> Fi
     everything = [one for several in models.values() for one in several]
     names = list(everything[0].shapley)
     panels = [panel for panel in PANELS if all(getattr(one, panel) for one in everything)]
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    size = 4.2 * columns, 1.2 + rows * (0.9 + 0.28 * len(names) * len(models))
+    size = 4.6 * columns, 1.2 + rows * (0.9 + 0.28 * len(names) * len(models))
     figure = Figure(figsize=size, layout="constrained")
     for i, panel in enumerate(panels):
         _bars(figure.add_subplot(rows, columns, i + 1), panel, models, names)
@@ -89,7 +89,8 @@ def _bars(axes: Axes, panel: str, models: Mapping[str, Sequence[Diagnosis]], nam
             ecolor="black",
             label=label,
         )
-        axes.bar_label(bars, ["" if math.isnan(x) else f"{x:.3f}" for x in means], padding=3, fontsize=8)
+        words = ["" if math.isnan(x) else f"{x:.3f}" for x in means]
+        axes.bar_label(bars, words, padding=3, fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         if panel in ("alone", "probe"):
             axes.axvline(
                 _mean_and_spread([one.score for one in several])[0],
