@@ -207,7 +207,7 @@ def settings_of(method: str) -> Settings:
     name, *changes = method.split() or [""]
     if name not in METHODS and not name.startswith("alone:"):
         raise DataError(f"--methods: {name!r}, expected all or some of {', '.join(METHODS)}; correct the name.")
-    defaults = {field.name: field.default for field in fields(Settings)}
+    defaults = {field.name: field.default for field in fields(Settings) if field.default is not None}
     given: dict[str, Any] = {}
     for change in changes:
         key, _, text = change.partition("=")
