@@ -158,17 +158,22 @@ def sum_of_means(values, present):
 # Distiller
 
 
-def trust(variances, present=None, floor=1e-6):
+def worth(variance, floor):
+    v = [max(float(x), floor) for x in variance.reshape(-1)]
+    return math.exp(-sum(math.sqrt(x) for x in v) / len(v)) / math.log(1 + sum(v))
+
+
+def trust(variances, present=None, floor=1e-6, chance=None, power=1.0, bias=None):
     names, batch = list(variances), len(next(iter(variances.values())))
     weights = {name: [0.0] * batch for name in names}
     for i in range(batch):
         score = {}
         for name in names:
             if is_there(present, name, i):
-                v = [max(float(x), floor) for x in variances[name][i].reshape(-1)]
-                c = math.exp(-sum(math.sqrt(x) for x in v) / len(v))
-                rho = 1 / math.log(1 + sum(v))
-                score[name] = c * rho
+                score[name] = worth(variances[name][i], floor)
+                if chance is not None:
+                    score[name] = max(score[name] - worth(chance, floor), 1e-3 * score[name])
+                score[name] = score[name] ** power * math.exp(bias[name] if bias else 0)
         for name in score:
             weights[name][i] = score[name] / sum(score.values())
     return {name: torch.tensor(w, dtype=torch.float64) for name, w in weights.items()}

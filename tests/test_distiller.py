@@ -112,3 +112,12 @@ def test_fusion_of_unequal_sizes_raises():
     tensors = {"text": torch.zeros(4, 2), "audio": torch.zeros(4, 3)}
     with pytest.raises(ValueError, match=r"shapes are .*expected one shape for all.*project the modalities"):
         TrustDistiller(3).fuse(tensors, dict.fromkeys(tensors, torch.ones(4)))
+
+
+@pytest.mark.parametrize(("task", "p"), [("classification", 1 / CLASSES), ("multilabel", 0.5), ("gaussian", None)])
+def test_beyond_chance_against_the_oracle(task, p):
+    _, teachers, present = make_lesson(task, "all")
+    chance = torch.full((CLASSES,), 1.0 if p is None else p * (1 - p))
+    variances = {n: torch.stack([stated_variance(task, s) for s in x.detach()]) for n, x in teachers.items()}
+    weights = TrustDistiller(CLASSES, task, beyond_chance=True).trust(teachers, present=present)
+    torch.testing.assert_close(weights, oracle.trust(variances, present, chance=chance))

@@ -239,3 +239,22 @@ SHAPES = {
 def test_shapes_of_parts_and_of_what_predict_returns_are_checked(call, message):
     with pytest.raises(ValueError, match="^ComplementaryEnhancer: " + message):
         call()
+
+
+def test_a_closed_gate_hides_a_modality_from_the_others_only():
+    model, batch = make(), make_batch("classification", presence="all")
+    shared, private = make_parts(present_of(batch))
+    first = next(iter(DIMS))
+    gates = dict.fromkeys(DIMS, torch.ones(6)) | {first: torch.zeros(6)}
+    out = model(batch.features, shared, private, gates=gates).features
+    changed = [{**parts, first: parts[first] + 1} for parts in (shared, private)]
+    other = model(batch.features, *changed, gates=gates).features
+    assert not torch.equal(out[first], other[first])
+    assert all(torch.equal(out[name], other[name]) for name in DIMS if name != first)
+
+
+def test_gates_of_another_shape_raise():
+    batch = make_batch("classification", presence="all")
+    shared, private = make_parts(present_of(batch))
+    with pytest.raises(ValueError, match="ComplementaryEnhancer: gates has shapes .* expected \\(6,\\) for each of"):
+        make()(batch.features, shared, private, gates=dict.fromkeys(DIMS, torch.ones(6, 1)))

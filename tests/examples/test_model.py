@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batch import Spec
-from calibration import calibrate, fit_scale
+from calibration import calibrate, fit_scale, fit_vote, vote
 from data import synthetic
 from evaluate import predict
 from fold import Fold
@@ -110,3 +110,67 @@ def test_scale_of_an_over_confident_regression():
     scale = fit_scale("gaussian", outputs, 2 * torch.randn(20_000))
     assert scale == pytest.approx(4, rel=0.1)
     torch.testing.assert_close(calibrate("gaussian", outputs, 4.0)[:, 1].exp(), torch.full((20_000,), 4.0))
+
+
+def experts(task, n=2000):
+    """One expert who knows, one who errs, one who guesses."""
+    torch.manual_seed(0)
+    target = torch.randint(3, (n,)) if task == "classification" else torch.randn(n)
+    sure = torch.nn.functional.one_hot(target, 3) * 4.0 if task == "classification" else target[:, None].repeat(1, 2)
+    said = {"knows": sure + torch.randn(sure.shape), "errs": -sure, "guesses": torch.randn(sure.shape)}
+    if task == "gaussian":
+        said = {name: torch.stack([x[:, 0], torch.zeros(n)], 1) for name, x in said.items()}
+    return said, target, dict.fromkeys(said, torch.ones(n, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("task", ["classification", "gaussian"])
+def test_a_fitted_vote_is_no_worse_than_any_expert(task):
+    said, target, present = experts(task)
+    fitted = fit_vote(task, said, target, present)
+
+    def loss(outputs):
+        if task == "gaussian":
+            return (outputs[:, 0] - target).square().mean()
+        return torch.nn.functional.cross_entropy(outputs, target)
+
+    assert loss(fitted(task, said, present)) <= min(loss(x) for x in said.values()) + 0.01
+    assert fitted.bias["knows"] == max(fitted.bias.values())
+
+
+def test_a_vote_with_neither_power_nor_bias_is_the_average():
+    said, _, present = experts("classification", 5)
+    mean = torch.stack([x.log_softmax(-1) for x in said.values()]).mean(0)
+    torch.testing.assert_close(vote("classification", said, present, 0.0, dict.fromkeys(said, 0.0)), mean)
+
+
+def test_without_samples_a_vote_is_even():
+    said, target, present = experts("gaussian", 3)
+    none = torch.zeros(3, dtype=torch.bool)
+    empty = ({name: x[none] for name, x in given.items()} for given in (said, present))
+    found = fit_vote("gaussian", *(lambda a, b: (a, target[none], b))(*empty))
+    assert set(found.bias.values()) == {0.0}
+
+
+def test_teachers_are_kept_at_their_own_best_epochs(fold):
+    spec, train_fold, valid, _ = fold
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0))
+    best = {}
+
+    def tell(stage, epoch, entry):
+        for name, (score, _) in model.paths.items():
+            best[name] = max(best.get(name, score), score)
+
+    train(model, train_fold, valid, model.settings, 0, tell)
+    assert {name: score for name, (score, _) in model.paths.items()} == best
+
+
+def test_the_answer_is_the_vote_of_teachers_and_fused_head(balanced, fold):
+    said = predict(balanced, fold[3])
+    batch = fold[3].rows(torch.arange(32))
+    fitted, balanced.vote = balanced.vote, None
+    with torch.no_grad():
+        parts = {name: balanced.teach(name, batch) for name in balanced.teachers} | {"fused": balanced(batch).outputs}
+    balanced.vote = fitted
+    present = batch.present | {"fused": torch.ones(32, dtype=torch.bool)}
+    torch.testing.assert_close(fitted("gaussian", parts, present), said.outputs, atol=1e-5, rtol=1e-5)

@@ -47,6 +47,16 @@ def test_absent_and_hidden_parts_read_as_zero():
     assert inputs["b"].sum(-1).tolist() == [4.0, 4.0, 0.0]
 
 
+def test_gates_scale_what_the_others_read_and_not_ones_own():
+    parts = {name: torch.ones(2, 3) for name in "abc"}
+    masks = dict.fromkeys("abc", torch.ones(2, dtype=torch.bool))
+    gates = {"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([0.5, 1.0]), "c": torch.ones(2)}
+    inputs = generator_inputs(parts, parts, masks, gates=gates)
+    assert inputs["a"].sum(-1).tolist() == [6 + 3 + 6, 18]
+    assert inputs["b"].sum(-1).tolist() == [6 + 0 + 6, 18]
+    assert inputs["c"].sum(-1).tolist() == [6 + 0 + 3, 18]
+
+
 X = torch.zeros(4, 3)
 BAD = {
     "missing": (

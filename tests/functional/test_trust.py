@@ -28,6 +28,32 @@ def test_weights_against_the_oracle(columns, floor, presence):
     torch.testing.assert_close(ours, expected)
 
 
+@each_presence
+@pytest.mark.parametrize("chance", [None, torch.full((3,), 0.7)], ids=["paper", "chance"])
+@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
+def test_power_bias_and_chance_against_the_oracle(power, chance, presence):
+    variances, present = make_variances(presence)
+    bias = {name: 0.5 * i for i, name in enumerate(variances)}
+    ours = trust_weights(variances, present, chance=chance, power=power, bias=bias)
+    torch.testing.assert_close(ours, oracle.trust(variances, present, 1e-6, chance, power, bias))
+
+
+def test_who_knows_nothing_beyond_chance_gets_nothing_beside_who_knows():
+    weights = trust_weights({"a": torch.tensor([0.5]), "b": torch.tensor([1.3])}, chance=torch.ones(1))
+    assert weights["b"] < 2e-3
+    alike = trust_weights({"a": torch.tensor([1.1]), "b": torch.tensor([1.1])}, chance=torch.ones(1))
+    assert alike["a"] == alike["b"] == 0.5
+
+
+def test_power_and_bias_can_be_fitted():
+    variances, _ = make_variances("all")
+    free = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    bias = dict.fromkeys(variances, 0.0) | {next(iter(variances)): free[1]}
+    weights = trust_weights(variances, power=free[0], bias=bias)
+    weights[next(iter(variances))].sum().backward()
+    assert (free.grad != 0).all()
+
+
 @given(
     st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=5),
     st.sampled_from([0.0, 1e-30, 1.0, 1e6, 3e38]),
@@ -141,3 +167,8 @@ BAD = {
 def test_bad_input_raises(call, message):
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         call()
+
+
+def test_bias_must_name_the_modalities():
+    with pytest.raises(ValueError, match=re.escape("bias has ['b'], expected ['a']; pass one for each")):
+        trust_weights({"a": torch.ones(2)}, bias={"b": 0.0})
