@@ -256,5 +256,5 @@ def test_a_closed_gate_hides_a_modality_from_the_others_only():
 def test_gates_of_another_shape_raise():
     batch = make_batch("classification", presence="all")
     shared, private = make_parts(present_of(batch))
-    with pytest.raises(ValueError, match="ComplementaryEnhancer: gates has shapes .* expected \\(6,\\) for each of"):
+    with pytest.raises(ValueError, match=r"ComplementaryEnhancer: gates has shapes .* expected \(6,\) for each of"):
         make()(batch.features, shared, private, gates=dict.fromkeys(DIMS, torch.ones(6, 1)))
