@@ -183,7 +183,7 @@ class ModalityMonitor:
         valid = labelled(self.task, target, self.num_outputs)
         keep = slice(None) if valid is None else valid
         for name, x in rows.items():
-            self._rows.setdefault(name, []).append(x.detach()[keep].to(self.device))
+            self._rows.setdefault(name, []).append(x[keep].to(self.device, copy=True))
         self._found = None
 
     def _presence(
@@ -198,7 +198,9 @@ class ModalityMonitor:
     def compute(self) -> Diagnosis:
         """What was found in everything seen since the last reset, by all processes together."""
         if self._found is None:
-            self._found = self._compute()
+            seen = self._everything()
+            with torch.autocast(seen["target"].device.type, enabled=False):
+                self._found = self._diagnose(seen)
         return self._found
 
     def plot(self) -> Figure:
@@ -206,8 +208,7 @@ class ModalityMonitor:
         return self.compute().plot()
 
     @torch.no_grad()
-    def _compute(self) -> Diagnosis:
-        seen = self._everything()
+    def _diagnose(self, seen: dict[str, Tensor]) -> Diagnosis:
         target, present = seen["target"], seen["present"]
         there = dict(zip(self.modalities, present.unbind(1), strict=True))
         constant = constant_outputs(self.task, target, self.num_outputs).expand(len(target), -1)

@@ -195,14 +195,18 @@ def test_to_moves_what_was_seen_and_what_will_be():
     assert {x.device.type for pieces in found._rows.values() for x in pieces} == {"meta"}
 
 
-def test_model_and_data_are_left_alone():
+def test_modes_of_torch_and_buffers_that_are_used_again_change_nothing():
     features, target, present = data()
-    before = {m: z.clone() for m, z in features.items()}
-    found = monitor()
-    with torch.inference_mode():
-        found.update(predict, features, target, present)
-    assert found.compute().score > 0.5
-    assert all(torch.equal(features[m], before[m]) for m in NAMES)
+    features = {m: z.float() for m, z in features.items()}
+    plain, other = monitor(), monitor()
+    plain.update(predict, features, target, present)
+    buffers = {m: z.clone() for m, z in features.items()}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        labels = target.clone()
+        other.update(predict, buffers, labels, present)
+        for x in (*buffers.values(), labels):
+            x.zero_()
+        assert other.compute().scalars() == plain.compute().scalars()
 
 
 def test_the_table_and_the_scalars_hold_every_figure():
