@@ -21,6 +21,7 @@ from sections import SHOWN
 Results = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]  # heads, rows
 AUROC = Metric("AUROC", percent=False)
+WORTH = "What a modality is worth: its gain over the constant prediction, on validation."
 TITLES = {
     "conditions": "Modalities missing from the whole test fold",
     "random": "Modalities missing at random",
@@ -68,6 +69,8 @@ def print_tables(results: Results, console: Console) -> None:
     console.print(Text(TITLES[results["protocol"]], "bold"), Text(about(results)), Text(protocol(results)))
     for key in [key for key in SHOWN[results["kind"]] if key in metrics]:
         _print(f"{metrics[key].arrowed}, in brackets the loss", *scores(results, key, brackets=True), console)
+    if "sizes" in results:
+        _print(WORTH, *sizes(results), console)
     if any("detection" in found for found in results["models"].values()):
         _print("Low trust tells spoilt from clean: AUROC, chance .5", *detection(results), console)
 
@@ -111,25 +114,28 @@ def detection(results: Results) -> Cells:
     return ["spoilt", *(_names(results)[name] for name in models)], rows
 
 
+def sizes(results: Results) -> Cells:
+    """Modalities down: how much noise halves what each is worth."""
+    metric = METRICS[results["selection"]["metric"]]
+    rows = [
+        [
+            name,
+            f"{size['size']:.2f}" + ("" if size["halved"] else " (nothing halves it)"),
+            metric.text(size["worth"]),
+            metric.text(size["left"]),
+            size["judge"],
+        ]
+        for name, size in results["sizes"].items()
+    ]
+    return ["modality", "size (standard deviations)", f"{metric.name} alone", "at this size", "measured with"], rows
+
+
 def render(results: Results) -> str:
     metrics = metrics_of(results)
     figures = [page.figure(draw(results, key), f"{metric.name}{_what(results)}") for key, metric in metrics.items()]
     sections = {"curves": (TITLES[results["protocol"]], page.p(about(results)) + page.grid(figures))}
     if results["protocol"] == "noise":
-        head = ["modality", "size (standard deviations)", "worth alone", "left at this size", "measured with"]
-        metric = METRICS[results["selection"]["metric"]]
-        rows = [
-            [
-                name,
-                f"{size['size']:.2f}" + ("" if size["halved"] else " (nothing halves it)"),
-                metric.text(size["worth"]),
-                metric.text(size["left"]),
-                size["judge"],
-            ]
-            for name, size in results["sizes"].items()
-        ]
-        worth = page.p(f"Gain in {metric.name} over the constant prediction, on validation.")
-        sections["sizes"] = ("How much noise", worth + page.table(head, rows))
+        sections["sizes"] = ("How much noise", page.p(WORTH) + page.table(*sizes(results)))
     if any("detection" in found for found in results["models"].values()):
         text = page.p(
             "Area under the ROC of low trust in the modality: spoilt against clean samples, of those that have "

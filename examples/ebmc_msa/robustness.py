@@ -209,17 +209,19 @@ def noise_size(modality: str, judge: str, models: Sequence[Model], valid: Sequen
 def spoil(model: Model, test: Fold, sizes: Mapping[str, Size], draws: int = DRAWS) -> Record:
     """Metrics with half of the fold spoilt, what that half lost, and how well trust tells it from the other half.
 
-    One modality at a time, of those that the model reads.
+    One modality at a time, of those that the model reads; by Gaussian noise where its size is given.
     """
     clean = predict(model, test)
     scores, loss, detection = {"clean": quality(model.spec, clean.outputs, test.target)}, {}, {}
-    for modality in [name for name in sizes if name in test.present]:
-        size = sizes[modality]
-        halving = size.size * size.scale
-        kinds = {"noise": halving, "noise x2": 2 * halving, "frames": None, "swap": None}
-        if modality not in test.lengths:
-            del kinds["frames"]
-        for kind, scale in kinds.items():
+    spoilable = [name for name, here in test.present.items() if here.sum() >= 2]  # one has none to swap with
+    for modality in spoilable:
+        kinds: dict[str, Tensor | None] = {}
+        if modality in sizes:
+            halving = sizes[modality].size * sizes[modality].scale
+            kinds |= {"noise": halving, "noise x2": 2 * halving}
+        if modality in test.lengths:
+            kinds["frames"] = None
+        for kind, scale in {**kinds, "swap": None}.items():
             name, found = f"{modality}: {kind}", []
             for seed in range(draws):
                 said = predict(model, test, noise.corruption(test, modality, kind.split()[0], seed, scale))
@@ -257,8 +259,8 @@ def noise_sizes(
         )
     sizes = {}
     for modality, here in present.items():
-        if min(here.sum(), dataset.splits["valid"].present[modality].sum()) < 2:
-            continue  # nothing to swap with, or to measure on
+        if not (here.any() and dataset.splits["valid"].present[modality].any()):
+            continue  # nothing to spoil, or to measure on
         able = [name for name, _, model in loaded if modality in model.spec.dims]
         judge = modality if modality in able else able[0]
         models = [model for name, _, model in loaded if name == judge]

@@ -49,7 +49,9 @@ def write_run(folder, data, names=("ebmc", "concat", "sound"), seeds=(1, 2)):
             for m, encoder in model.encoders.items():
                 encoder.standardise(Fold.of(dataset.splits["train"], spec, CPU).frames(m))
             if name == "ebmc":
-                model.start_balancing(Fold.of(dataset.splits["valid"], spec, CPU))
+                valid = Fold.of(dataset.splits["valid"], spec, CPU)
+                model.start_balancing(valid)
+                model.settle(valid)
             checkpoint.save(folder / f"{name}-{seed}.pt", name, seed, model, settings)
     return folder
 
