@@ -44,8 +44,8 @@ def about(results: Results) -> str:
         "frames": f"That share of each sequence's valid frames is gone, at least one is kept; {draws}. avg: all ten "
         f"rates.{stays}",
         "noise": f"Of the samples that have the modality half have it spoilt; {draws}. noise: Gaussian, at the size "
-        "that halves what the modality is worth alone, and x2 at twice that; frames: 70 % of its frames are gone; "
-        "swap: it is another utterance's. The loss is that of the spoilt half.",
+        "that halves what the modality is worth alone, and x2 at twice that (tokens get none); frames: 70 % of its "
+        "frames are gone; swap: it is another utterance's. The loss is that of the spoilt half.",
     }[results["protocol"]]
 
 
@@ -69,7 +69,7 @@ def print_tables(results: Results, console: Console) -> None:
     console.print(Text(TITLES[results["protocol"]], "bold"), Text(about(results)), Text(protocol(results)))
     for key in [key for key in SHOWN[results["kind"]] if key in metrics]:
         _print(f"{metrics[key].arrowed}, in brackets the loss", *scores(results, key, brackets=True), console)
-    if "sizes" in results:
+    if results.get("sizes"):
         _print(WORTH, *sizes(results), console)
     if any("detection" in found for found in results["models"].values()):
         _print("Low trust tells spoilt from clean: AUROC, chance .5", *detection(results), console)
@@ -134,7 +134,7 @@ def render(results: Results) -> str:
     metrics = metrics_of(results)
     figures = [page.figure(draw(results, key), f"{metric.name}{_what(results)}") for key, metric in metrics.items()]
     sections = {"curves": (TITLES[results["protocol"]], page.p(about(results)) + page.grid(figures))}
-    if results["protocol"] == "noise":
+    if results.get("sizes"):
         sections["sizes"] = ("How much noise", page.p(WORTH) + page.table(*sizes(results)))
     if any("detection" in found for found in results["models"].values()):
         text = page.p(

@@ -40,11 +40,6 @@ def evaluate(run: Path, dataset: Dataset, protocol: str, device_name: str) -> No
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
         if model.spec.text is not None:
-            if protocol == "noise":
-                raise DataError(
-                    "--missing noise: a BERT reads text as tokens, expected features that noise can be added to; "
-                    "pass --missing random or frames."
-                )
             dataset = tokenised(dataset, model.spec.text)
         model.spec.check(dataset, f"--evaluate {path}")
         loaded.append((name, seed, model))
@@ -261,9 +256,11 @@ def noise_sizes(
     for modality, here in present.items():
         if not (here.any() and dataset.splits["valid"].present[modality].any()):
             continue  # nothing to spoil, or to measure on
-        able = [name for name, _, model in loaded if modality in model.spec.dims]
-        judge = modality if modality in able else able[0]
-        models = [model for name, _, model in loaded if name == judge]
+        able = [(name, model) for name, _, model in loaded if modality in model.spec.dims]
+        if modality == "text" and able[0][1].spec.text is not None:
+            continue  # tokens have no deviation
+        judge = modality if modality in dict(able) else able[0][0]
+        models = [model for name, model in able if name == judge]
         valid = [Fold.of(dataset.splits["valid"], model.spec, device) for model in models]
         sizes[modality] = noise_size(modality, judge, models, valid)
     return sizes
