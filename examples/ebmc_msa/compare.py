@@ -2,6 +2,8 @@
 
 python examples/ebmc_msa/compare.py --data PATH --out DIR --jobs 2
 python examples/ebmc_msa/compare.py --data PATH --out DIR --methods ebmc "ebmc -emc" "ebmc eta=0.2" --valid
+python examples/ebmc_msa/compare.py --data PATH --out DIR --ablation
+python examples/ebmc_msa/compare.py --data PATH --out DIR --sweep eta 0.03 0.1 0.3 1
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 import robustness
 from baselines import METHODS, NEED_ALONE, Work, trained
 from batch import Spec
-from comparison import MEASURES, ordered, report, result_path, stored
+from comparison import MEASURES, ordered, report, result_path, stored, sweep_plot
 from data import DataError
 from evaluate import SELECTION, answer, measure, predict, truth
 from files import read_tensors, write_tensors, write_text
@@ -37,7 +39,7 @@ from fold import Fold
 from missing import conditions, restrict
 from model import Concat
 from run import with_something
-from settings import COMPONENTS, Settings
+from settings import COMPONENTS, ORDERS, Settings
 from source import Source, read
 
 SEEDS = (1111, 1112, 1113, 1114, 1115)
@@ -61,8 +63,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     what = parser.add_argument_group("what to compare")
     what.add_argument(
-        "--methods", nargs="+", default=["all"], metavar="METHOD",
+        "--methods", nargs="+", default=[], metavar="METHOD",
         help=f'all (the default), or some of {", ".join(METHODS)}; variants in quotes: "ebmc -emc", "ebmc eta=0.2"',
+    )  # fmt: skip
+    what.add_argument("--ablation", action="store_true", help="EBMC whole, and without each of its components")
+    what.add_argument("--orders", action="store_true", help="EBMC with its stages in each order")
+    what.add_argument(
+        "--sweep", nargs="+", default=[], metavar="KEY VALUE",
+        help="EBMC with each value of a setting, on validation: --sweep eta 0.03 0.1 0.3",
     )  # fmt: skip
     what.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a setting of every method")
     what.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED", help="(1111 … 1115)")
@@ -90,8 +98,22 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def asked(args: argparse.Namespace) -> list[str]:
+    given = list(args.methods)
+    if args.ablation:
+        given += ["ebmc", *(f"ebmc -{part}" for part in COMPONENTS)]
+    if args.orders:
+        given += ["ebmc", *(f"ebmc order={order}" for order in ORDERS[1:])]
+    if args.sweep:
+        key, *values = args.sweep
+        if not values or given:
+            raise DataError("--sweep: expected a setting and its values, and no other methods; correct the command.")
+        given, args.valid = [f"ebmc {key}={value}" for value in values], True
+    return [name for method in given or ["all"] for name in (METHODS if method == "all" else [method])]
+
+
 def compare(args: argparse.Namespace, command: str) -> int:
-    given = [name for method in args.methods for name in (METHODS if method == "all" else [method])]
+    given = asked(args)
     for method in given:
         settings_of(" ".join([method, *args.set]))
     methods = {" ".join([*method.split(), *args.set]): method for method in ordered(given)}
@@ -116,6 +138,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     print(f"{dataset.name}: {len(first) + len(then)} of {len(alone) + len(jobs)} to run", flush=True)
     failed = sum(run(some, source, args.out, args.jobs, args.noise) for some in (first, then))
     print("\n" + report(args.out, dataset.name, methods, args.seeds, fold, command))
+    if args.sweep and not failed:
+        print(f"Plot: {sweep_plot(args.out, methods, args.seeds)}")
     return 1 if failed else 0
 
 
@@ -224,6 +248,8 @@ def settings_of(method: str) -> Settings:
                 f"--methods: {change!r} after {name}, expected -{', -'.join(COMPONENTS)} or KEY=VALUE with a key of "
                 f"{', '.join(sorted(defaults.keys() - {'without'}))}; correct it."
             )
+    if given.get("order", ORDERS[0]) not in ORDERS:
+        raise DataError(f"--methods: order={given['order']}, expected one of {', '.join(ORDERS)}; correct it.")
     return Settings(**given)
 
 

@@ -216,6 +216,30 @@ def plot(found: dict[str, Any], measures: Sequence[Measure]) -> str:
     return text.getvalue()
 
 
+def sweep_plot(out: Path, methods: dict[str, str], seeds: list[int]) -> Path:
+    """The validation measures against the values of one setting: mean and standard deviation over seeds, as SVG."""
+    results = Results.read(out, methods, seeds, "valid")
+    key, values = "", []
+    for label in results.said:
+        key, _, value = label.split()[-1].partition("=")
+        values.append(value)
+    with rc_context(RC):
+        figure = Figure(figsize=(2 * WIDTH, 2.6))
+        measures = MEASURES[results.kind]
+        for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+            by_seed = [parts["full"].mean(1) for parts in results.scores(measure).values()]
+            spread = [s.std(ddof=1) if len(s) > 1 else 0.0 for s in by_seed]
+            axis.errorbar(range(len(values)), [s.mean() for s in by_seed], spread, marker="o", color=COLOURS[0])
+            axis.set_xticks(range(len(values)), values)
+            axis.set_xlabel(key)
+            axis.set_title(f"validation: {measure.name}")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    path = out / f"sweep-{key}.svg"
+    write_text(path, text.getvalue())
+    return path
+
+
 def ordered(methods: list[str]) -> list[str]:
     """As in METHODS, variants after what they vary, each once."""
     order = list(METHODS)

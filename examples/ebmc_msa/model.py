@@ -54,6 +54,9 @@ class EBMC(nn.Module):
     Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; the coordinator only watches.
     `start_balancing` freezes the teachers, each at its own best epoch, and opens stage II: the full loss, and fusion
     by trust. `settle` fits on validation how the teachers and the fused head are mixed by trust into the answer.
+
+    The other orders of `Settings.order` are there to be compared: `balance-enhance` has EMC in stage I and MSD and
+    CCE from stage II on, `joint` has a single stage with all three, and teachers only for the answer.
     """
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
@@ -75,7 +78,7 @@ class EBMC(nn.Module):
         self.teachers: dict[str, Teacher] = {}
         self.scales: dict[str, float] = {}
         self.vote: Vote | None = None  # of the teachers and "fused"
-        self.balancing = False
+        self.enhancing, self.balancing = (settings.order != other for other in ("balance-enhance", "enhance-balance"))
 
     def forward(self, batch: Batch) -> Prediction:
         without, weight = self.settings.without, self.settings
@@ -86,7 +89,7 @@ class EBMC(nn.Module):
         features = balanced.features
         parts = self.decouple(features, batch.target, batch.present)
         enhanced = None
-        if "cce" not in without:
+        if self.enhancing and "cce" not in without:
             enhanced = self.enhance(
                 features,
                 parts.shared,
@@ -105,7 +108,7 @@ class EBMC(nn.Module):
 
         loss = _task_term(self.spec, outputs, batch.target)
         terms = {"task": loss}
-        if "msd" in without:
+        if "msd" in without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
         else:
             loss = loss + weight.zeta * parts.loss
@@ -132,7 +135,7 @@ class EBMC(nn.Module):
     @torch.no_grad()
     def start_balancing(self, valid: Fold) -> None:
         """Freeze a teacher of each whole unimodal path, calibrated on the validation fold."""
-        self.balancing = True
+        self.enhancing = self.balancing = True
         if "imtd" not in self.settings.without:
             for name in self.spec.dims:
                 self.teachers[name] = Teacher(self.path(name))
@@ -171,6 +174,7 @@ class EBMC(nn.Module):
         """What `state_dict` holds beside the student: the stage, the teachers and their calibration."""
         teachers = {name: teacher.copy.state_dict() for name, teacher in self.teachers.items()}
         return {
+            "enhancing": self.enhancing,
             "balancing": self.balancing,
             "scales": dict(self.scales),
             "vote": None if self.vote is None else self.vote._asdict(),
@@ -178,7 +182,8 @@ class EBMC(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.balancing, self.scales = state["balancing"], dict(state["scales"])
+        self.enhancing, self.balancing = state["enhancing"], state["balancing"]
+        self.scales = dict(state["scales"])
         self.vote = None if state["vote"] is None else Vote(**state["vote"])
         self.teachers = {name: Teacher(self.path(name)) for name in state["teachers"]}
         for name, teacher in self.teachers.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 COMPONENTS = ("msd", "cce", "emc", "imtd")
 PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
+ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
 
 
@@ -21,6 +22,7 @@ class Settings:
     lambda_1: float = 0.1  # paper
     lambda_2: float = 4.0  # paper: 0.1, by which a unimodal path of two hardly learns
     without: tuple[str, ...] = ()  # components left out
+    order: str = "enhance-balance"  # paper
 
     stage1_epochs: int = 100  # paper
     stage2_epochs: int = 100  # paper
