@@ -160,14 +160,18 @@ class EBMC(nn.Module):
         self.vote = None
         generator = torch.Generator().manual_seed(0)
         scales = {name: e.scale for name, e in self.encoders.items() if hasattr(e, "scale")}  # tokens have none
-        clean = [replace(valid.rows(rows), target=None) for rows in by_length(valid)]
-        batches = clean + [spoil(batch, scales, 0.5, generator) for batch in clean]
-        said = [{**self._taught(batch), "fused": self(batch).outputs} for batch in batches]
-        present = [_with_fused(batch.present) for batch in batches]
-        target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
-        said, present = (
-            {name: torch.cat([x[name] for x in parts]) for name in parts[0]} for parts in (said, present)
+        batches = (
+            spoil(batch, scales, 0.5, generator) if spoilt else batch
+            for spoilt in (False, True)
+            for batch in (replace(valid.rows(rows), target=None) for rows in by_length(valid))
         )
+        heard = [
+            ({**self._taught(batch), "fused": self(batch).outputs}, _with_fused(batch.present)) for batch in batches
+        ]
+        said, present = (
+            {name: torch.cat([x[name] for x in parts]) for name in parts[0]} for parts in zip(*heard, strict=True)
+        )
+        target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
         self.vote = fit_vote(self.spec.task, said, target, present)
 
     def get_extra_state(self) -> dict[str, Any]:
