@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -64,19 +64,26 @@ def variance(spec: Spec, outputs: Tensor) -> Tensor:
     return v.gather(-1, outputs.argmax(-1, keepdim=True))[:, 0] if spec.kind == "classes" else v[:, 0] * spec.scale**2
 
 
-def measure(model: Model, fold: Fold | Batch, change: Change | None = None) -> dict[str, float]:
+def measure(
+    model: Model, fold: Fold | Batch, change: Change | None = None, parts: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
     """The metrics of the data's kind, and the task loss."""
     outputs = predict(model, fold, change).outputs
-    found = quality(model.spec, outputs, fold.target)
+    found = quality(model.spec, outputs, fold.target, parts)
     return {**found, "loss": task_loss(model.spec.task, outputs, fold.target).mean().item()}
 
 
-def quality(spec: Spec, outputs: Tensor, target: Tensor) -> dict[str, float]:
-    """The metrics of the data's kind."""
+def quality(
+    spec: Spec, outputs: Tensor, target: Tensor, parts: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """The metrics of the data's kind; of classes, the accuracy in each of the `parts` too."""
     if not torch.isfinite(outputs).all():
         raise DataError("training diverged: predictions are NaN or infinite, expected numbers; pass a smaller --lr.")
     said, true = answer(spec, outputs).cpu(), truth(spec, target).cpu()
-    return metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
+    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
+    if spec.kind == "classes":
+        found |= {f"acc_{name}": metrics.accuracy(said[rows], true[rows]) for name, rows in (parts or {}).items()}
+    return found
 
 
 def score(kind: str, found: dict[str, float]) -> tuple[float, float]:
@@ -89,15 +96,15 @@ def worth(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, float]:
     """What epochs are selected by; the lowest possible without samples."""
     if not len(target):
         return -float("inf"), 0.0
-    found = metrics.compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs)
+    found = metrics.compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs, spec.labels)
     return score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})
 
 
-def by_condition(model: Model, fold: Fold) -> dict[str, dict[str, float]]:
+def by_condition(model: Model, fold: Fold, parts: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, float]]:
     """The metrics with only some of the modalities left on."""
     found = {}
     for condition, keep in conditions(model.spec.dims).items():
-        found[condition] = measure(model, fold.showing(restrict(fold.present, keep)))
+        found[condition] = measure(model, fold.showing(restrict(fold.present, keep)), parts=parts)
         del found[condition]["loss"]
     return found
 

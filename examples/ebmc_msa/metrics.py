@@ -89,6 +89,11 @@ def regression(prediction: Values, target: Values) -> dict[str, float]:
     return {"mae": float(mean_absolute_error(y, p)), "corr": _pearson(p, y), "r2": r2}
 
 
+def accuracy(prediction: Values, target: Values) -> float:
+    """Of predicted labels, in percent."""
+    return _accuracy(*_pair(prediction, target))
+
+
 def _pair(
     prediction: Values, target: Values, columns: int | None = None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

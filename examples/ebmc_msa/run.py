@@ -96,7 +96,7 @@ def one(
         "seed": seed,
         "history": [entry for stage in stages for entry in stage.history],
         "epochs": {stage.name: stage.epoch for stage in stages},
-        "test": by_condition(model, test),
+        "test": by_condition(model, test, dataset.splits["test"].parts),
         "contribution": {"before": after if before is None else contribution(before, valid), "after": after},
         "trust": {m: w.tolist() for m, w in said.trust.items()} or None,
         "present": {m: here.tolist() for m, here in test.present.items()},
@@ -132,7 +132,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         test = Fold.of(data.splits[fold], spec, device)
         rows += prediction_rows(name, seed, spec, split.id, predict(model, test), test)
         if split.target is not None:
-            records.append({"model": name, "seed": seed, "test": by_condition(model, test)})
+            records.append({"model": name, "seed": seed, "test": by_condition(model, test, split.parts)})
     if records:
         results = {
             "dataset": dataset.name,

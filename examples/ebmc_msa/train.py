@@ -33,7 +33,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", metavar="PATH", type=Path, help="an MMSA pickle, a GCNet folder or an .npz; known by its content"
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="an MMSA or MulT pickle, a GCNet or bc-LSTM folder, an .npz, or what convert.py made",
     )
     data.add_argument(
         "--imbalance", type=float, default=0.8, metavar="I",

@@ -10,6 +10,7 @@ import torch
 import convert
 from batch import Spec
 from data import DataError, load
+from evaluate import by_condition, predict
 from fold import Fold
 from model import EBMC
 from settings import Settings
@@ -273,6 +274,20 @@ def test_gcnet_six_classes(tmp_path):
     data = load(gcnet(tmp_path, labels))
     assert (data.kind, data.classes, len(data.splits["test"])) == ("classes", 6, 12)
     train_two_steps(data)
+
+
+def test_improvised_and_scripted_dialogues_are_scored_apart(tmp_path):
+    names = [f"Ses0{s}{part}" for s in (1, 2) for part in ("F_impro01", "M_script01_1")]
+    data = load(gcnet(tmp_path, {name: [0, 1, 2, 3] for name in names}))
+    split = data.splits["test"]
+    assert split.parts["impro"].tolist() == ["impro" in i for i in split.id]
+    assert split.parts["script"].tolist() == ["script" in i for i in split.id]
+    model, fold = EBMC(Spec.of(data), Settings(dim=8)), Fold.of(split, Spec.of(data), torch.device("cpu"))
+    said = predict(model, fold).outputs.argmax(-1)
+    scores = by_condition(model, fold, split.parts)["text+audio"]
+    for part, rows in split.parts.items():
+        assert scores[f"acc_{part}"] == pytest.approx(100 * (said == split.target)[rows].float().mean().item())
+    assert not load(gcnet(tmp_path / "other", {f"Ses0{i}F_impro": [0, 1] for i in range(5)})).splits["test"].parts
 
 
 # bc-LSTM

@@ -151,8 +151,8 @@ def numbers(who: str, x: Any) -> Array:
 
 def _column(who: str, what: str, values: Any, rows: int) -> Array:
     try:
-        column = values if isinstance(values, np.ndarray) else np.asarray(values, np.float64)
-        column = column.reshape(-1)
+        plain = isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
+        column = (values if plain else np.asarray(values, np.float64)).reshape(-1)
         with np.errstate(invalid="ignore"):  # NaN casts to a number it does not equal
             whole = column.astype(np.int64)
         exact = bool((whole == column.astype(np.float64)).all())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Kind = Literal["sentiment", "classes", "multilabel", "regression"]
@@ -32,6 +33,19 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Rows that are also scored apart, `(N,)` bool by name: IEMOCAP's improvised and scripted dialogues.
+
+        A script recurs in every session, so a model of the text gains there by remembering it.
+        """
+        rows = {
+            part: torch.tensor([f"_{part}" in i for i in self.id], dtype=torch.bool) for part in ("impro", "script")
+        }
+        return (
+            rows if all(here.any() for here in rows.values()) and bool((rows["impro"] ^ rows["script"]).all()) else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,8 @@ def scalars(who: str, what: str, values: object) -> list[str]:
     for name in names:
         if not isinstance(name, (str, bytes, int, float, np.generic)):
             raise DataError(f"{who}: {what} holds a {type(name).__name__}, expected one name per row; flatten it.")
-    return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
+    texts = (name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # half a surrogate pair can be no file
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:

@@ -83,9 +83,9 @@ def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = i
 
 def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tuple[str, str], Any]:
     """By video and utterance; empty without labels."""
+    values = values if isinstance(values, dict) else {}
     if not values and not labels:
         return {}
-    values = values if isinstance(values, dict) else {}
     found = dict(zip(scalars(str(path), "the second entry", values), map(_flat, values.values()), strict=True))
     for video, names in utterances.items():
         if len(found.get(video, ())) != len(names):

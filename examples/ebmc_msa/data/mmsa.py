@@ -28,7 +28,8 @@ def is_mmsa(content: Any) -> bool:
 def read_mmsa(
     content: dict[str, dict[str, Any]], name: str, *, labels: bool, assemble: Assemble = in_memory
 ) -> Dataset:
-    ignored = {key for fold in FOLDS for key in content.get(fold) or ()} - _OTHER - set(_MODALITIES)
+    folds = [content[fold] for fold in FOLDS if isinstance(content.get(fold), dict)]
+    ignored = {key for fields in folds for key in fields} - _OTHER - set(_MODALITIES)
     ignored |= set(content) - set(FOLDS)
     splits = {fold: _fold(f"{name}[{fold!r}]", content[fold], labels, assemble) for fold in FOLDS if fold in content}
     note = "MMSA layout" + (f"; ignored {listed(sorted(map(str, ignored)))}" if ignored else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -62,7 +63,14 @@ def read_npy(file: BinaryIO, size: int) -> np.ndarray[Any, Any]:
             raise EOFError(f"it ends after {start + done} of {size} bytes")
         view[done : done + len(got)] = got  # type: ignore[index]
         done += len(got)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    return readable(flat).reshape(shape, order="F" if fortran else "C")
+
+
+def readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array itself, its strings checked: numpy takes any four bytes for a character and fails when it is read."""
+    if array.dtype.kind == "U" and (array.view(f"{array.dtype.str[0]}u4") > sys.maxunicode).any():
+        raise ValueError("it holds strings with characters that do not exist")
+    return array
 
 
 def open_npy(path: Path) -> np.ndarray[Any, Any]:

@@ -31,7 +31,7 @@ def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dat
     names = canonical(key[2:] for key in fields if key.startswith("x_"))
     _check_names(path, fields, names)
     rows = {key: np.shape(value)[:1] for key, value in fields.items() if key not in ("task", "labels")}
-    if len(set(rows.values())) > 1:
+    if len(set(rows.values())) > 1 or () in rows.values():
         counts = listed(f"{key} {shape[0] if shape else 'a scalar'}" for key, shape in rows.items())
         raise DataError(
             f"{path}: the fields differ in rows ({counts}), expected one row per utterance in each; "
@@ -122,7 +122,7 @@ def _check_names(path: Path, fields: Iterable[str], names: list[str]) -> None:
 
 
 def _target(path: Path, fields: dict[str, Any], labels: bool) -> tuple[Kind | None, int, Tensor | None]:
-    task = str(fields["task"])[:40] if np.size(fields.get("task", ())) == 1 else None
+    task = str(fields["task"])[:40] if "task" in fields else None
     if task is not None and task not in _TASKS:
         raise DataError(f"{path}: task is {task!r}, expected one of {listed(_TASKS)}; correct or remove it.")
     if "y" not in fields:
@@ -136,7 +136,7 @@ def _target(path: Path, fields: dict[str, Any], labels: bool) -> tuple[Kind | No
     if y.ndim == 2 and y.shape[1] > 1 and (task == "multilabel" or (task is None and y.dtype.kind in "iub")):
         if y.dtype.kind not in "fiub":
             raise DataError(f"{path}: y has dtype {y.dtype}, expected 0 or 1 for each label; recode it.")
-        return "multilabel", y.shape[1], torch.from_numpy(y.astype(np.float32))
+        return "multilabel", y.shape[1], _floats(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "fiub":
@@ -154,7 +154,12 @@ def _target(path: Path, fields: dict[str, Any], labels: bool) -> tuple[Kind | No
         )
     if integers and task in (None, "classes"):
         return "classes", int(y.max(initial=0)) + 1, torch.from_numpy(y.astype(np.int64))
-    return task or "regression", 1, torch.from_numpy(y.astype(np.float32))  # type: ignore[return-value]
+    return task or "regression", 1, _floats(y)  # type: ignore[return-value]
+
+
+def _floats(y: np.ndarray[Any, Any]) -> Tensor:
+    with np.errstate(over="ignore"):  # what is infinite then is reported as such
+        return torch.from_numpy(y.astype(np.float32))
 
 
 def _label_names(path: Path, fields: dict[str, Any], classes: int) -> tuple[str, ...]:

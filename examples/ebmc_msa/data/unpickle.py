@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .dataset import DataError
+from .npy import readable
 
 _MOST_STEPS = 5_000_000  # MOSEI's largest pickle takes a tenth of it
 _MOST_DEPTH = 16
@@ -37,7 +38,7 @@ class _Pending:
 
 
 def _dtype(spec: Any, align: Any = False, copy: Any = True) -> np.dtype[Any]:
-    if not isinstance(spec, str) or not re.fullmatch(r"[<>|=]?([?biufcSU]\d{0,9}|O8?)", spec):
+    if not isinstance(spec, str) or not re.fullmatch(r"[<>|=]?([?biufSU]\d{0,9}|O8?)", spec):
         raise DataError(f"dtype {short(spec)} is none of bool, number, string or object")
     return np.dtype(spec, copy=True)  # always a copy: the state that follows would alter numpy's own
 
@@ -68,7 +69,7 @@ def _array(shape: Any, dtype: Any, order: str, data: Any) -> np.ndarray[Any, Any
     elif not len(data):
         array = np.empty(0 if dtype.itemsize else count, dtype)
     else:
-        array = np.frombuffer(data, dtype)
+        array = readable(np.frombuffer(data, dtype))
     if not len(data) and sum(shape) > 10_000:  # no memory, but whoever counts its rows would never end
         raise DataError(f"array of shape {short(shape)} holds nothing")
     return array.reshape(shape, order=order)
@@ -194,12 +195,11 @@ class _Source:
         return bytes(piece) if size < _LARGE else piece
 
     def readline(self) -> bytes:
-        line = bytes(self.data[self.at : self.at + _LARGE])
-        if (end := line.find(b"\n") + 1) == 0:
-            # Python 2 wrote arrays as one line
-            if (end := bytes(self.data[self.at :]).find(b"\n") + 1) == 0:
+        size = 256
+        while (end := (line := bytes(self.data[self.at : self.at + size])).find(b"\n") + 1) == 0:
+            if size > len(self.data) - self.at:
                 raise EOFError("a line does not end")
-            line = bytes(self.data[self.at : self.at + end])
+            size *= 8  # Python 2 wrote whole arrays as one line
         self.at += end
         return line[:end]
 
