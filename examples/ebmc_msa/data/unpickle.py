@@ -339,8 +339,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
 
 
 for _step in [name for name in vars(_Unpickler) if name.startswith("load_")]:
-    _code = getattr(pickle, {"load_dict": "DICT"}.get(_step, _step[5:].upper()))
-    _Unpickler.dispatch[_code[0]] = vars(_Unpickler)[_step]
+    _Unpickler.dispatch[getattr(pickle, _step.removeprefix("load_").upper())[0]] = vars(_Unpickler)[_step]
 
 
 def _weigh(value: Any, known: dict[int, tuple[int, int] | None], above: int = 0) -> tuple[int, int]:
