@@ -75,11 +75,12 @@ def _fold(who: str, fields: Any, labels: bool, assemble: Assemble) -> Split:
 def _words(who: str, fields: dict[str, Any], rows: int) -> list[str] | Tensor | None:
     """What a text model can be fine-tuned on."""
     raw, bert = fields.get("raw_text"), fields.get("text_bert")
-    if raw is not None and len(raw) == rows:
-        return [str(words) for words in raw]
+    if raw is not None and len(words := scalars(who, "raw_text", raw)) == rows:
+        return words
     if bert is None:
         return None
-    tokens = torch.from_numpy(numbers(f"{who}['text_bert']", bert).astype(np.int64))
+    with np.errstate(invalid="ignore"):  # NaN is no token
+        tokens = torch.from_numpy(numbers(f"{who}['text_bert']", bert).astype(np.int64))
     return tokens if tokens.ndim == 3 and tokens.shape[:2] == (rows, 3) else None
 
 
