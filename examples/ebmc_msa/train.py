@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from data import DataError, load, synthetic
-from settings import COMPONENTS, ENCODERS, PROTOCOLS, SYNTHETIC, Settings
+from settings import COMPONENTS, ENCODERS, ORDERS, PROTOCOLS, SYNTHETIC, Settings
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -68,6 +68,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--modality-dropout", type=float, metavar="P",
         help=f"chance that a training sample lacks a modality it has ({d.modality_dropout})",
     )  # fmt: skip
+    how.add_argument(
+        "--corruption", type=float, metavar="P",
+        help=f"chance that a modality of a training sample is spoilt by noise or lost frames ({d.corruption})",
+    )  # fmt: skip
+    how.add_argument("--order", choices=ORDERS, help=f"of EBMC's stages ({d.order})")
     how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
     how.add_argument(
         "--encoder", choices=ENCODERS, help=f"of sequences; mean averages frames seen one by one ({d.encoder})"
@@ -95,8 +100,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"argument --lr: {args.lr}, expected a positive number")
     if args.text_lr is not None and not (args.text_lr > 0 and args.finetune_text):
         parser.error(f"argument --text-lr: {args.text_lr}, expected a positive number beside --finetune-text")
-    if args.modality_dropout is not None and not 0 <= args.modality_dropout < 1:
-        parser.error(f"argument --modality-dropout: {args.modality_dropout}, expected a probability in [0, 1)")
+    for name in ("modality_dropout", "corruption"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: {value}, expected a probability in [0, 1)")
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:
         parser.error("argument --stage1-epochs: no epoch in either stage, expected at least one")
     if args.missing and (args.evaluate is None or args.predictions is not None):
@@ -141,6 +148,8 @@ def settings(args: argparse.Namespace) -> Settings:
         "batch_size",
         "lr",
         "modality_dropout",
+        "corruption",
+        "order",
         "encoder",
         "text_lr",
     )
