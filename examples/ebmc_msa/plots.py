@@ -83,7 +83,7 @@ def palette(modalities: Sequence[str]) -> dict[str, Style]:
 def model_styles(models: Sequence[str], modalities: Sequence[str]) -> dict[str, Style]:
     """A style per model: EBMC dark, a single modality as it looks elsewhere, the others in what is left."""
     own = palette(modalities)
-    used = {own[name].colour for name in models if name in own}
+    used = {*COLOURS[:3], *(style.colour for style in own.values())}  # text, audio and vision keep theirs
     free = cycle([colour for colour in COLOURS if colour not in used] or COLOURS)
     rest = (name for name in models if name not in own and name != "ebmc")
     others = {name: Style(next(free), MARKERS[-1 - i % 4], DASHES[1 + i % 3]) for i, name in enumerate(rest)}
