@@ -27,7 +27,9 @@ def test_code_runs(page, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "examples/ebmc_msa/README.md"], ids=lambda page: page.parent.name + "/" + page.name
+    "page",
+    [*PAGES, ROOT / "examples/ebmc_msa/README.md", *ROOT.glob(".github/*.md")],
+    ids=lambda page: page.parent.name + "/" + page.name,
 )
 def test_commands_exist(page):
     """Scripts, options, extras and paths that a bash block names are there; comments are not read."""
