@@ -16,10 +16,14 @@ PUBLIC = {
 }
 
 
+def arguments(value):
+    return "Attributes:" if hasattr(value, "_fields") else "Args:"
+
+
 @pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
 def test_it_says_what_it_takes_and_shows_it(value):
     text = inspect.getdoc(value)
-    sections = ["Args:", "Examples:\n    >>> "]
+    sections = [arguments(value), "Examples:\n    >>> "]
     if inspect.isfunction(value):
         sections += ["Returns:"]
     assert [section for section in sections if section not in text] == []
@@ -27,7 +31,7 @@ def test_it_says_what_it_takes_and_shows_it(value):
 
 @pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
 def test_every_parameter_is_told(value):
-    arguments = inspect.getdoc(value).partition("Args:")[2].partition("\n\n")[0]
-    told = {line.strip().partition(":")[0] for line in arguments.splitlines() if ":" in line}
+    section = inspect.getdoc(value).partition(arguments(value))[2].partition("\n\n")[0]
+    told = {line.strip().partition(":")[0] for line in section.splitlines() if ":" in line}
     told = {name.strip() for names in told for name in names.split(",")}
     assert set(inspect.signature(value).parameters) - told == set()

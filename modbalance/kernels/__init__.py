@@ -22,7 +22,7 @@ BACKENDS = {"analytic": analytic.energy_penalty, "reference": reference.linear_e
 class EnergyPenalty(NamedTuple):
     """What `energy_penalty` returns, per modality and sample.
 
-    Args:
+    Attributes:
         energy: E, `(M, B)`; 0 where absent.
         penalty: the squared norm of dE/dz, `(M, B)`; 0 where absent.
 

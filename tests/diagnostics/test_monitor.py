@@ -15,6 +15,7 @@ ROWS = 60
 
 def data(rows=ROWS):
     target = torch.arange(rows) % 3
+    target[::5] = 2  # the best guess is not the first class
     strength = dict(zip(NAMES, (3.0, 1.0, 0.0), strict=True))
     one_hot = nn.functional.one_hot(target, 3).double()
     features = {m: s * one_hot + torch.randn(rows, 3, dtype=torch.float64) for m, s in strength.items()}
@@ -37,7 +38,7 @@ def monitor(**options):
 
 def test_every_figure_on_held_out_data():
     features, target, present = data()
-    alone = {m: z + 1 for m, z in features.items()}
+    alone = {m: 2 * nn.functional.one_hot(target, 3) + torch.randn_like(z) for m, z in features.items()}
     found = monitor()
     found.update(predict, features, target, present, alone=alone)
     found = found.compute()
@@ -72,6 +73,7 @@ def test_every_figure_on_held_out_data():
         reference = accuracy(probe_outputs("classification", alone[m][rows], target[rows], 3), target[rows])
         assert found.reference[m] == pytest.approx(reference)
         assert found.lag[m] == pytest.approx(reference - found.probe[m])
+        assert found.lag[m] != 0
         ece = calibration_error("classification", features[m][rows], target[rows])
         assert found.calibration["ece"][m] == pytest.approx(ece)
     assert found.calibration["ece"]["all"] == pytest.approx(
