@@ -98,7 +98,9 @@ def gather(x: Tensor, rows: int, *, sync: Sync = True) -> Tensor:
     if group is None:
         return x
     everything = x.new_empty(dist.get_world_size(group) * rows, *x.shape[1:])
-    dist.all_gather_into_tensor(everything, x.contiguous(), group=group)
+    # Its name since torch 2.13, which warns of the old one.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(everything, x.contiguous(), group=group)
     return everything
 
 

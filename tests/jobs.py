@@ -1,24 +1,18 @@
 """What the processes of `ranks` are asked to do."""
 
+import unittest.mock
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from cases import CLASSES, DIMS, Batch, make_batch, poison
 from modbalance.diagnostics import ModalityMonitor
 from rig import Rig, outcome
-
-# Rows of each process, and who has what: a presence of `make_present`, or the last process lacks text and audio.
-CASES = (
-    ((2, 2, 2), "all"),
-    ((3, 1, 2), "some"),
-    ((1, 3, 2), "one"),
-    ((2, 1, 0), "none"),
-    ((0, 4, 1), "some"),
-    ((4, 0, 0), "all"),
-    ((2, 3, 2), "absent"),
-    ((2, 3, 2), "left_out"),
-)
 
 
 def shards(task, sizes, presence, dtype, dims=DIMS):
@@ -46,22 +40,25 @@ def make(component, task, dtype, sync, **options):
     return Rig(component, task, sync=sync, **options).to(dtype)
 
 
-def exact(group, component, task, options):
+def exact(group, component, task, options, cases, dtype):
     """Losses, and gradients averaged over the processes, against one process on the concatenated batch."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
-        for sizes, presence in CASES:
-            whole, pieces = shards(task, sizes[:size], presence, dtype)
-            want = outcome(make(component, task, dtype, False, **options), *whole)
-            got = outcome(make(component, task, dtype, group, **options), *pieces[rank])
-            own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-            for key, x in got.values.items():
-                near(x, want.values[key][own] if x.dim() else want.values[key], tolerance, presence, key)
-            for key, x in got.features.items():
-                near(x, size * want.features[key][own], tolerance, presence, key)
-            for key, x in got.parameters.items():
-                dist.all_reduce(x, group=group)
-                near(x / size, want.parameters[key], tolerance, presence, key)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    for sizes, presence in cases:
+        whole, pieces = shards(task, sizes[:size], presence, dtype)
+        want = outcome(make(component, task, dtype, False, **options), *whole)
+        got = outcome(make(component, task, dtype, group, **options), *pieces[rank])
+        own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for key, x in got.values.items():
+            near(x, want.values[key][own] if x.dim() else want.values[key], tolerance, presence, key)
+        for key, x in got.features.items():
+            near(x, size * want.features[key][own], tolerance, presence, key)
+        if got.parameters:
+            average = torch.cat([x.flatten() for x in got.parameters.values()])
+            dist.all_reduce(average, group=group)
+            parts = (average / size).split([x.numel() for x in got.parameters.values()])
+            for (key, x), part in zip(want.parameters.items(), parts, strict=True):
+                near(part.view_as(x), x, tolerance, presence, key)
 
 
 def near(got, want, tolerance, *what):
@@ -98,3 +95,69 @@ def monitored(group):
 
 def fuse(features, present):
     return sum(torch.where(present[name][:, None], x[:, :1], 0.0) for name, x in features.items()).expand(-1, CLASSES)
+
+
+class Model(nn.Module):
+    """An encoder for each modality before a component."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__()
+        self.rig = make(*arguments, **options)
+        self.encoders = nn.ModuleDict({name: nn.Linear(d, d).to(torch.float64) for name, d in DIMS.items()})
+
+    def forward(self, features, target, present):
+        z = {name: self.encoders[name](x.nan_to_num()) for name, x in features.items()}
+        return self.rig(z, target, present).loss
+
+
+def data_parallel(group, component, task, presence):
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    whole, pieces = shards(task, (2, 3, 2)[:size], presence, torch.float64)
+    alone = Model(component, task, torch.float64, False)
+    model = Model(component, task, torch.float64, group)
+    together = DistributedDataParallel(model, process_group=group, find_unused_parameters=presence == "left_out")
+    for _ in range(2):
+        for module, batch in ((alone, whole), (together, pieces[rank])):
+            module.zero_grad()
+            module(*batch).backward()
+        for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
+            near(got.grad, want.grad, 1e-10, presence, name)
+
+
+def sharded(group, component, task):
+    """A step of FSDP2 against a step of one process."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    whole, pieces = shards(task, (2, 3, 2)[:size], "left_out", torch.float64)
+    alone = make(component, task, torch.float64, False)
+    model = make(component, task, torch.float64, group)
+    mesh = DeviceMesh.from_group(group, "cpu")
+    if list(model.component.parameters()):
+        fully_shard(model.component, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for module, batch in ((alone, whole), (model, pieces[rank])):
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        module(*batch).loss.backward()
+        optimiser.step()
+    for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
+        near(got.full_tensor().detach(), want.detach(), 1e-10, name)
+
+
+def spoken(group, component, options):
+    """Numbers in each collective of a forward, and of a backward."""
+    _, pieces = shards("classification", (4, 3, 0)[: dist.get_world_size(group)], "all", torch.float64)
+    rig = make(component, "classification", torch.float64, group, **options)
+    gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    said, kept = [], {name: getattr(dist, name) for name in (gather, "all_reduce")}
+
+    def noted(name):
+        def call(*tensors, **keywords):
+            said.append((name[:10], tensors[-1].numel()))
+            return kept[name](*tensors, **keywords)
+
+        return call
+
+    with unittest.mock.patch.multiple(dist, **{name: noted(name) for name in kept}):
+        loss = rig(*pieces[dist.get_rank(group)]).loss
+        forward, said[:] = list(said), []
+        loss.backward()
+    return forward, said

@@ -1,7 +1,9 @@
 """Processes that stay, and do together what a test asks of them."""
 
 import multiprocessing
+import tempfile
 import traceback
+import warnings
 from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import wait
@@ -15,20 +17,24 @@ SIZE = 3
 class Ranks:
     """`SIZE` processes in one gloo group; `run(job, ...)` gives what `job(group, ...)` returned on each."""
 
-    def __init__(self, folder):
+    def __init__(self):
+        self.processes, self.pipes = [], ()
+
+    def start(self):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "ranks"])
         self.pipes, theirs = zip(*(context.Pipe() for _ in range(SIZE)), strict=True)
-        self.processes = [
-            context.Process(target=_serve, args=(rank, f"file://{folder}/store", pipe), daemon=True)
-            for rank, pipe in enumerate(theirs)
-        ]
-        for process, pipe in zip(self.processes, theirs, strict=True):
-            process.start()
+        self.folder = tempfile.TemporaryDirectory()
+        for rank, pipe in enumerate(theirs):
+            arguments = rank, f"file://{self.folder.name}/store", pipe
+            self.processes.append(context.Process(target=_serve, args=arguments, daemon=True))
+            self.processes[-1].start()
             pipe.close()
 
-    def run(self, job, *arguments, size=SIZE, timeout=60):
+    def run(self, job, *arguments, size=SIZE, timeout=120):
         """Fails, rather than hangs, where a process waits for another that does not come."""
+        if not self.processes:
+            self.start()
         for pipe in self.pipes[:size]:
             pipe.send((job, arguments, size))
         results = {}
@@ -50,11 +56,15 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.join()
+        if self.processes:
+            self.folder.cleanup()
+        self.processes.clear()
 
 
 def _serve(rank, store, pipe):
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=100))
     while True:
         job, arguments, size = pipe.recv()
         try:

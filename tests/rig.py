@@ -24,7 +24,7 @@ class Rig(nn.Module):
 
     def __init__(self, component, task="classification", dims=DIMS, **options):
         super().__init__()
-        self.task = task
+        self.kind, self.task = component, task
         self.component = {
             "decoupler": lambda: SemanticDecoupler(dims, DIM, CLASSES, task, **{"temperature": 0.5, **options}),
             "enhancer": lambda: ComplementaryEnhancer(dims, DIM, CLASSES, task, **{"gamma": 0.7, **options}),
@@ -32,42 +32,44 @@ class Rig(nn.Module):
             "distiller": lambda: TrustDistiller(CLASSES, task, **options),
         }[component]()
         self.student = nn.Parameter(torch.empty(CLASSES, width(task))) if component == "distiller" else None
+        widths = {"shared": DIM, "private": DIM, "fusion": width(task), "teacher": width(task)}
+        self.maps = {
+            f"{what} {name}": fixed(f"{what} {name}", d, w) for name, d in dims.items() for what, w in widths.items()
+        }
         randomise(self)
 
     def forward(self, features, target=None, present=None):
-        return getattr(self, f"_{type(self.component).__name__}")(features, target, present)
+        return getattr(self, f"_{self.kind}")(features, target, present)
 
-    def _SemanticDecoupler(self, features, target, present):
+    def _decoupler(self, features, target, present):
         return self.component(features, target, present)
 
-    _EnergyCoordinator = _SemanticDecoupler
+    _coordinator = _decoupler
 
-    def _ComplementaryEnhancer(self, features, target, present):
-        shared = {name: x @ fixed(f"shared {name}", x.shape[1], DIM, x) for name, x in features.items()}
-        private = {name: x @ fixed(f"private {name}", x.shape[1], DIM, x) for name, x in features.items()}
+    def _enhancer(self, features, target, present):
+        shared = {name: x @ self.maps[f"shared {name}"].to(x) for name, x in features.items()}
+        private = {name: x @ self.maps[f"private {name}"].to(x) for name, x in features.items()}
 
         def predict(tensors):
             total = 0.0
             for name, x in tensors.items():
                 here = torch.ones(len(x), dtype=torch.bool) if present is None else present.get(name)
-                s = x @ fixed(f"fusion {name}", x.shape[1], width(self.task), x)
+                s = x @ self.maps[f"fusion {name}"].to(x)
                 total = total + (s if here is None else torch.where(here[:, None], s, 0.0))
             return total
 
         return self.component(features, shared, private, predict, target, present)
 
-    def _TrustDistiller(self, features, target, present):
-        teachers = {
-            name: x @ fixed(f"teacher {name}", x.shape[1], width(self.task), x) for name, x in features.items()
-        }
+    def _distiller(self, features, target, present):
+        teachers = {name: x @ self.maps[f"teacher {name}"].to(x) for name, x in features.items()}
         student = self.student[target] if target.dtype == torch.int64 else target.to(self.student) @ self.student
         variances = {name: x.mean(-1).exp() for name, x in features.items()} if self.task == "regression" else None
         return self.component(student, teachers, variances, present)
 
 
-def fixed(name, rows, columns, like):
+def fixed(name, rows, columns):
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
 
 
 def outcome(rig, features, target=None, present=None):
