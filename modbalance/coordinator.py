@@ -179,7 +179,7 @@ class EnergyCoordinator(nn.Module):
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
         masks = resolve("EnergyCoordinator", features, present, self.dims)
-        batch = len(next(iter(masks.values())))
+        batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
         if self.validate:
@@ -286,7 +286,7 @@ class EnergyCoordinator(nn.Module):
     def _outputs(self, name: str, z: Tensor) -> Tensor:
         head = self.heads[name]
         outputs = head(z) if self.joint else probe(head, z)
-        check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, len(z))
+        check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
 
     def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:

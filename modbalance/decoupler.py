@@ -114,7 +114,7 @@ class SemanticDecoupler(nn.Module):
         present: Mapping[str, Tensor] | None = None,
     ) -> DecouplerOutput:
         masks = resolve("SemanticDecoupler", features, present, self.dims)
-        batch = len(next(iter(masks.values())))
+        batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)
         if self.validate:

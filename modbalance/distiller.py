@@ -130,7 +130,7 @@ class TrustDistiller(nn.Module):
                 "pass a variance for each teacher."
             )
         for name, v in variances.items():
-            batch = len(masks[name])
+            batch = masks[name].shape[0]
             if v.shape not in ((batch,), (batch, self.num_outputs)):
                 raise ValueError(
                     f"TrustDistiller: variances[{name!r}] has shape {tuple(v.shape)}, expected ({batch},) or "

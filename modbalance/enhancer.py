@@ -152,7 +152,7 @@ class ComplementaryEnhancer(nn.Module):
         gates: Mapping[str, Tensor] | None = None,
     ) -> EnhancerOutput:
         masks = resolve("ComplementaryEnhancer", features, present, self.dims)
-        batch = len(next(iter(masks.values())))
+        batch = next(iter(masks.values())).shape[0]
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
         shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
@@ -227,7 +227,7 @@ class ComplementaryEnhancer(nn.Module):
                 continue
             replaced = select(enhanced[name], masks[name] | imputed[name] if self.impute else masks[name])
             outputs = predict({**features, name: replaced})
-            check_outputs("ComplementaryEnhancer", "predict", outputs, self.task, self.num_outputs, len(target))
+            check_outputs("ComplementaryEnhancer", "predict", outputs, self.task, self.num_outputs, target.shape[0])
             losses.append(
                 task_loss(
                     self.task,
@@ -245,7 +245,7 @@ class ComplementaryEnhancer(nn.Module):
         self, argument: str, parts: Mapping[str, Tensor], features: Mapping[str, Tensor], batch: int
     ) -> None:
         resolve("ComplementaryEnhancer", parts, None, dict.fromkeys(self.dims, self.dim), argument)
-        rows = {name: len(parts[name]) if name in parts else "missing" for name in features}
+        rows = {name: parts[name].shape[0] if name in parts else "missing" for name in features}
         if any(n != batch for n in rows.values()):
             raise ValueError(
                 f"ComplementaryEnhancer: {argument} has rows {rows}, expected {batch} for all in features; "

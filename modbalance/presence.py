@@ -139,10 +139,10 @@ def resolve(
     batch = reference.shape[0] if isinstance(reference, Tensor) and reference.dim() else None
     masks = {}
     for name, x in features.items():
-        want = f"({batch}, {'D' if dims is None else dims[name]})"
+        size = "D" if dims is None else dims[name]
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(
-                f"{owner}: {argument}[{name!r}] is {_short(x)}, expected a floating-point tensor {want}; "
+                f"{owner}: {argument}[{name!r}] is {_short(x)}, expected a floating-point tensor ({batch}, {size}); "
                 "convert it with .float()."
             )
         if x.dim() != 2 or (dims is not None and x.shape[1] != dims[name]):
@@ -152,7 +152,7 @@ def resolve(
                 else f'pass {dims and dims[name]} features or set dims={{"{name}": {x.shape[1]}}}'
             )
             raise ValueError(
-                f"{owner}: {argument}[{name!r}] has shape {tuple(x.shape)}, expected {want}"
+                f"{owner}: {argument}[{name!r}] has shape {tuple(x.shape)}, expected ({batch}, {size})"
                 f"{' from dims' if dims is not None else ''}; {remedy}."
             )
         if x.shape[0] != batch:

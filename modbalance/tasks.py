@@ -78,7 +78,7 @@ def task_loss(
         tensor([0., 4.])
     """
     outputs = upcast(outputs)
-    check_target("task_loss", task, target, len(outputs), outputs.shape[-1] // output_width(task, 1))
+    check_target("task_loss", task, target, outputs.shape[0], outputs.shape[-1] // output_width(task, 1))
     loss = loss_value(task, Point(outputs.T), target, class_weight)
     valid = labelled(task, target, outputs.shape[-1], ignore_index)
     return loss if valid is None else select(loss, valid)

@@ -1,6 +1,7 @@
 """What the processes of `ranks` are asked to do."""
 
 import unittest.mock
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cases import CLASSES, DIMS, Batch, make_batch, poison
 from modbalance.diagnostics import ModalityMonitor
-from rig import Rig, outcome
+from rig import Rig, assert_close, outcome
 
 
 def shards(task, sizes, presence, dtype, dims=DIMS):
@@ -140,6 +141,18 @@ def sharded(group, component, task):
         optimiser.step()
     for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
         near(got.full_tensor().detach(), want.detach(), 1e-10, name)
+
+
+def compiled(group, component):
+    """One graph, collectives included."""
+    warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
+    _, pieces = shards("classification", (3, 1, 2)[: dist.get_world_size(group)], "some", torch.float64)
+    batch = pieces[dist.get_rank(group)]
+    options = {"max_batch": 3} if component == "decoupler" else {}
+    rig = make(component, "classification", torch.float64, group, **options)
+    want = outcome(rig, *batch)
+    rig.compile(fullgraph=True, backend="aot_eager")
+    assert_close(outcome(rig, *batch), want)
 
 
 def spoken(group, component, options):

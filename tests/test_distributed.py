@@ -72,6 +72,11 @@ def test_under_fsdp(ranks, component):
     ranks.run(jobs.sharded, component, "classification", size=2)
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_compiled(ranks, component):
+    ranks.run(jobs.compiled, component, size=2)
+
+
 # Of B = 4 rows at most, M = 3 modalities and parts of size D = 2: the arithmetic of docs/distributed.md.
 SPOKEN = {
     "decoupler": (

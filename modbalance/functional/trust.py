@@ -148,7 +148,7 @@ def distillation_sum(
                 f"distillation_loss: teachers[{name!r}] has shape {tuple(outputs.shape)}, expected "
                 f"{tuple(student.shape)} as the student; pass outputs of the same head width."
             )
-        _check_weight("distillation_loss", name, weights, len(student))
+        _check_weight("distillation_loss", name, weights, student.shape[0])
         weight = weights[name].detach()
         here = weight > 0
         teacher = select(outputs.detach().to(student.dtype), here)
@@ -180,13 +180,14 @@ def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
     """
     resolve("trust_fusion", tensors, None, argument="tensors")
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    if len(set(shapes.values())) > 1:
+    first = next(iter(shapes.values()))
+    if any(shape != first for shape in shapes.values()):
         raise ValueError(
             f"trust_fusion: shapes are {shapes}, expected one shape for all; "
             "project the modalities to one size first."
         )
     for name, x in tensors.items():
-        _check_weight("trust_fusion", name, weights, len(x))
+        _check_weight("trust_fusion", name, weights, x.shape[0])
     return torch.stack(
         [weights[name].to(x.dtype)[:, None] * select(x, weights[name] > 0) for name, x in tensors.items()]
     ).sum(0)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbalance.kernels.once import inside_vmap, once
+from modbalance.kernels.once import apply, inside_vmap, once
 from modbalance.kernels.problem import Problem
 from modbalance.presence import select
 from modbalance.tasks import Point
@@ -42,8 +42,9 @@ def energy_penalty(
     if mask is not None and _on_cpu(mask) and bool(mask.all()):
         mask = None
     options, target, class_weight = problem._replace(target=None, class_weight=None), *problem[-2:]
-    energy, penalty, *_ = _Penalty.apply(  # type: ignore[no-untyped-call]
-        options, torch.is_grad_enabled(), mask, target, class_weight, *features, *weights, *biases
+    tensors = [*features, *weights, *biases]
+    energy, penalty, *_ = apply(
+        _Penalty, tensors, options, torch.is_grad_enabled(), mask, target, class_weight, *tensors
     )
     return energy, penalty
 

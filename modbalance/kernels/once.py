@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,18 @@ def once(
         return backward(*arguments)
     gradients: tuple[Tensor | None, ...] = _Once.apply(backend, backward, *arguments)  # type: ignore[no-untyped-call]
     return gradients
+
+
+def apply(function: type[torch.autograd.Function], differentiable: Sequence[Tensor], *arguments: Any) -> Any:
+    """`function.apply`; its bare forward where a compiler finds nothing to differentiate.
+
+    There Dynamo would pass a context to a forward that takes any number of arguments.
+    """
+    if torch.compiler.is_compiling() and not (
+        torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
+    ):
+        return function.forward(*arguments)
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 class _Once(torch.autograd.Function):

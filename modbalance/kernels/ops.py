@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbalance.kernels.once import inside_vmap, once
+from modbalance.kernels.once import apply, inside_vmap, once
 from modbalance.kernels.problem import Problem
 
 MAX_MODALITIES = 8  # each is a branch of its own in the compiled kernel
@@ -69,9 +69,9 @@ def energy_penalty(
 ) -> tuple[Tensor, Tensor]:
     """Energies and squared gradient norms `(M, B)` under linear heads."""
     *options, target, class_weight = problem
-    energy, penalty, *_ = _Penalty.apply(  # type: ignore[no-untyped-call]
-        (*options, ignore_index), target, class_weight, present, *features, *weights, *biases
-    )
+    tensors = [*features, *weights, *biases]
+    arguments = (*options, ignore_index), target, class_weight, present, *tensors
+    energy, penalty, *_ = apply(_Penalty, [x for x in tensors if x is not None], *arguments)
     return energy, penalty
 
 
@@ -88,9 +88,8 @@ def coordination(
 ) -> tuple[Tensor, ...]:
     """Energy `(M, B)`, gap, penalty, descent and their sum; the heads get no gradient."""
     *options, target, class_weight = problem
-    result: tuple[Tensor, ...] = _Coordination.apply(  # type: ignore[no-untyped-call]
-        (*options, ignore_index, delta, rate, pull), target, class_weight, present, *features, *weights, *biases
-    )
+    arguments = (*options, ignore_index, delta, rate, pull), target, class_weight, present
+    result: tuple[Tensor, ...] = apply(_Coordination, features, *arguments, *features, *weights, *biases)
     return result[:5]
 
 
