@@ -62,9 +62,13 @@ class Fold:
         return Batch(
             features,
             {name: n.to(self.device) for name, n in lengths.items()},
-            {name: here[there] for name, here in self.present.items()},
+            self.presence(rows),
             None if self.target is None else self.target[there],
         )
+
+    def presence(self, rows: Tensor) -> dict[str, Tensor]:
+        there = rows.to(self.device)
+        return {name: here[there] for name, here in self.present.items()}
 
     def keep(self, which: Tensor) -> Fold:
         """Only the samples where `which`, `(N,)` bool, is true."""

@@ -15,7 +15,7 @@ from encoders import Encoder
 from finetune import TextEncoder
 from fold import Fold, by_length
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
-from modbalance.functional import preservation_loss
+from modbalance.distributed import mean
 from modbalance.presence import select
 from modbalance.tasks import output_width, prediction_variance, task_loss
 from settings import Settings
@@ -44,7 +44,7 @@ class Concat(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         fused = self.mix(torch.cat(list(_encode(self.encoders, batch).values()), -1))
         outputs = self.head(fused)
-        task = _task_term(self.spec, outputs, batch.target)
+        task = _task_term(self, outputs, batch.target)
         return Prediction(outputs, fused, {}, {}, task, {"task": task})
 
 
@@ -106,7 +106,7 @@ class EBMC(nn.Module):
         fused = self._fuse(features, trust)
         outputs = self.head(fused)
 
-        loss = _task_term(self.spec, outputs, batch.target)
+        loss = _task_term(self, outputs, batch.target)
         terms = {"task": loss}
         if "msd" in without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
@@ -217,8 +217,9 @@ class EBMC(nn.Module):
         """Without MSD the T_m still learn, on private parts that they do not shape: teachers are made of them."""
         if batch.target is None:
             return torch.zeros(())
-        predictions = {name: self.decouple.heads[name](x.detach()) for name, x in private.items()}
-        return preservation_loss(predictions, batch.target, batch.present, task=self.spec.task)
+        heads, task = self.decouple.heads, self.spec.task
+        losses = [task_loss(task, heads[name](x.detach()), batch.target) for name, x in private.items()]
+        return mean(torch.stack(losses), torch.stack([batch.present[name] for name in private]), sync=self.training)
 
 
 class UnimodalPath(nn.Module):
@@ -274,5 +275,7 @@ def _equal(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: here / count for name, here in present.items()}
 
 
-def _task_term(spec: Spec, outputs: Tensor, target: Tensor | None) -> Tensor:
-    return outputs.new_zeros(()) if target is None else task_loss(spec.task, outputs, target).mean()
+def _task_term(model: Concat | EBMC, outputs: Tensor, target: Tensor | None) -> Tensor:
+    if target is None:
+        return outputs.new_zeros(())
+    return mean(task_loss(model.spec.task, outputs, target), sync=model.training)

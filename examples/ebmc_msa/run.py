@@ -1,13 +1,11 @@
-"""A run from data to its folder: train every model and seed, test once, write everything or nothing."""
+"""A run from data to its folder: train every model and seed, test once, write what was found."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +19,61 @@ from data import DataError, Dataset
 from evaluate import SELECTION, by_condition, contribution, predict, truth
 from files import write_text
 from finetune import describe, tokenised
+from fingerprint import fingerprint
 from fold import Fold
 from model import EBMC
+from processes import count, from_first, rank, together
 from report import print_table, write_report
 from results import errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
 from settings import Settings
 from stages import train as train_model
+from unfinished import Unfinished, begin, making
 
 FOLDS = ("train", "valid", "test")
-console = Console()
+console = Console(quiet=rank() > 0)
 if "OMP_NUM_THREADS" not in os.environ:
     # Steps this small gain nothing from more threads, and on a busy machine lose tenfold to their waiting.
     torch.set_num_threads(1)
 
 
-def train(dataset: Dataset, args: argparse.Namespace, settings: Settings, command: str) -> None:
+def train(
+    dataset: Dataset, args: argparse.Namespace, settings: Settings, command: dict[str, Any], run: Unfinished | None
+) -> None:
+    """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
     names = models(dataset, args.model, args.compare)
     device = pick_device(args.device)
-    what = "compare" if args.compare else "-".join([args.model, *(f"no-{part}" for part in settings.without)])
-    with folder(args.out, args.name, f"{dataset.name}-{what}") as (partial, final):
-        if args.predictions:
-            writable(args.predictions)
+    if args.predictions:
+        writable(args.predictions)
+    about = {**command, "data": fingerprint(dataset)}
+    if run is None:
+        what = "compare" if args.compare else "-".join([args.model, *(f"no-{part}" for part in settings.without)])
+        final = from_first(lambda: str(begin(args.out, args.name, f"{dataset.name}-{what}", about)))
+        run = Unfinished(Path(final), about)
+    elif run.about["data"] != about["data"]:
+        raise DataError(
+            f"--resume: {args.data or 'the synthetic set'} is not what {run.final} began with, expected the same "
+            "data; put them back, or start another run."
+        )
+    with making(run):
         console.print(f"{dataset.name}: {sizes(dataset)}" + (f"\n{dataset.note}" if dataset.note else ""))
-        records = []
         with bars() as progress:
-            for name in names:
-                for seed in args.seeds:
-                    records.append(one(dataset, name, seed, settings, device, partial, progress))
-        results = summary(dataset, records, args.seeds, settings, command, args.compare)
-        (partial / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-        write_report(partial / "report.html", results, records)
+            records = [
+                from_first(partial(run.record, name, seed))
+                or one(dataset, name, seed, settings, device, run, progress)
+                for name in names
+                for seed in args.seeds
+            ]
+        if rank() > 0:
+            return
+        results = summary(dataset, records, args.seeds, settings, run.about["command"], args.compare)
+        write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
+        write_report(run.partial / "report.html", results, records)
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record["rows"]])
     print_table(results, console)
-    console.print(f"Written to {final}: report.html, metrics.json, {len(records)} checkpoints.")
+    console.print(f"Written to {run.final}: report.html, metrics.json, {len(records)} checkpoints.")
 
 
 def one(
@@ -65,10 +82,10 @@ def one(
     seed: int,
     settings: Settings,
     device: torch.device,
-    partial: Path,
+    run: Unfinished,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train one model from one seed and test it, once."""
+    """Train one model from one seed, or go on with that, and test it, once."""
     torch.manual_seed(seed)
     spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
     model = checkpoint.build(name, spec, settings).to(device)
@@ -82,16 +99,21 @@ def one(
         done = epoch + (settings.stage1_epochs if stage == "balance" else 0)
         progress.update(bar, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
 
-    stages, before = train_model(model, with_something(train_fold), valid, settings, seed, tell)
+    save, state = run.saver(name, seed), run.training(name, seed)
+    together()  # all have read it before the first goes on to remove it
+    train_fold = with_something(train_fold)
+    stages, before = train_model(model, train_fold, valid, settings, seed, tell, save=save, state=state)
     progress.update(bar, total=1, completed=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
-    checkpoint.save(partial / f"{name}-{seed}.pt", name, seed, model, settings)
+    if rank() > 0:
+        return {}
+    checkpoint.save(run.partial / f"{name}-{seed}.pt", name, seed, model, settings)
 
     after = contribution(model, valid)
     said = predict(model, test)
-    fused = {"after": said.fused.cpu().numpy()}
+    fused = {"after": said.fused.tolist()}
     if before is not None:
-        fused["before"] = predict(before, test).fused.cpu().numpy()
-    return {
+        fused["before"] = predict(before, test).fused.tolist()
+    record = {
         "model": name,
         "seed": seed,
         "history": [entry for stage in stages for entry in stage.history],
@@ -102,12 +124,14 @@ def one(
         "present": {m: here.tolist() for m, here in test.present.items()},
         "error": errors(spec, said.outputs, test).tolist(),
         "fused": fused,
-        "target": truth(spec, test.target).cpu().numpy(),
+        "target": truth(spec, test.target).tolist(),
         "calibration": dict(model.scales) if isinstance(model, EBMC) else None,
         "cost": {s.name: {"seconds": s.seconds, "epochs": s.epochs, "step_ms": s.step_ms} for s in stages},
         "parameters": parameters(model),
         "rows": prediction_rows(name, seed, spec, dataset.splits["test"].id, said, test),
     }
+    run.finish(name, seed, record)
+    return record
 
 
 def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | None) -> None:
@@ -197,13 +221,17 @@ def sizes(dataset: Dataset) -> str:
 
 def pick_device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and count() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as problem:
         raise DataError(
             f"--device: {name} cannot be used here, expected cpu, cuda, mps or auto; pass --device cpu."
         ) from problem
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
     return torch.device(name)
 
 
@@ -212,38 +240,6 @@ def writable(path: Path) -> None:
         raise DataError(
             f"--predictions: {path} cannot be written, expected a file in a folder that exists; change it."
         )
-
-
-@contextmanager
-def folder(out: Path, name: str | None, default: str) -> Iterator[tuple[Path, Path]]:
-    """A folder that appears under its name only when all of it is written, and leaves nothing behind otherwise."""
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise DataError(f"--name: {name!r}, expected a plain folder name; put the path in --out.")
-    final = out / (name or default)
-    for number in range(2, 10_000):
-        if not final.exists():
-            break
-        if name is not None:
-            raise DataError(
-                f"--name: {final} exists already, expected a new name; pass another or remove the folder."
-            )
-        final = out / f"{default}-{number}"
-    created = not out.exists()
-    partial = out / f".{final.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-    except OSError as problem:
-        raise DataError(
-            f"--out: {out} cannot be written ({problem.strerror}), expected a folder of yours; change it."
-        ) from problem
-    try:
-        yield partial, final
-        os.replace(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if created:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def bars() -> Progress:

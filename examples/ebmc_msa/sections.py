@@ -233,7 +233,7 @@ def features(run: Run) -> str:
     record = run.records[0]
     if len(record["target"]) < 10:  # too few for t-SNE to lay out
         return ""
-    kind, target = run.results["kind"], record["target"]
+    kind, target = run.results["kind"], np.asarray(record["target"])
     rows = np.sort(np.random.default_rng(0).permutation(len(target))[:300])
     if kind == "multilabel":
         target = target.sum(1)
@@ -245,7 +245,7 @@ def features(run: Run) -> str:
     figures = []
     for when in ("before", "after"):
         if when in record["fused"]:
-            points = project(record["fused"][when][rows])
+            points = project(np.asarray(record["fused"][when])[rows])
             title = f"Fused features {when} balancing" if "before" in record["fused"] else "Fused features"
             svg = plots.embedding(points, target[rows], classes=kind in ("classes", "multilabel"), label=label)
             figures.append(figure(svg, title, "Each dot is one utterance; near dots are alike to the model."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,16 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from batch import Batch
 from evaluate import measure, score, worth
 from finetune import parameter_groups
 from fold import Fold, shuffled
 from missing import random_drop
+from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
-from model import EBMC, Concat, said_of
+from model import EBMC, Concat, Prediction, said_of
+from processes import from_first, parallel, rank, share
 from settings import Settings
 from spoil import spoil
 
 Progress = Callable[[str, int, dict[str, Any]], None]
+Save = Callable[[dict[str, Any]], None]
 
 
 class Stage(NamedTuple):
@@ -32,22 +37,54 @@ class Stage(NamedTuple):
 
 
 def train(
-    model: EBMC | Concat, train: Fold, valid: Fold, settings: Settings, seed: int, progress: Progress
+    model: EBMC | Concat,
+    train: Fold,
+    valid: Fold,
+    settings: Settings,
+    seed: int,
+    progress: Progress,
+    *,
+    save: Save | None = None,
+    state: dict[str, Any] | None = None,
 ) -> tuple[list[Stage], EBMC | None]:
-    """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing."""
-    for name, encoder in model.encoders.items():
-        encoder.standardise(train.frames(name))
-    if not isinstance(model, EBMC):
-        epochs = settings.stage1_epochs + settings.stage2_epochs
-        return [run_stage("train", model, train, valid, settings, epochs, seed, progress)], None
-    first = run_stage("enhance", model, train, valid, settings, settings.stage1_epochs, seed, progress)
-    before = copy.deepcopy(model)
-    if not settings.stage2_epochs:
-        return [first], before
-    model.start_balancing(valid)
-    second = run_stage("balance", model, train, valid, settings, settings.stage2_epochs, seed + 1, progress)
-    model.settle(valid)
-    return [first, second], before
+    """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing.
+
+    After each epoch `save` is given all that the next one depends on. With that as `state`, and the model as it is
+    first built, training goes on from there to the same bits.
+    """
+    first, second = settings.stage1_epochs, settings.stage2_epochs
+    two = isinstance(model, EBMC)
+    plan = {"enhance": first, "balance": second} if two else {"train": first + second}
+    stages, before = [], None
+    if state is None:
+        for name, encoder in model.encoders.items():
+            encoder.standardise(train.frames(name))
+    else:
+        stages = [Stage(**stage) for stage in state["stages"]]
+        if state["before"] is not None:
+            before = copy.deepcopy(model)
+            before.load_state_dict(state["before"])
+        model.load_state_dict(state["model"])
+        model.paths = state["paths"]
+
+    def keep(running: dict[str, Any]) -> None:
+        if save is not None:
+            earlier = None if before is None else before.state_dict()
+            done = [stage._asdict() for stage in stages]
+            paths = getattr(model, "paths", {})
+            save({"stages": done, "before": earlier, "model": model.state_dict(), "paths": paths, **running})
+
+    for name, epochs in list(plan.items())[len(stages) :]:
+        if name == "balance" and before is None:
+            before = copy.deepcopy(model)
+            if not epochs:
+                break
+            model.start_balancing(valid)
+        stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
+        state = None
+        if name == "balance":
+            model.settle(valid)
+    return stages, before
 
 
 def run_stage(
@@ -59,41 +96,60 @@ def run_stage(
     epochs: int,
     seed: int,
     progress: Progress,
+    save: Save,
+    state: dict[str, Any] | None,
 ) -> Stage:
     """Train with early stopping; the model ends at the epoch that is best on validation."""
+    step = parallel(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
     )
-    generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, Any]] = []
-    best, best_state = (-float("inf"), 0.0), copy.deepcopy(model.state_dict())
-    steps, started = 0, time.perf_counter()
-    for epoch in range(1, epochs + 1):
-        tick = time.perf_counter()
-        entry = _epoch(model, optimizer, train, settings, generator)
-        metrics = measure(model, valid)
+    best = copy.deepcopy(model.state_dict())
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        history, best = state["history"], state["best"]
+    while len(history) < epochs and len(history) - _best(model, history) < settings.patience:
+        tick, epoch = time.perf_counter(), len(history) + 1
+        # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
+        # those of the whole batch, alike on all processes; spoilt samples and dropout in the model are each one's own.
+        alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
+        own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
+        torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
+        entry = _epoch(model, step, optimizer, train, settings, alike, own)
+        metrics = from_first(lambda: measure(model, valid))
         if name == "enhance":
             watch(model, valid)
-        steps += -(-len(train) // settings.batch_size)
-        entry |= {
-            "stage": name,
-            "epoch": epoch,
-            "valid": metrics,
-            "selected": False,
-            "seconds": time.perf_counter() - tick,
-        }
-        history.append(entry)
-        progress(name, epoch, entry)
-        if (now := score(model.spec.kind, metrics)) > best:
-            best, best_epoch = now, epoch
-            best_state = copy.deepcopy(model.state_dict())
-        elif epoch - best_epoch >= settings.patience:
-            break
-    if epochs:
-        model.load_state_dict(best_state)
-        history[best_epoch - 1]["selected"] = True
-    seconds = time.perf_counter() - started
-    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), best_epoch if epochs else 0)
+        history.append(
+            {
+                **entry,
+                "stage": name,
+                "epoch": epoch,
+                "valid": metrics,
+                "selected": False,
+                "seconds": time.perf_counter() - tick,
+            }
+        )
+        if _best(model, history) == epoch:
+            best = copy.deepcopy(model.state_dict())
+        save({"optimizer": optimizer.state_dict(), "history": history, "best": best})
+        progress(name, epoch, history[-1])
+    if history:
+        model.load_state_dict(best)
+        history[_best(model, history) - 1]["selected"] = True
+    seconds, steps = sum(entry["seconds"] for entry in history), len(history) * -(-len(train) // settings.batch_size)
+    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
+
+
+def _best(model: EBMC | Concat, history: list[dict[str, Any]]) -> int:
+    """The first of the epochs that are best on validation, counted from 1; 0 before any."""
+    scores = [score(model.spec.kind, entry["valid"]) for entry in history]
+    return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _draw(*what: int | str) -> int:
+    """A seed for what is named."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
 
 
 @torch.no_grad()
@@ -111,22 +167,25 @@ def watch(model: EBMC, valid: Fold) -> None:
 
 def _epoch(
     model: EBMC | Concat,
+    step: Callable[[Batch], Prediction],
     optimizer: torch.optim.Optimizer,
     train: Fold,
     settings: Settings,
-    generator: torch.Generator,
+    alike: torch.Generator,
+    own: torch.Generator,
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    scales = {name: e.scale for name, e in model.encoders.items() if hasattr(e, "scale")}  # tokens have none
-    batches = shuffled(train, settings.batch_size, generator)
+    scales = {name: encoder.scale for name, encoder in model.encoders.items()}
+    batches = shuffled(train, settings.batch_size, alike)
     for rows in batches:
-        batch = train.rows(rows)
-        if settings.corruption:
-            batch = spoil(batch, scales, settings.corruption, generator)
+        batch, present = train.rows(share(rows)), train.presence(rows)
         if settings.modality_dropout:
-            batch = batch.showing(random_drop(batch.present, settings.modality_dropout, generator))
-        out = model(batch)
+            present = random_drop(present, settings.modality_dropout, alike)
+        batch = batch.showing({name: share(here) for name, here in present.items()})
+        if settings.corruption:
+            batch = spoil(batch, scales, settings.corruption, own)
+        out = step(batch)
         optimizer.zero_grad()
         # Some balancers change gradients rather than the loss.
         model.backward(out) if hasattr(model, "backward") else out.loss.backward()
@@ -134,9 +193,7 @@ def _epoch(
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         _add(sums["train"], out.terms)
-        _add(
-            sums["energy"], {name: e.sum() / batch.present[name].sum().clamp(min=1) for name, e in out.energy.items()}
-        )
+        _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
     return {**means, "gradient": shares(means["gradient"])}
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from data import DataError, load, synthetic
 from settings import COMPONENTS, ENCODERS, ORDERS, PROTOCOLS, SYNTHETIC, Settings
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def options() -> argparse.ArgumentParser:
     d, small = Settings(), Settings(**SYNTHETIC)
     parser = argparse.ArgumentParser(
         description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
@@ -85,6 +87,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
     out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
+    out.add_argument("--resume", type=Path, metavar="RUN", help="go on with runs/NAME, which was interrupted; alone")
     out.add_argument("--evaluate", type=Path, metavar="RUN", help="no training: test the checkpoints of runs/NAME")
     out.add_argument(
         "--predictions", type=Path, metavar="FILE.csv",
@@ -95,6 +98,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--missing", choices=PROTOCOLS, metavar="PROTOCOL",
         help=f"with --evaluate: degradation under one of {', '.join(PROTOCOLS)}; writes robustness-PROTOCOL.*",
     )  # fmt: skip
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = options()
     args = parser.parse_args(argv)
     if args.lr is not None and not args.lr > 0:
         parser.error(f"argument --lr: {args.lr}, expected a positive number")
@@ -111,33 +119,71 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def parse_again(argv: list[str], about: dict[str, Any]) -> argparse.Namespace:
+    """The options that a run began with; of those given now, only the place of the data and the device may differ."""
+    args = parse(about["argv"])
+    for name in ("data", "predictions", "finetune_text"):
+        if getattr(args, name) is not None and os.getcwd() != about["cwd"]:
+            setattr(args, name, Path(about["cwd"], getattr(args, name)))
+    unset = object()
+    given = options().parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
+    for name, value in vars(given).items():
+        if name in ("data", "device") and value is not unset:
+            setattr(args, name, value)
+        elif name != "resume" and value not in (unset, getattr(args, name)):
+            raise DataError(
+                f"--resume: --{name.replace('_', '-')} is {value}, expected {getattr(args, name)} as the run began "
+                "with; leave it out, or start another run."
+            )
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args, first = parse(argv), os.environ.get("RANK", "0") == "0"
     try:
         # Only now: --help and a misspelt option should not wait for torch.
-        import run
+        import processes
 
-        dataset = (
-            synthetic(imbalance=args.imbalance)
-            if args.data is None
-            else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None or args.missing == "noise")
-        )
-        if args.missing:
-            import robustness
-
-            robustness.evaluate(args.evaluate, dataset, args.missing, args.device)
-        elif args.evaluate is not None:
-            run.evaluate(args.evaluate, dataset, args.device, args.predictions)
-        else:
-            command = shlex.join(["python", os.path.relpath(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)])
-            run.train(dataset, args, settings(args), command)
+        with processes.joined():
+            work(args, argv)
     except DataError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        if first or not time.sleep(2):  # what all have run into, the first tells, and torchrun ends the others
+            print(f"error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted: nothing was written. The same command starts again.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        if first:
+            how = str(stopped) or "Nothing was written; the same command starts again."
+            print(f"\nInterrupted. {how}", file=sys.stderr)
         return 130
     return 0
+
+
+def work(args: argparse.Namespace, argv: list[str]) -> None:
+    import processes
+    import run
+    import unfinished
+
+    begun = None
+    if args.resume is not None:
+        begun = unfinished.reopen(args.resume)
+        args = parse_again(argv, begun.about)
+    if args.evaluate is not None and processes.rank() > 0:
+        return
+    dataset = (
+        synthetic(imbalance=args.imbalance)
+        if args.data is None
+        else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None or args.missing == "noise")
+    )
+    if args.missing:
+        import robustness
+
+        robustness.evaluate(args.evaluate, dataset, args.missing, args.device)
+    elif args.evaluate is not None:
+        run.evaluate(args.evaluate, dataset, args.device, args.predictions)
+    else:
+        about = {"argv": argv, "cwd": os.getcwd(), "command": unfinished.command(argv)}
+        run.train(dataset, args, settings(args), about, begun)
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -175,4 +221,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends before it kills
     sys.exit(main())
