@@ -112,7 +112,7 @@ def run_stage(
     while len(history) < epochs and len(history) - _best(model, history) < settings.patience:
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
-        # those of the whole batch, alike on all processes; spoilt samples and dropout in the model are each one's own.
+        # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
         alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
@@ -176,7 +176,7 @@ def _epoch(
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    scales = {name: encoder.scale for name, encoder in model.encoders.items()}
+    scales = {name: e.scale for name, e in model.encoders.items() if hasattr(e, "scale")}  # tokens have none
     batches = shuffled(train, settings.batch_size, alike)
     for rows in batches:
         batch, present = train.rows(share(rows)), train.presence(rows)
