@@ -96,7 +96,8 @@ def worth(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, float]:
     """What epochs are selected by; the lowest possible without samples."""
     if not len(target):
         return -float("inf"), 0.0
-    found = metrics.compute(spec.kind, answer(spec, outputs), truth(spec, target), spec.num_outputs, spec.labels)
+    said, true = answer(spec, outputs).cpu(), truth(spec, target).cpu()
+    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
     return score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})
 
 
