@@ -80,7 +80,8 @@ def parallel(model: nn.Module) -> Callable[[Batch], Prediction]:
     """`model` for training: its gradients are averaged over the processes."""
     if count() == 1:
         return model
-    partial = isinstance(model, EBMC) and bool(model.settings.without)  # what is left out still has parameters
+    # What is left out, or waits for stage II, still has parameters.
+    partial = isinstance(model, EBMC) and bool(model.settings.without or model.settings.order == "balance-enhance")
     return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=partial)
 
 
