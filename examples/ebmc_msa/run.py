@@ -96,7 +96,7 @@ def one(
 
     def tell(stage: str, epoch: int, entry: dict[str, Any]) -> None:
         key = SELECTION[spec.kind]
-        done = epoch + (settings.stage1_epochs if stage == "balance" else 0)
+        done = epoch + (settings.stage1_epochs if stage == settings.order.partition("-")[2] else 0)
         progress.update(bar, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
 
     save, state = run.saver(name, seed), run.training(name, seed)

@@ -12,7 +12,7 @@ from modbalance.diagnostics import imbalance
 from page import cards, code, fact, figure, grid, p, table
 from reading import METRICS, Run, protocol
 
-STAGES = {"enhance": "Stage 1: enhance", "balance": "Stage 2: balance", "train": "Training"}
+STAGES = {"enhance": "Enhance", "balance": "Balance", "joint": "Training", "train": "Training"}
 SHOWN = {
     "sentiment": ("acc2_non0", "mae"),
     "classes": ("f1", "ua"),

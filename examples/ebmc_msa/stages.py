@@ -28,7 +28,7 @@ Save = Callable[[dict[str, Any]], None]
 
 
 class Stage(NamedTuple):
-    name: str  # enhance, balance, or train for a model of one stage
+    name: str  # enhance, balance or joint, or train for a plain model
     epochs: int
     history: list[dict[str, Any]]
     seconds: float
@@ -53,8 +53,10 @@ def train(
     first built, training goes on from there to the same bits.
     """
     first, second = settings.stage1_epochs, settings.stage2_epochs
-    two = isinstance(model, EBMC)
-    plan = {"enhance": first, "balance": second} if two else {"train": first + second}
+    plan = {"train": first + second}
+    if isinstance(model, EBMC):
+        names = settings.order.split("-")
+        plan = dict(zip(names, (first, second), strict=True)) if len(names) == 2 else {names[0]: first + second}
     stages, before = [], None
     if state is None:
         for name, encoder in model.encoders.items():
@@ -74,16 +76,19 @@ def train(
             paths = getattr(model, "paths", {})
             save({"stages": done, "before": earlier, "model": model.state_dict(), "paths": paths, **running})
 
-    for name, epochs in list(plan.items())[len(stages) :]:
-        if name == "balance" and before is None:
+    for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
+        if place and before is None:
             before = copy.deepcopy(model)
             if not epochs:
-                break
+                return stages, before
             model.start_balancing(valid)
         stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
         state = None
-        if name == "balance":
-            model.settle(valid)
+    if isinstance(model, EBMC):
+        if before is None:
+            before = copy.deepcopy(model)
+            model.start_balancing(valid)
+        model.settle(valid)
     return stages, before
 
 
@@ -118,7 +123,7 @@ def run_stage(
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
         entry = _epoch(model, step, optimizer, train, settings, alike, own)
         metrics = from_first(lambda: measure(model, valid))
-        if name == "enhance":
+        if isinstance(model, EBMC) and not (model.teachers or "imtd" in settings.without):
             watch(model, valid)
         history.append(
             {

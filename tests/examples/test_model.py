@@ -174,3 +174,28 @@ def test_the_answer_is_the_vote_of_teachers_and_fused_head(balanced, fold):
     balanced.vote = fitted
     present = batch.present | {"fused": torch.ones(32, dtype=torch.bool)}
     torch.testing.assert_close(fitted("gaussian", parts, present), said.outputs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [
+        ("enhance-balance", {"enhance": {"alignment", "reconstruction"}}),
+        ("balance-enhance", {"balance": {"gap", "descent"}}),
+        ("joint", {"joint": {"alignment", "reconstruction", "gap", "descent"}}),
+    ],
+)
+def test_order_of_the_stages(order, first, fold):
+    spec, train_fold, valid, _ = fold
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order))
+    stages, before = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
+    assert "-".join(stage.name for stage in stages) == order
+    (name, terms), *_ = first.items()
+    assert stages[0].name == name
+    assert terms <= stages[0].history[0]["train"].keys()
+    assert before.teachers == {}
+    assert model.teachers.keys() == spec.dims.keys()
+    assert model.vote is not None
+    both = {"alignment", "reconstruction", "gap", "descent"}
+    assert both <= stages[-1].history[0]["train"].keys()
+    assert ("distillation" in stages[-1].history[0]["train"]) == (order != "joint")
