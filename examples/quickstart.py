@@ -55,7 +55,8 @@ for seed in range(3):
         head, z = fit(list(views), seed, monitor, balanced=name.startswith("with"))
         monitor.update(lambda z, present, head=head: fuse(head, z, present), z, y[test], alone=alone)
         found[name].append(monitor.compute())
+        print(f"seed {seed}, {name}: test accuracy {found[name][-1].score:.3f}", flush=True)
 for name, seeds in found.items():
-    print(f"{name}: test accuracy by seed {[round(one.score, 3) for one in seeds]}. Seed 0:\n{seeds[0]}\n")
+    print(f"\nseed 0, {name}:\n{seeds[0]}")
 plot(found).savefig("quickstart.png", dpi=110)
 print("Written to quickstart.png.")

@@ -61,3 +61,9 @@ def test_coverage_against_the_normal_distribution(level):
 def test_errors_name_what_came(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    outputs, y = torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64), torch.tensor([[1.0], [0.0], [1.0]])
+    expected = by_bins(outputs.sigmoid().flatten().tolist(), y.flatten().tolist(), 2)
+    assert calibration_error("multilabel", outputs, y, bins=2) == pytest.approx(expected)

@@ -197,18 +197,22 @@ def test_to_moves_what_was_seen_and_what_will_be():
     assert {x.device.type for pieces in found._rows.values() for x in pieces} == {"meta"}
 
 
-def test_modes_of_torch_and_buffers_that_are_used_again_change_nothing():
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_modes_of_torch_and_buffers_that_are_used_again_change_nothing(task):
     features, target, present = data()
     features = {m: z.float() for m, z in features.items()}
-    plain, other = monitor(), monitor()
+    if task == "regression":
+        target = torch.randn(ROWS, 3)
+    plain, other = (ModalityMonitor(NAMES, 3, task) for _ in range(2))
     plain.update(predict, features, target, present)
+    expected = plain.compute().scalars()
     buffers = {m: z.clone() for m, z in features.items()}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         labels = target.clone()
         other.update(predict, buffers, labels, present)
         for x in (*buffers.values(), labels):
             x.zero_()
-        assert other.compute().scalars() == plain.compute().scalars()
+        assert other.compute().scalars() == expected
 
 
 def test_the_table_and_the_scalars_hold_every_figure():

@@ -20,9 +20,8 @@ def said(tmp_path_factory):
 
 
 def test_it_reports_every_seed_of_both_models(said):
-    before, after = (
-        [float(x) for x in re.findall(r"0\.\d+", line)] for line in said.splitlines() if "test accuracy" in line
-    )
+    names = ("task loss alone", "with EnergyCoordinator")
+    before, after = ([float(x) for x in re.findall(rf"{name}: test accuracy (0\.\d+)", said)] for name in names)
     assert len(before) == len(after) == 3
     assert sum(after) > sum(before)
 
