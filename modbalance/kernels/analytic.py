@@ -202,7 +202,7 @@ class Blocks:
     def __init__(self, features: Sequence[Tensor]) -> None:
         batch, width = features[0].shape[0], sum(z.shape[1] for z in features)
         rows = max(BLOCK // max(width, 1), 1)
-        self.count = -(-batch // rows) if batch > rows and _on_cpu(features[0]) else 1
+        self.count = -(-batch // rows) if _on_cpu(features[0]) and batch > rows else 1
         self.rows = -(-batch // self.count)
 
     def split(self, *tensors: tuple[Tensor | None, int]) -> Iterator[tuple[Any, ...]]:
