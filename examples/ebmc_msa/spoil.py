@@ -27,7 +27,7 @@ def spoil(batch: Batch, scales: Mapping[str, Tensor], rate: float, generator: to
         generator: on the CPU.
     """
     features, lengths = dict(batch.features), dict(batch.lengths)
-    for name in features.keys() & scales.keys():
+    for name in [name for name in features if name in scales]:  # in order: they share the generator
         x = features[name]
         draw = torch.rand(3, len(x), generator=generator)
         hit = draw[0] < rate

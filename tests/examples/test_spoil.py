@@ -37,6 +37,12 @@ def test_the_same_seed_spoils_the_same_and_rate_zero_nothing():
     assert torch.equal(spoilt(0.0).lengths["frames"], make().lengths["frames"])
 
 
+def test_the_order_of_the_scales_does_not_matter():
+    scales = {"frames": torch.ones(3), "flat": torch.tensor([1.0, 10.0])}
+    other = spoil(make(), scales, 0.5, torch.Generator().manual_seed(0))
+    assert all(torch.equal(x, other.features[name]) for name, x in spoilt(0.5).features.items())
+
+
 def test_sequences_lose_frames_or_get_noise_but_not_both():
     batch = spoilt(1.0)
     shorter = batch.lengths["frames"] < make().lengths["frames"]
