@@ -187,7 +187,7 @@ class EnergyCoordinator(nn.Module):
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
-        problem = Problem(
+        problem = Problem.of(
             self.task,
             self.alpha,
             self.beta,

@@ -64,6 +64,23 @@ def test_a_compiled_backward(component):
     assert_close(outcome(rig, *batch), expected)
 
 
+@own_warnings
+def test_coordinators_with_other_weights_compile_in_one_process():
+    torch._dynamo.reset()
+    batch = make_batch("classification", presence="some")
+    for alpha, beta, gamma, step in (
+        (0.1, 1.0, 0.0, 0.0),
+        (0.2, 1.0, 0.0, 0.0),
+        (0.3, 0.5, 0.1, 0.3),
+        (0.4, 0.6, 0.2, 0.1),
+    ):
+        torch.manual_seed(0)
+        coordinate = EnergyCoordinator(DIMS, CLASSES, alpha=alpha, beta=beta, gamma=gamma, step=step).double()
+        expected = coordinate(*batch).loss
+        coordinate.compile(fullgraph=True, backend="aot_eager")
+        assert_close(coordinate(*batch).loss, expected)
+
+
 class Fused(nn.Module):
     """What a distiller does at inference."""
 

@@ -104,7 +104,7 @@ def energy_penalty(
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
     name = pick_backend(backend)
-    problem = Problem(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
+    problem = Problem.of(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
     if torch.compiler.is_compiling():
         # Dynamo refuses a head that two modalities share: one tensor, twice an argument.
         features, weights = [z.view_as(z) for z in features], [w.view_as(w) for w in weights]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ class Problem(NamedTuple):
     normalize: bool
     target: Tensor | None
     class_weight: Tensor | None
+
+    @classmethod
+    def of(cls, task: tasks.Task, alpha: float, beta: float, gamma: float, temperature: float, *rest: Any) -> Problem:
+        """Adding zero has Dynamo read the numbers here: read first inside an autograd.Function they are lost."""
+        return cls(task, alpha + 0.0, beta + 0.0, gamma + 0.0, temperature + 0.0, *rest)
 
     def norm_weight(self, dim: int) -> float:
         return self.alpha / dim if self.normalize else self.alpha
