@@ -78,7 +78,7 @@ def test_coordinators_with_other_weights_compile_in_one_process():
         coordinate = EnergyCoordinator(DIMS, CLASSES, alpha=alpha, beta=beta, gamma=gamma, step=step).double()
         expected = coordinate(*batch).loss
         coordinate.compile(fullgraph=True, backend="aot_eager")
-        assert_close(coordinate(*batch).loss, expected)
+        torch.testing.assert_close(coordinate(*batch).loss, expected)
 
 
 class Fused(nn.Module):
