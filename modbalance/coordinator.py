@@ -337,7 +337,7 @@ class EnergyCoordinator(nn.Module):
     ) -> dict[str, Tensor]:
         if not self.step:
             return dict(features)
-        label_free = problem._replace(target=None)
+        label_free = problem.with_target(None, problem.class_weight)
         moved = {}
         for name, x in features.items():
             z = select(x, masks[name])

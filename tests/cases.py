@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 
 TASKS = ("classification", "multilabel", "regression", "gaussian")
@@ -101,3 +102,9 @@ def randomise(module):
         for p in module.parameters():
             p.copy_(torch.randn_like(p) * 0.7)
     return module
+
+
+compiles = pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13),
+    reason="compiling a closed form in one graph needs torch 2.13",
+)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import jobs
-from cases import TASKS
+from cases import TASKS, compiles
 from ranks import Ranks
 from rig import COMPONENTS
 
@@ -72,6 +72,7 @@ def test_under_fsdp(ranks, component):
     ranks.run(jobs.sharded, component, "classification", size=2)
 
 
+@compiles
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_compiled(ranks, component):
     ranks.run(jobs.compiled, component, size=2)

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
-from cases import CLASSES, DIMS, TASKS, flat, make_batch, parameter_gradients
+from cases import CLASSES, DIMS, TASKS, compiles, flat, make_batch, parameter_gradients
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
 from rig import COMPONENTS, Rig, assert_close, outcome
 
@@ -41,6 +41,7 @@ def test_float16_under_autocast_with_a_scaler(component, task):
     assert all(p.isfinite().all() for p in rig.parameters())
 
 
+@compiles
 @own_warnings
 @each_component
 def test_one_graph_and_one_recompilation_for_all_batch_sizes(component):
@@ -54,6 +55,7 @@ def test_one_graph_and_one_recompilation_for_all_batch_sizes(component):
     assert backend.frame_count <= 2
 
 
+@compiles
 @own_warnings
 @each_component
 def test_a_compiled_backward(component):
@@ -64,6 +66,7 @@ def test_a_compiled_backward(component):
     assert_close(outcome(rig, *batch), expected)
 
 
+@compiles
 @own_warnings
 def test_coordinators_with_other_weights_compile_in_one_process():
     torch._dynamo.reset()

@@ -41,7 +41,7 @@ def energy_penalty(
     """Energies and squared gradient norms `(M, B)` under linear heads."""
     if mask is not None and _on_cpu(mask) and bool(mask.all()):
         mask = None
-    options, target, class_weight = problem._replace(target=None, class_weight=None), *problem[-2:]
+    options, target, class_weight = problem.with_target(None, None), *problem[-2:]
     tensors = [*features, *weights, *biases]
     energy, penalty, *_ = apply(
         _Penalty, tensors, options, torch.is_grad_enabled(), mask, target, class_weight, *tensors
@@ -59,7 +59,7 @@ class _Penalty(torch.autograd.Function):
         heads = tensors[modalities:]
         blocks = Blocks(tensors[:modalities])
         parts = [
-            _forward(options._replace(target=y, class_weight=class_weight), differentiable, here, z, heads)
+            _forward(options.with_target(y, class_weight), differentiable, here, z, heads)
             for y, here, *z in blocks.split((target, 0), (mask, 1), *((z, 0) for z in tensors[:modalities]))
         ]
         return parts[0] if len(parts) == 1 else tuple(torch.cat(x, -1) for x in zip(*parts, strict=True))

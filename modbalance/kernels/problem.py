@@ -26,6 +26,9 @@ class Problem(NamedTuple):
         """Adding zero has Dynamo read the numbers here: read first inside an autograd.Function they are lost."""
         return cls(task, alpha + 0.0, beta + 0.0, gamma + 0.0, temperature + 0.0, *rest)
 
+    def with_target(self, target: Tensor | None, class_weight: Tensor | None) -> Problem:
+        return Problem(*self[:6], target, class_weight)
+
     def norm_weight(self, dim: int) -> float:
         return self.alpha / dim if self.normalize else self.alpha
 

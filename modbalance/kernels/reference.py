@@ -45,7 +45,7 @@ def energy_and_gradient(problem: Problem, z: Tensor, head: Callable[[Tensor], Te
     if torch.is_inference_mode_enabled():
         target = None if problem.target is None else problem.target.clone()
         with torch.inference_mode(False), torch.no_grad():
-            return energy_and_gradient(problem._replace(target=target), z.clone(), head)
+            return energy_and_gradient(problem.with_target(target, problem.class_weight), z.clone(), head)
     recording = torch.is_grad_enabled()
     alpha = problem.norm_weight(z.shape[1])
     with torch.enable_grad():

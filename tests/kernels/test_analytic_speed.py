@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cases import CLASSES, TASKS, gradients, make_target, width
+from cases import CLASSES, TASKS, compiles, gradients, make_target, width
 from modbalance import tasks
 from modbalance.kernels import analytic, energy_penalty
 
@@ -112,6 +112,7 @@ def test_near_the_minimum_gradients_stay_as_exact_as_those_of_double_backward():
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
+@compiles
 @pytest.mark.parametrize("task", TASKS)
 def test_compiles_to_one_graph(task):
     z, w, b, y = make_inputs(task)
