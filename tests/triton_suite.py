@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from cases import CLASSES, DIMS, NAN, TASKS, gradients, make_batch, relative, width
+from cases import CLASSES, DIMS, NAN, TASKS, compiles, gradients, make_batch, relative, width
 from modbalance import EnergyCoordinator
 from modbalance.kernels import energy_penalty, triton
 from penalty import CASES, CLASS_WEIGHT, PRESENT, TERMS, Inputs, from_option, make_inputs, random_sum
@@ -316,7 +316,7 @@ def test_compile(task, device):
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", ["triton", "analytic"])
+@pytest.mark.parametrize("backend", ["triton", pytest.param("analytic", marks=compiles)])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compile_a_head_that_two_modalities_share(backend, device):
     torch._dynamo.reset()

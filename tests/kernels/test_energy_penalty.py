@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear
 
 import oracle
-from cases import CLASSES, NAN, TASKS, assert_same, gradients, relative
+from cases import CLASSES, NAN, TASKS, assert_same, compiles, gradients, relative
 from modbalance import kernels
 from modbalance.kernels import energy_penalty
 from penalty import CASES, CLASS_WEIGHT, PRESENT, TERMS, Inputs, from_option, make_inputs, random_sum
@@ -364,6 +364,7 @@ def test_triton_by_name_needs_triton_and_a_gpu(monkeypatch):
     assert energy_penalty(*inputs).energy.isfinite().all()
 
 
+@compiles
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 @each_task
 def test_the_analytic_backend_compiles(task):
