@@ -146,8 +146,8 @@ def test_a_vote_with_neither_power_nor_bias_is_the_average():
 def test_without_samples_a_vote_is_even():
     said, target, present = experts("gaussian", 3)
     none = torch.zeros(3, dtype=torch.bool)
-    empty = ({name: x[none] for name, x in given.items()} for given in (said, present))
-    found = fit_vote("gaussian", *(lambda a, b: (a, target[none], b))(*empty))
+    said, present = ({name: x[none] for name, x in given.items()} for given in (said, present))
+    found = fit_vote("gaussian", said, target[none], present)
     assert set(found.bias.values()) == {0.0}
 
 
