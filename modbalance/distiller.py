@@ -46,8 +46,9 @@ class TrustDistiller(nn.Module):
 
     Shape:
         student `(B, width)`, teachers `(B, width)` by modality, variances `(B,)` or `(B, C)` by modality,
-        present bool `(B,)` by modality → `weights` `(B,)` by modality: 0 where absent, else summing to 1;
-        `loss` is a scalar. Without `variances` they are read from the teachers: p(1-p), or the Gaussian's own.
+        present bool `(B,)` by modality, bias numbers or `(B,)` by modality, as `functional.trust_weights` takes
+        them → `weights` `(B,)` by modality: 0 where absent, else summing to 1; `loss` is a scalar. Without
+        `variances` they are read from the teachers: p(1-p), or the Gaussian's own.
 
     Raises:
         ValueError: a shape or option does not fit, or the task is `regression` and no variances came.
@@ -94,8 +95,9 @@ class TrustDistiller(nn.Module):
         teachers: Mapping[str, Tensor],
         variances: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
+        bias: Mapping[str, float | Tensor] | None = None,
     ) -> DistillerOutput:
-        weights = self.trust(teachers, variances, present)
+        weights = self.trust(teachers, variances, present, bias)
         width = output_width(self.task, self.num_outputs)
         if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
             raise ValueError(
@@ -111,6 +113,7 @@ class TrustDistiller(nn.Module):
         teachers: Mapping[str, Tensor],
         variances: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
+        bias: Mapping[str, float | Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The weights alone, before there is a student: what fusion needs."""
         width = output_width(self.task, self.num_outputs)
@@ -136,7 +139,7 @@ class TrustDistiller(nn.Module):
                     f"TrustDistiller: variances[{name!r}] has shape {tuple(v.shape)}, expected ({batch},) or "
                     f"({batch}, {self.num_outputs}); pass one variance a sample or one an output."
                 )
-        return trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance())
+        return trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance(), bias=bias)
 
     def chance(self) -> Tensor | None:
         """Variance of a prediction that knows nothing, `(C,)`; None in the paper's form."""

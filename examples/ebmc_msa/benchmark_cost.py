@@ -125,7 +125,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():
         model.to(device)
-    second.eval().start_balancing(fold)
+    second.eval().start_balancing(fold, fold)
     second.settle(fold)
     steps = {name: stepper(m.train().parameters(), lambda m=m: m(batch).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
@@ -134,7 +134,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
         return torch.no_grad()(lambda: model(replace(batch, target=None)))
 
     untaught = copy.deepcopy(second)
-    untaught.teachers, untaught.vote = {}, None
+    untaught.teachers, untaught.votes = {}, {}
     answering = {"concatenation": plain, "EBMC without teachers": untaught, "EBMC": second}
     return rows + table(
         "inference", interleaved({name: answer(m.eval()) for name, m in answering.items()}, rounds, device)

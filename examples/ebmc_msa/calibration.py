@@ -38,33 +38,54 @@ def calibrate(task: Task, outputs: Tensor, scale: float) -> Tensor:
 
 
 class Vote(NamedTuple):
-    """How several predictions become one: `trust_weights` of their variances with this `power` and `bias`."""
+    """How several predictions become one: `trust_weights` of their variances with this `power` and these biases."""
 
-    power: float
-    bias: dict[str, float]
+    power: float | Tensor  # of the trust
+    doubt: float | Tensor  # power of the probability that the expert's input is as it should be
+    bias: dict[str, float] | dict[str, Tensor]  # by expert
 
-    def __call__(self, task: Task, said: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        return vote(task, said, present, self.power, self.bias)
+    def __call__(
+        self,
+        task: Task,
+        said: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        typical: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Predictions mixed by trust: log-probabilities or logits; for gaussian means, and variances.
+
+        Args:
+            said: calibrated head outputs by expert, `(B, width)`.
+            present: bool `(B,)` by expert.
+            typical: log-probability that nothing was done to the input, `(B,)`, of the experts that have one.
+        """
+        bias = {
+            name: b + self.doubt * typical[name] if name in (typical or {}) else b for name, b in self.bias.items()
+        }
+        variances = {name: prediction_variance(task, outputs) for name, outputs in said.items()}
+        weights = trust_weights(variances, present, power=self.power, bias=bias)
+        if task == "classification":
+            return trust_fusion({name: outputs.log_softmax(-1) for name, outputs in said.items()}, weights)
+        if task == "gaussian":
+            apart = {name: split_gaussian(outputs) for name, outputs in said.items()}
+            mean = trust_fusion({name: mean for name, (mean, _) in apart.items()}, weights)
+            variance = trust_fusion({name: log.exp() for name, (_, log) in apart.items()}, weights)
+            return torch.cat([mean, variance.clamp(min=1e-4).log()], -1)
+        return trust_fusion(said, weights)
 
 
-def vote(
-    task: Task,
-    said: Mapping[str, Tensor],
-    present: Mapping[str, Tensor],
-    power: float | Tensor,
-    bias: Mapping[str, float | Tensor],
-) -> Tensor:
-    """Predictions mixed by trust: log-probabilities or logits; for gaussian means, and variances."""
-    variances = {name: prediction_variance(task, outputs) for name, outputs in said.items()}
-    weights = trust_weights(variances, present, power=power, bias=bias)
-    if task == "classification":
-        return trust_fusion({name: outputs.log_softmax(-1) for name, outputs in said.items()}, weights)
-    if task == "gaussian":
-        apart = {name: split_gaussian(outputs) for name, outputs in said.items()}
-        mean = trust_fusion({name: mean for name, (mean, _) in apart.items()}, weights)
-        variance = trust_fusion({name: log.exp() for name, (_, log) in apart.items()}, weights)
-        return torch.cat([mean, variance.clamp(min=1e-4).log()], -1)
-    return trust_fusion(said, weights)
+def vote_for(votes: Mapping[tuple[str, ...], Vote], present: Mapping[str, Tensor]) -> Vote:
+    """Of votes by set of modalities each sample's own, with numbers `(B,)`; the last one's where its set has none."""
+    here = torch.stack(list(present.values()), -1)
+    sets = torch.tensor([[name in names for name in present] for names in votes], device=here.device)
+    own = (here[:, None] == sets).all(-1)
+    own[:, -1] |= ~own.any(-1)
+    rows = own.byte().argmax(-1)
+
+    def each(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=here.device)[rows]
+
+    bias = {name: each([vote.bias[name] for vote in votes.values()]) for name in next(iter(votes.values())).bias}
+    return Vote(each([v.power for v in votes.values()]), each([v.doubt for v in votes.values()]), bias)
 
 
 @torch.enable_grad()
@@ -73,32 +94,48 @@ def fit_vote(
     said: Mapping[str, Tensor],
     target: Tensor,
     present: Mapping[str, Tensor],
+    typical: Mapping[str, Tensor] | None = None,
     *,
-    shrink: float = 1e-3,
+    weight: Tensor | None = None,
+    prior: Mapping[str, float] | None = None,
+    shrink: float = 1e-2,
 ) -> Vote:
-    """The power and biases by which held-out targets are met best: by cross-entropy, or the squared error of means.
+    """The powers and biases that meet held-out targets best: by cross-entropy, or by the smooth L1 error of means.
 
     Args:
         said: held-out head outputs by expert, `(N, width)`.
         target: `(N,)`.
         present: bool `(N,)` by expert.
-        shrink: of the penalty on the squares of what is fitted, which keeps little data near equal biases.
+        typical: as `Vote` takes it.
+        weight: of the samples, `(N,)`; all alike by default.
+        prior: biases that little data stay near, by expert; 0 by default. The power of the trust stays near 0.05: the
+            variances of experts who learnt from the same samples say little more than who is better on the whole.
+        shrink: of the penalty on the squared distance from there.
 
     Returns:
-        a power of at least 0; equal biases without samples.
+        powers of at least 0; without samples those of the prior.
     """
-    free = torch.zeros(len(said) + 1, dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([-3.0, 0.0, *((prior or {}).get(name, 0.0) for name in said)], dtype=torch.float64)
+    free = start.clone().requires_grad_()
     said = {name: outputs.detach().double() for name, outputs in said.items()}
+    weight = torch.ones(len(target), device=target.device) if weight is None else weight
     optimizer = torch.optim.LBFGS([free], max_iter=100, line_search_fn="strong_wolfe")
+
+    def fitted() -> Vote:
+        return Vote(*F.softplus(free[:2]), dict(zip(said, free[2:], strict=True)))
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        mixed = vote(task, said, present, F.softplus(free[0]), dict(zip(said, free[1:], strict=True)))
-        error = (mixed[:, 0] - target).square() if task == "gaussian" else task_loss(task, mixed, target)
-        value = error.mean() + shrink * free.square().mean()
+        mixed = fitted()(task, said, present, typical)
+        if task == "gaussian":
+            error = F.smooth_l1_loss(mixed[:, 0], target.double(), reduction="none", beta=0.2)
+        else:
+            error = task_loss(task, mixed, target)
+        value = (weight * error).sum() / weight.sum() + shrink * (free - start).square().mean()
         value.backward()
         return value
 
     if len(target):
         optimizer.step(loss)
-    return Vote(F.softplus(free[0]).item(), dict(zip(said, free[1:].tolist(), strict=True)))
+    found = fitted()
+    return Vote(found.power.item(), found.doubt.item(), {name: b.item() for name, b in found.bias.items()})

@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+import inside
 import robustness
 from baselines import METHODS, NEED_ALONE, Work, trained
 from batch import Spec
@@ -37,10 +38,11 @@ from evaluate import SELECTION, answer, measure, predict, truth
 from files import read_tensors, write_tensors, write_text
 from fold import Fold
 from missing import conditions, restrict
-from model import Concat
+from model import EBMC, Concat
 from run import with_something
 from settings import COMPONENTS, ORDERS, Settings
 from source import Source, read
+from stages import train
 
 SEEDS = (1111, 1112, 1113, 1114, 1115)
 
@@ -185,8 +187,13 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
         return model.eval()
 
     work = Work(spec, settings, with_something(folds["train"]), folds["valid"], job.seed, alone)
-    model = trained(Concat(spec, settings), work) if modality else METHODS[name](work)
     result: dict[str, Any] = {"kind": spec.kind, "conditions": list(conditions(spec.dims))}
+    if name == "ebmc":
+        model = EBMC(spec, settings)
+        stages, before = train(model, work.train, work.valid, settings, job.seed, lambda *_: None)
+        result["inside"] = inside.look(model, before, stages, folds | {"train": work.train})
+    else:
+        model = trained(Concat(spec, settings), work) if modality else METHODS[name](work)
     for fold in folds.keys() & {"valid", "test"}:
         shown = [folds[fold].showing(restrict(folds[fold].present, keep)) for keep in conditions(spec.dims).values()]
         outputs = [predict(model, batch).outputs for batch in shown]

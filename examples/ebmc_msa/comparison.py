@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+import inside
 from baselines import BALANCERS, CONTROLS, METHODS
 from files import read_tensors, write_text
 from paired import Interval, interval
@@ -93,7 +94,17 @@ def report(out: Path, name: str, methods: dict[str, str], seeds: list[int], fold
         content["measures"][measure.name] = found
         lines += [*table(found, measure, len(seeds)), ""]
     lines += noise_table(out, methods, seeds, MEASURES[results.kind][0])
+    looked = {label: [stored(out, method, seed, fold) for seed in seeds] for method, label in methods.items()}
+    looked = {
+        m: [run["inside"] for run in runs]
+        for m, runs in looked.items()
+        if all(run and "inside" in run for run in runs)
+    }
     stem = out / ("comparison" if fold == "test" else "valid")
+    if looked:
+        lines += inside.tables(looked)
+        write_text(out / "inside.svg", inside.picture(looked))
+        write_text(out / "features.svg", inside.features(looked))
     write_text(stem.with_suffix(".md"), "\n".join(lines))
     write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     write_text(stem.with_suffix(".svg"), plot(content["measures"], MEASURES[results.kind]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,16 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from batch import Batch, Spec
-from calibration import Vote, calibrate, fit_scale, fit_vote
+from calibration import Vote, calibrate, fit_scale, fit_vote, vote_for
 from encoders import Encoder
 from finetune import TextEncoder
 from fold import Fold, by_length
-from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, Teacher, TrustDistiller
+from missing import conditions, restrict
+from modbalance import (
+    ComplementaryEnhancer,
+    EnergyCoordinator,
+    SemanticDecoupler,
+    Teacher,
+    TrustDistiller,
+    masked_mean,
+)
 from modbalance.distributed import mean
-from modbalance.presence import select
+from modbalance.presence import masked_softmax, select
 from modbalance.tasks import output_width, prediction_variance, task_loss
 from settings import Settings
 from spoil import spoil
+from typical import Typical
 
 
 class Prediction(NamedTuple):
@@ -52,8 +62,9 @@ class EBMC(nn.Module):
     """Encoders, coordinator, decoupler, enhancer, fusion by trust, head.
 
     Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; the coordinator only watches.
-    `start_balancing` freezes the teachers, each at its own best epoch, and opens stage II: the full loss, and fusion
-    by trust. `settle` fits on validation how the teachers and the fused head are mixed by trust into the answer.
+    `start_balancing` freezes the model as it is, and a teacher of each modality at its own best epoch, and opens
+    stage II: the full loss, and fusion by trust. `settle` fits on validation, for every set of modalities that may
+    be there, how teachers, the model before balancing and the fused head are mixed by trust into the answer.
 
     The other orders of `Settings.order` are there to be compared: `balance-enhance` has EMC in stage I and MSD and
     CCE from stage II on, `joint` has a single stage with all three, and teachers only for the answer.
@@ -77,13 +88,20 @@ class EBMC(nn.Module):
         self.paths: dict[str, tuple[tuple[float, float], dict[str, Tensor]]] = {}  # best score so far, and weights
         self.teachers: dict[str, Teacher] = {}
         self.scales: dict[str, float] = {}
-        self.vote: Vote | None = None  # of the teachers and "fused"
+        self.reliability = dict.fromkeys(spec.dims, 0.0)  # logarithm of the trust in each modality on held-out data
+        read = {
+            name: size for name, size in spec.dims.items() if isinstance(self.encoders[name], Encoder)
+        }  # no tokens
+        self.typical = nn.ModuleDict({name: Typical(size) for name, size in read.items()})
+        self.before: Teacher | None = None  # the model when balancing began
+        self.votes: dict[tuple[str, ...], Vote] = {}  # of the teachers, "before" and "fused", by what is present
         self.enhancing, self.balancing = (settings.order != other for other in ("balance-enhance", "enhance-balance"))
 
     def forward(self, batch: Batch) -> Prediction:
-        without, weight = self.settings.without, self.settings
+        without, factor = self.settings.without, self.settings
         taught = self._taught(batch)
-        trust = self.distill.trust(taught, present=batch.present) if taught else _equal(batch.present)
+        typical = self._typical(batch)
+        weights = self._weights(batch.present)
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
         balanced = self.coordinate(_encode(self.encoders, batch), batch.target, batch.present)
         features = balanced.features
@@ -94,7 +112,7 @@ class EBMC(nn.Module):
                 features,
                 parts.shared,
                 parts.private,
-                lambda z: self.head(self._fuse(z, trust)),
+                lambda z: self.head(self._fuse(z, weights)),
                 batch.target,
                 batch.present,
                 gates=self._known(taught, batch.present) if taught else None,
@@ -103,95 +121,128 @@ class EBMC(nn.Module):
                 name: select((balanced.features[name] + x) / 2, batch.present[name])
                 for name, x in enhanced.features.items()
             }
-        fused = self._fuse(features, trust)
+        fused = self._fuse(features, weights)
         outputs = self.head(fused)
 
         loss = _task_term(self, outputs, batch.target)
-        terms = {"task": loss}
+        terms, trust = {"task": loss}, {}
         if "msd" in without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
         else:
-            loss = loss + weight.zeta * parts.loss
+            loss = loss + factor.zeta * parts.loss
             terms |= {
                 "alignment": parts.alignment,
                 "redundancy": parts.redundancy,
                 "preservation": parts.preservation,
             }
         if enhanced is not None:
-            loss = loss + weight.beta * enhanced.loss
+            loss = loss + factor.beta * enhanced.loss
             terms |= {"reconstruction": enhanced.reconstruction, "enhancement": enhanced.task}
         if "emc" not in without:
-            loss = loss + (weight.gamma * balanced.loss if self.balancing else balanced.fit)
+            loss = loss + (factor.gamma * balanced.loss if self.balancing else balanced.fit)
             terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
             terms["fit"] = balanced.fit
         if taught:
-            distillation = self.distill(outputs, taught, present=batch.present).loss
-            loss = loss + weight.eta * distillation
-            terms["distillation"] = distillation
-        if self.vote is not None and not self.training:
-            outputs = self.vote(self.spec.task, {**taught, "fused": outputs}, _with_fused(batch.present))
-        return Prediction(outputs, fused, trust if taught else {}, balanced.energy, loss, terms)
+            distilled = self.distill(outputs, taught, None, batch.present, typical)
+            trust = distilled.weights
+            loss = loss + factor.eta * distilled.loss
+            terms["distillation"] = distilled.loss
+        if self.votes and not self.training:
+            vote = vote_for(self.votes, batch.present)
+            said = self._said(taught, outputs, batch)
+            outputs = vote(self.spec.task, said, _always(batch.present), typical)
+        return Prediction(outputs, fused, trust, balanced.energy, loss, terms)
 
     @torch.no_grad()
-    def start_balancing(self, valid: Fold) -> None:
-        """Freeze a teacher of each whole unimodal path, calibrated on the validation fold."""
-        self.enhancing = self.balancing = True
+    def start_balancing(self, train: Fold, valid: Fold) -> None:
+        """Freeze the model as it is, and a teacher of each whole unimodal path, calibrated on the validation fold."""
+        paths, self.paths = self.paths, {}
         if "imtd" not in self.settings.without:
+            self.before = Teacher(self)
             for name in self.spec.dims:
                 self.teachers[name] = Teacher(self.path(name))
-                if name in self.paths:
-                    self.teachers[name].copy.load_state_dict(self.paths[name][1])
+                if name in paths:
+                    self.teachers[name].copy.load_state_dict(paths[name][1])
                 self.scales[name] = 1.0
                 here = valid.keep(valid.present[name])
                 if len(here):
                     said = said_of(here, lambda batch, name=name: self.teach(name, batch))
                     self.scales[name] = fit_scale(self.spec.task, *said)
-        self.paths = {}
+            for name, typical in self.typical.items():
+                typical.fit(name, train, valid, self.encoders[name].scale)
+            self.reliability = self._reliability(valid)
+        self.enhancing = self.balancing = True
+
+    def _reliability(self, valid: Fold) -> dict[str, float]:
+        """How far the teachers are trusted on held-out samples: on those they learnt from they are too sure."""
+        batches = [valid.rows(rows) for rows in by_length(valid)]
+        trust = [self.distill.trust(self._taught(b), None, b.present, self._typical(b)) for b in batches]
+        found = {}
+        for name in self.spec.dims:
+            there = torch.cat([b.present[name] for b in batches])
+            mean = masked_mean(torch.cat([t[name] for t in trust]), there, dim=0).item()
+            found[name] = math.log(max(mean, 1e-3)) if there.any() else 0.0
+        return found
 
     @torch.no_grad()
     def settle(self, valid: Fold) -> None:
-        """Fit how teachers and fused head are mixed, on the validation fold as it is and once more with parts spoilt.
+        """Fit how the experts are mixed, on the validation fold as it is and, for a fifth, with parts spoilt.
 
         A clean fold alone would not tell when to leave a modality that is wrong today.
         """
         if not self.teachers:
             return
         self.eval()
-        self.vote = None
-        generator = torch.Generator().manual_seed(0)
-        scales = {name: e.scale for name, e in self.encoders.items() if hasattr(e, "scale")}  # tokens have none
-        batches = (
-            spoil(batch, scales, 0.5, generator) if spoilt else batch
-            for spoilt in (False, True)
-            for batch in (replace(valid.rows(rows), target=None) for rows in by_length(valid))
-        )
-        heard = [
-            ({**self._taught(batch), "fused": self(batch).outputs}, _with_fused(batch.present)) for batch in batches
-        ]
-        said, present = (
-            {name: torch.cat([x[name] for x in parts]) for name in parts[0]} for parts in zip(*heard, strict=True)
-        )
+        self.votes, self.scales = {}, self.scales | {"before": 1.0, "fused": 1.0}
         target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
-        self.vote = fit_vote(self.spec.task, said, target, present)
+        weight = torch.tensor([0.8, 0.2]).repeat_interleave(len(valid)).to(target.device)
+        prior = {"before": 1.0, "fused": 1.0}  # the teachers were chosen on this fold more often
+        said, *_ = self._heard(valid)
+        for name in ("before", "fused"):
+            self.scales[name] = fit_scale(self.spec.task, said[name][: len(valid)], target[: len(valid)])
+        votes = {}
+        for names in conditions(self.spec.dims).values():
+            said, present, typical = self._heard(valid.showing(restrict(valid.present, names)))
+            votes[names] = fit_vote(self.spec.task, said, target, present, typical, weight=weight, prior=prior)
+        self.votes = votes
+
+    def _heard(self, fold: Fold) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """What the experts say of a fold as it is and then spoilt, who is there, and how typical the inputs are."""
+        scales = {name: e.scale for name, e in self.encoders.items() if hasattr(e, "scale")}  # tokens have none
+        generator, parts = torch.Generator().manual_seed(0), []
+        for rate in (0.0, 0.5):
+            for rows in by_length(fold):
+                batch = spoil(replace(fold.rows(rows), target=None), scales, rate, generator)
+                said = self._said(self._taught(batch), self(batch).outputs, batch)
+                parts.append((said, _always(batch.present), self._typical(batch)))
+        said, present, typical = (
+            {k: torch.cat([x[k] for x in each]) for k in each[0]} for each in zip(*parts, strict=True)
+        )
+        return said, present, typical
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside the student: the stage, the teachers and their calibration."""
-        teachers = {name: teacher.copy.state_dict() for name, teacher in self.teachers.items()}
         return {
             "enhancing": self.enhancing,
             "balancing": self.balancing,
             "scales": dict(self.scales),
-            "vote": None if self.vote is None else self.vote._asdict(),
-            "teachers": teachers,
+            "reliability": dict(self.reliability),
+            "votes": {"+".join(names): vote._asdict() for names, vote in self.votes.items()},
+            "teachers": {name: teacher.copy.state_dict() for name, teacher in self.teachers.items()},
+            "before": None if self.before is None else self.before.copy.state_dict(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.enhancing, self.balancing = state["enhancing"], state["balancing"]
-        self.scales = dict(state["scales"])
-        self.vote = None if state["vote"] is None else Vote(**state["vote"])
+        self.scales, self.reliability = dict(state["scales"]), dict(state["reliability"])
+        self.votes = {tuple(names.split("+")): Vote(**vote) for names, vote in state["votes"].items()}
         self.teachers = {name: Teacher(self.path(name)) for name in state["teachers"]}
         for name, teacher in self.teachers.items():
             teacher.copy.load_state_dict(state["teachers"][name])
+        self.before = None
+        if state["before"] is not None:
+            self.before = Teacher(EBMC(self.spec, self.settings)).to(next(self.parameters()).device)
+            self.before.copy.load_state_dict(state["before"])
 
     def teach(self, name: str, batch: Batch) -> Tensor:
         """What the teacher of one modality says, its uncertainty calibrated."""
@@ -201,14 +252,32 @@ class EBMC(nn.Module):
     def _taught(self, batch: Batch) -> dict[str, Tensor]:
         return {name: self.teach(name, batch) for name in self.teachers}
 
+    def _said(self, taught: Mapping[str, Tensor], outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What every expert of the vote says, its uncertainty calibrated."""
+        whole = {"before": self.before(batch).outputs, "fused": outputs}
+        return {**taught, **{k: calibrate(self.spec.task, said, self.scales[k]) for k, said in whole.items()}}
+
+    def _typical(self, batch: Batch) -> dict[str, Tensor]:
+        """Log-probability that nothing was done to a modality, `(B,)`; 0 where it is absent or read as tokens."""
+        found = {name: torch.zeros_like(here, dtype=torch.float32) for name, here in batch.present.items()}
+        for name, typical in self.typical.items():
+            found[name] = select(typical(batch.features[name], batch.lengths.get(name)), batch.present[name])
+        return found
+
+    def _weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How fusion weighs the modalities that are there, `(B,)`: by reliability, alike in stage I."""
+        here = torch.stack(list(present.values()))
+        logits = torch.tensor(list(map(self.reliability.get, present)), device=here.device)
+        return dict(zip(present, masked_softmax(logits[:, None].expand(here.shape), here, 0), strict=True))
+
     def _known(self, taught: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Share of the variance that each teacher explains, `(B,)` in [0, 1]: how far the others may lean on it."""
         chance = self.distill.chance().sum()
         variance = {name: prediction_variance(self.spec.task, outputs).sum(-1) for name, outputs in taught.items()}
         return {name: select((1 - v / chance).clamp(0, 1), present[name]) for name, v in variance.items()}
 
-    def _fuse(self, features: Mapping[str, Tensor], trust: Mapping[str, Tensor]) -> Tensor:
-        return self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, trust)
+    def _fuse(self, features: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        return self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
 
     def path(self, name: str) -> nn.Module:
         return UnimodalPath(self.encoders[name], self.decouple.private[name], self.decouple.heads[name])
@@ -233,9 +302,9 @@ class UnimodalPath(nn.Module):
         return self.head(self.private(self.encoder(x, lengths)))
 
 
-def _with_fused(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The fused head always answers, to nothing too."""
-    return {**present, "fused": torch.ones_like(next(iter(present.values())))}
+def _always(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fused heads always answer, to nothing too."""
+    return {**present, **dict.fromkeys(("before", "fused"), torch.ones_like(next(iter(present.values()))))}
 
 
 def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
@@ -267,12 +336,6 @@ def _encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
         name: select(encoder(batch.features[name], batch.lengths.get(name)), batch.present[name])
         for name, encoder in encoders.items()
     }
-
-
-def _equal(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weight for every modality that is there."""
-    count = torch.stack(list(present.values())).sum(0).clamp(min=1)
-    return {name: here / count for name, here in present.items()}
 
 
 def _task_term(model: Concat | EBMC, outputs: Tensor, target: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ class Settings:
     zeta: float = 0.5  # paper
     beta: float = 0.1  # paper
     gamma: float = 0.1  # paper
-    eta: float = 0.1  # paper
+    eta: float = 1.0  # paper: 0.1
     lambda_1: float = 0.1  # paper
     lambda_2: float = 4.0  # paper: 0.1, by which a unimodal path of two hardly learns
     without: tuple[str, ...] = ()  # components left out

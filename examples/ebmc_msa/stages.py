@@ -81,13 +81,13 @@ def train(
             before = copy.deepcopy(model)
             if not epochs:
                 return stages, before
-            model.start_balancing(valid)
+            model.start_balancing(train, valid)
         stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
         state = None
     if isinstance(model, EBMC):
         if before is None:
             before = copy.deepcopy(model)
-            model.start_balancing(valid)
+            model.start_balancing(train, valid)
         model.settle(valid)
     return stages, before
 

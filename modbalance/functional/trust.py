@@ -43,8 +43,9 @@ def trust_weights(
         min_variance: floor of a variance, > 0: two certain teachers share the trust.
         chance: variance of knowing nothing, `(C,)`: that of the class frequencies, p(1-p), or of the training
             target; None is the paper's form.
-        power: kappa, at least 0; with 0 all samples with the same modalities get the same weights.
-        bias: b by modality; 0 by default.
+        power: kappa, at least 0; with 0 and biases by modality all samples with the same modalities get the same
+            weights.
+        bias: b by modality, a number or `(B,)`: the logarithm of what is known of it besides; 0 by default.
 
     Returns:
         by modality `(B,)`: exactly 0 where absent, summing to 1 over the present ones, all 0 where none is.
@@ -69,6 +70,12 @@ def trust_weights(
         raise ValueError(
             f"trust_weights: bias has {sorted(bias)}, expected {sorted(variances)}; pass one for each of variances."
         )
+    for name, b in (bias or {}).items():
+        if isinstance(b, Tensor) and b.dim() and b.shape != masks[name].shape:
+            raise ValueError(
+                f"trust_weights: bias[{name!r}] has shape {tuple(b.shape)}, expected {tuple(masks[name].shape)} or a "
+                "number; pass one a sample, or one for all."
+            )
     logits = []
     for name, v in variances.items():
         logit = _log_trust(select(upcast(v.detach()), masks[name]), min_variance)

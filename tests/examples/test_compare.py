@@ -45,10 +45,12 @@ def test_writes_table_figures_and_plot(compared):
     assert found["reference"] == "ebmc -cce"
     assert [name.split()[0] for name in found["methods"]] == ["ebmc", *METHODS[1:2], "linear", "late", "composite",
                                                              "mmpareto", "g-blend", "umt"]  # fmt: skip
-    table = (compared / "comparison.md").read_text()
+    table, within = (compared / "comparison.md").read_text().split("**Contribution**")
     assert table.count("\n| ") == len(METHODS) + 1
     assert "stage1_epochs" not in table.split("\n\n", 2)[2]  # a setting of all is no part of the names
-    assert (compared / "comparison.svg").read_text().startswith("<?xml")
+    assert within.count("| ebmc -cce, after balancing |") == 1
+    for picture in ("comparison", "inside", "features"):
+        assert (compared / f"{picture}.svg").read_text().startswith("<?xml")
 
 
 def test_scores_are_those_of_the_stored_predictions(compared):

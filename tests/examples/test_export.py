@@ -31,7 +31,8 @@ def test_both_stages_are_exported_for_any_batch_size():
     fold = Fold.of(dataset.splits["valid"], spec, torch.device("cpu"))
     torch.manual_seed(0)
     model = EBMC(spec, Settings())
-    model.start_balancing(fold)
+    model.start_balancing(fold, fold)
+    model.settle(fold)
     model.eval()
     rows = {0: torch.export.Dim("rows", min=2)}
     with torch.no_grad():

@@ -156,7 +156,7 @@ def test_a_modality_absent_from_validation_still_has_a_teacher(dataset):
     valid = fold_of(dataset, "valid")
     gone = valid.showing(valid.present | {"vision": torch.zeros(40, dtype=torch.bool)})
     model = EBMC(Spec.of(dataset), Settings())
-    model.start_balancing(gone)
+    model.start_balancing(gone, gone)
     assert model.scales["vision"] == 1
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batch import Spec
-from calibration import calibrate, fit_scale, fit_vote, vote
+from calibration import Vote, calibrate, fit_scale, fit_vote, vote_for
 from data import synthetic
 from evaluate import predict
 from fold import Fold
@@ -81,7 +81,7 @@ def test_nothing_present_gives_a_number(balanced, fold):
 def test_batch_of_one_trains(fold):
     spec, train_fold, _, _ = fold
     model = EBMC(spec, Settings())
-    model.start_balancing(train_fold)
+    model.start_balancing(train_fold, train_fold)
     model(train_fold.rows(torch.tensor([0]))).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
@@ -126,7 +126,7 @@ def experts(task, n=2000):
 @pytest.mark.parametrize("task", ["classification", "gaussian"])
 def test_a_fitted_vote_is_no_worse_than_any_expert(task):
     said, target, present = experts(task)
-    fitted = fit_vote(task, said, target, present)
+    fitted = fit_vote(task, said, target, present, shrink=1e-3)
 
     def loss(outputs):
         if task == "gaussian":
@@ -140,7 +140,34 @@ def test_a_fitted_vote_is_no_worse_than_any_expert(task):
 def test_a_vote_with_neither_power_nor_bias_is_the_average():
     said, _, present = experts("classification", 5)
     mean = torch.stack([x.log_softmax(-1) for x in said.values()]).mean(0)
-    torch.testing.assert_close(vote("classification", said, present, 0.0, dict.fromkeys(said, 0.0)), mean)
+    vote = Vote(0.0, 0.0, dict.fromkeys(said, 0.0))
+    torch.testing.assert_close(vote("classification", said, present), mean)
+
+
+def test_a_vote_doubts_what_is_not_typical():
+    said, target, present = experts("classification")
+    spoilt = torch.arange(len(target)) % 2 == 0
+    said["knows"] = torch.where(spoilt[:, None], said["errs"], said["knows"])
+    typical = {"knows": torch.where(spoilt, -5.0, -0.01)}
+    fitted, plain = (fit_vote("classification", said, target, present, known) for known in (typical, None))
+    assert fitted.doubt > 0.5
+    right, without = (
+        torch.nn.functional.cross_entropy(vote("classification", said, present, known), target)
+        for vote, known in ((fitted, typical), (plain, None))
+    )
+    assert right < without - 0.05
+
+
+def test_every_sample_gets_the_vote_of_its_own_set():
+    votes = {
+        names: Vote(float(i), i + 0.5, {"a": 10.0 + i})
+        for i, names in enumerate([("a",), ("b", "a"), ("a", "b", "c")])
+    }
+    present = {"a": [1, 1, 1, 0], "b": [0, 1, 1, 1], "c": [0, 0, 1, 1]}
+    found = vote_for(votes, {name: torch.tensor(here, dtype=torch.bool) for name, here in present.items()})
+    assert found.power.tolist() == [0, 1, 2, 2]  # a set without a vote has the last one's
+    assert found.doubt.tolist() == [0.5, 1.5, 2.5, 2.5]
+    assert found.bias["a"].tolist() == [10, 11, 12, 12]
 
 
 def test_without_samples_a_vote_is_even():
@@ -165,15 +192,23 @@ def test_teachers_are_kept_at_their_own_best_epochs(fold):
     assert {name: score for name, (score, _) in model.paths.items()} == best
 
 
-def test_the_answer_is_the_vote_of_teachers_and_fused_head(balanced, fold):
-    said = predict(balanced, fold[3])
-    batch = fold[3].rows(torch.arange(32))
-    fitted, balanced.vote = balanced.vote, None
+@pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",)])
+def test_the_answer_is_the_vote_of_all_experts(names, balanced, fold):
+    shown = fold[3].showing(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
+    said = predict(balanced, shown)
+    batch = shown.rows(torch.arange(32))
+    votes, balanced.votes = balanced.votes, {}
     with torch.no_grad():
-        parts = {name: balanced.teach(name, batch) for name in balanced.teachers} | {"fused": balanced(batch).outputs}
-    balanced.vote = fitted
-    present = batch.present | {"fused": torch.ones(32, dtype=torch.bool)}
-    torch.testing.assert_close(fitted("gaussian", parts, present), said.outputs, atol=1e-5, rtol=1e-5)
+        parts = {name: balanced.teach(name, batch) for name in balanced.teachers}
+        parts["fused"] = calibrate("gaussian", balanced(batch).outputs, balanced.scales["fused"])
+        parts["before"] = calibrate("gaussian", balanced.before(batch).outputs, balanced.scales["before"])
+        typical = {
+            name: balanced.typical[name](batch.features[name], batch.lengths[name]) for name in balanced.teachers
+        }
+    balanced.votes = votes
+    present = batch.present | dict.fromkeys(("before", "fused"), torch.ones(32, dtype=torch.bool))
+    expected = votes[names]("gaussian", parts, present, typical)
+    torch.testing.assert_close(expected, said.outputs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +230,7 @@ def test_order_of_the_stages(order, first, fold):
     assert terms <= stages[0].history[0]["train"].keys()
     assert before.teachers == {}
     assert model.teachers.keys() == spec.dims.keys()
-    assert model.vote is not None
+    assert len(model.votes) == 7
     both = {"alignment", "reconstruction", "gap", "descent"}
     assert both <= stages[-1].history[0]["train"].keys()
     assert ("distillation" in stages[-1].history[0]["train"]) == (order != "joint")
