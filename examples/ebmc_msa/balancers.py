@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from batch import Batch, Spec
+from concat import Concat, Prediction, encode
 from modbalance import Teacher
 from modbalance.diagnostics import shapley_values
 from modbalance.presence import select
 from modbalance.tasks import output_width, task_loss
-from model import Concat, Prediction, _encode
 from settings import Settings
 
 
@@ -26,7 +26,7 @@ class Fusion(Concat):
     """`Concat` whose features its heirs can use; by itself the same model."""
 
     def forward(self, batch: Batch) -> Prediction:
-        features = _encode(self.encoders, batch)
+        features = encode(self.encoders, batch)
         fused = self.mix(torch.cat(list(features.values()), -1))
         outputs = self.head(fused)
         terms = {"task": outputs.new_zeros(())}

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from balancers import AGM, OGM, UMT, Auxiliary, MMPareto, blend_weights
 from batch import Batch, Spec
 from composite import fit_composite
+from concat import Concat, Prediction
 from evaluate import measure, score
 from fold import Fold
 from modbalance import masked_mean
 from modbalance.presence import select
 from modbalance.tasks import split_gaussian
-from model import EBMC, Concat, Prediction
 from settings import Settings
 from stages import train
 
@@ -204,9 +204,6 @@ BALANCERS: dict[str, Callable[[Work], nn.Module]] = {
     "g-blend": gradient_blending,
     "umt": umt,
 }
-METHODS: dict[str, Callable[[Work], nn.Module]] = {
-    "ebmc": lambda work: trained(EBMC(work.spec, work.settings), work),
-    **CONTROLS,
-    **BALANCERS,
-}
+METHODS = {**CONTROLS, **BALANCERS}
+NAMES = ("ebmc", *METHODS)
 NEED_ALONE = ("single", "late", "umt", "g-blend")

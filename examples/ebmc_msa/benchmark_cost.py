@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from batch import Spec
+from concat import Concat
 from data import DataError, Split
 from files import write_text
 from fold import Fold
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
-from model import EBMC, Concat
+from model import EBMC
 from settings import Settings
 
 DIMS = {"text": 768, "audio": 74, "vision": 35}  # MOSEI's, with its 50 aligned frames

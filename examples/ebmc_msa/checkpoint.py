@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from batch import Spec
+from concat import Concat
 from data import DataError
 from files import read_tensors, write_tensors
-from model import EBMC, Concat
+from model import EBMC
 from settings import Settings
 
 VERSION = 2

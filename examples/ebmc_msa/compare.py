@@ -30,15 +30,16 @@ import torch
 
 import inside
 import robustness
-from baselines import METHODS, NEED_ALONE, Work, trained
+from baselines import METHODS, NAMES, NEED_ALONE, Work, trained
 from batch import Spec
 from comparison import MEASURES, ordered, report, result_path, stored, sweep_plot
+from concat import Concat
 from data import DataError
 from evaluate import SELECTION, answer, measure, predict, truth
 from files import read_tensors, write_tensors, write_text
 from fold import Fold
 from missing import conditions, restrict
-from model import EBMC, Concat
+from model import EBMC
 from run import with_something
 from settings import COMPONENTS, ORDERS, Settings
 from source import Source, read
@@ -48,7 +49,7 @@ SEEDS = (1111, 1112, 1113, 1114, 1115)
 
 
 class Job(NamedTuple):
-    method: str  # a name of METHODS, or "alone:MODALITY"; then -PART and KEY=VALUE
+    method: str  # one of NAMES, or "alone:MODALITY"; then -PART and KEY=VALUE
     seed: int
 
 
@@ -66,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_argument_group("what to compare")
     what.add_argument(
         "--methods", nargs="+", default=[], metavar="METHOD",
-        help=f'all (the default), or some of {", ".join(METHODS)}; variants in quotes: "ebmc -emc", "ebmc eta=0.2"',
+        help=f'all (the default), or some of {", ".join(NAMES)}; variants in quotes: "ebmc -emc", "ebmc eta=0.2"',
     )  # fmt: skip
     what.add_argument("--ablation", action="store_true", help="EBMC whole, and without each of its components")
     what.add_argument("--orders", action="store_true", help="EBMC with its stages in each order")
@@ -111,7 +112,7 @@ def asked(args: argparse.Namespace) -> list[str]:
         if not values or given:
             raise DataError("--sweep: expected a setting and its values, and no other methods; correct the command.")
         given, args.valid = [f"ebmc {key}={value}" for value in values], True
-    return [name for method in given or ["all"] for name in (METHODS if method == "all" else [method])]
+    return [name for method in given or ["all"] for name in (NAMES if method == "all" else [method])]
 
 
 def compare(args: argparse.Namespace, command: str) -> int:
@@ -236,8 +237,8 @@ def settings_of(method: str) -> Settings:
         DataError: a method, part or setting that does not exist, or a value of the wrong kind.
     """
     name, *changes = method.split() or [""]
-    if name not in METHODS and not name.startswith("alone:"):
-        raise DataError(f"--methods: {name!r}, expected all or some of {', '.join(METHODS)}; correct the name.")
+    if name not in NAMES and not name.startswith("alone:"):
+        raise DataError(f"--methods: {name!r}, expected all or some of {', '.join(NAMES)}; correct the name.")
     defaults = {field.name: field.default for field in fields(Settings) if field.default is not None}
     given: dict[str, Any] = {}
     for change in changes:

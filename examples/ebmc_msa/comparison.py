@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import inside
-from baselines import BALANCERS, CONTROLS, METHODS
+from baselines import BALANCERS, CONTROLS, NAMES
 from files import read_tensors, write_text
 from paired import Interval, interval
 from plots import COLOURS, FAINT, INK, RC, WIDTH
@@ -252,6 +252,5 @@ def sweep_plot(out: Path, methods: dict[str, str], seeds: list[int]) -> Path:
 
 
 def ordered(methods: list[str]) -> list[str]:
-    """As in METHODS, variants after what they vary, each once."""
-    order = list(METHODS)
-    return sorted(dict.fromkeys(methods), key=lambda method: order.index(method.split()[0]))
+    """As in NAMES, variants after what they vary, each once."""
+    return sorted(dict.fromkeys(methods), key=lambda method: NAMES.index(method.split()[0]))

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from balancers import over_present
 from batch import Batch, Spec
+from concat import Prediction, encode, make_encoders, make_head
 from evaluate import worth
 from fold import Fold, by_length
 from missing import conditions
 from modbalance.presence import select
 from modbalance.tasks import output_width, task_loss
-from model import Prediction, _encode, _encoders, _head
 from settings import Settings
 from stages import train
 
@@ -28,14 +28,14 @@ class Coalitions(nn.Module):
     def __init__(self, spec: Spec, settings: Settings) -> None:
         super().__init__()
         self.spec = spec
-        self.encoders = _encoders(spec, settings)
+        self.encoders = make_encoders(spec, settings)
         width = output_width(spec.task, spec.num_outputs)
         self.heads = nn.ModuleDict({name: nn.Linear(settings.dim, width) for name in spec.dims})
         self.mix = nn.Linear((settings.dim + 1) * len(spec.dims), settings.dim)
-        self.head = _head(spec, settings)
+        self.head = make_head(spec, settings)
 
     def forward(self, batch: Batch) -> Prediction:
-        features = _encode(self.encoders, batch)
+        features = encode(self.encoders, batch)
         outputs = self.say(features, batch, tuple(features))
         terms = {"task": outputs.new_zeros(())}
         if batch.target is not None:
@@ -70,7 +70,7 @@ class Composite(nn.Module):
     @torch.no_grad()
     def members(self, batch: Batch) -> Tensor:
         """`(coalitions, B, width)`: log-probabilities, or means and log-variances."""
-        encoded = {epoch: _encode(net.encoders, batch) for epoch, net in self.nets.items()}
+        encoded = {epoch: encode(net.encoders, batch) for epoch, net in self.nets.items()}
         said = torch.stack([self.nets[epoch].say(encoded[epoch], batch, s) for s, epoch in self.epochs.items()])
         return said.log_softmax(-1) if self.spec.task == "classification" else said
 
@@ -145,7 +145,7 @@ def fit_composite(spec: Spec, settings: Settings, train_fold: Fold, valid: Fold,
 
     @torch.no_grad()
     def watch(stage: str, epoch: int, entry: dict[str, Any]) -> None:
-        encoded = [_encode(net.encoders, batch) for batch in held]
+        encoded = [encode(net.encoders, batch) for batch in held]
         for coalition in conditions(spec.dims).values():
             rows = torch.stack([present[name] for name in coalition]).any(0)
             said = [net.say(features, batch, coalition) for features, batch in zip(encoded, held, strict=True)]

@@ -10,12 +10,13 @@ from torch import Tensor
 
 import metrics
 from batch import Batch, Spec
+from concat import Concat, Prediction
 from data import DataError
 from fold import Fold, by_length
 from missing import conditions, restrict
 from modbalance.diagnostics import shapley_values, shares
 from modbalance.tasks import prediction_variance, task_loss
-from model import EBMC, Concat, Prediction
+from model import EBMC
 
 Model = EBMC | Concat
 Change = Callable[[Batch, Tensor], Batch]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +98,13 @@ class Fold:
 def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
     """Every row once, the short ones together: what is said of a fold does not depend on its order."""
     return total_frames(fold).argsort(stable=True).split(size)
+
+
+def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of a whole fold."""
+    batches = (fold.rows(rows) for rows in by_length(fold))
+    outputs, targets = zip(*((say(batch), batch.target) for batch in batches), strict=True)
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def total_frames(fold: Fold | Batch) -> Tensor:

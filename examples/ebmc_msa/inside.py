@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from batch import Spec
+from calibration import calibrate
 from evaluate import contribution, predict, truth
-from fold import Fold, by_length
-from modbalance import distributed
+from fold import Fold, by_length, said_of
+from modbalance import masked_mean
 from modbalance.diagnostics import calibration_error, gaussian_coverage
 from modbalance.tasks import task_loss
-from model import EBMC, said_of
+from model import EBMC
 from plots import COLOURS, FAINT, INK, RC, WIDTH, palette
 from sections import project
 from stages import Stage
@@ -48,15 +48,12 @@ def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fol
         "energy": {fold: energies(model, folds[fold]) for fold in ("train", "valid")},
         "teachers": {},
     }
-    for name in model.teachers:
+    for name, teacher in model.teachers.items():
         here = held.keep(held.present[name])
-        scale, model.scales[name] = model.scales[name], 1.0
-        stated, target = said_of(here, lambda batch, name=name: model.teach(name, batch))
-        model.scales[name] = scale
-        calibrated, _ = said_of(here, lambda batch, name=name: model.teach(name, batch))
+        stated, target = said_of(here, lambda b, m=name, t=teacher: t(b.features[m], b.lengths.get(m)))
         found["teachers"][name] = {
             "as stated": reliability(spec, stated, target),
-            "calibrated": reliability(spec, calibrated, target),
+            "calibrated": reliability(spec, calibrate(spec.task, stated, model.scales[name]), target),
         }
     fused, group = predict(model, held).fused, groups(spec, held.target)
     keep = group >= 0
@@ -66,13 +63,12 @@ def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fol
 
 
 def energies(model: EBMC, fold: Fold) -> dict[str, float]:
+    """Mean energy of each modality over the samples of a fold that have it."""
     model.eval()
-    votes, model.votes = model.votes, {}
     batches = [fold.rows(rows) for rows in by_length(fold)]
-    said = [model(replace(batch)).energy for batch in batches]
-    model.votes = votes
+    said = [model(batch).energy for batch in batches]
     here = {name: torch.cat([batch.present[name] for batch in batches]) for name in fold.present}
-    return {name: distributed.mean(torch.cat([e[name] for e in said]), here[name]).item() for name in here}
+    return {name: masked_mean(torch.cat([e[name] for e in said]), here[name]).item() for name in here}
 
 
 def reliability(spec: Spec, outputs: Tensor, target: Tensor) -> dict[str, Any]:

@@ -1,20 +1,20 @@
-"""EBMC assembled from its four components, and the plain model it is compared with."""
+"""EBMC assembled from its four components."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from batch import Batch, Spec
 from calibration import Vote, calibrate, fit_scale, fit_vote, vote_for
+from concat import Prediction, encode, make_encoders, make_head, task_term
 from encoders import Encoder
-from finetune import TextEncoder
-from fold import Fold, by_length
+from fold import Fold, by_length, said_of
 from missing import conditions, restrict
 from modbalance import (
     ComplementaryEnhancer,
@@ -26,36 +26,10 @@ from modbalance import (
 )
 from modbalance.distributed import mean
 from modbalance.presence import masked_softmax, select
-from modbalance.tasks import output_width, prediction_variance, task_loss
+from modbalance.tasks import prediction_variance, task_loss
 from settings import Settings
 from spoil import spoil
 from typical import Typical
-
-
-class Prediction(NamedTuple):
-    outputs: Tensor  # (B, width)
-    fused: Tensor  # (B, dim)
-    trust: dict[str, Tensor]  # (B,) by modality; empty where nothing weighs them
-    energy: dict[str, Tensor]  # (B,) by modality
-    loss: Tensor  # scalar; 0 without a target
-    terms: dict[str, Tensor]  # what it is made of
-
-
-class Concat(nn.Module):
-    """The same encoders, their features concatenated. Of one modality: that one alone."""
-
-    def __init__(self, spec: Spec, settings: Settings) -> None:
-        super().__init__()
-        self.spec = spec
-        self.encoders = _encoders(spec, settings)
-        self.mix = nn.Linear(settings.dim * len(spec.dims), settings.dim)
-        self.head = _head(spec, settings)
-
-    def forward(self, batch: Batch) -> Prediction:
-        fused = self.mix(torch.cat(list(_encode(self.encoders, batch).values()), -1))
-        outputs = self.head(fused)
-        task = _task_term(self, outputs, batch.target)
-        return Prediction(outputs, fused, {}, {}, task, {"task": task})
 
 
 class EBMC(nn.Module):
@@ -75,16 +49,16 @@ class EBMC(nn.Module):
         self.spec, self.settings = spec, settings
         dims = dict.fromkeys(spec.dims, settings.dim)
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
-        self.encoders = _encoders(spec, settings)
+        self.encoders = make_encoders(spec, settings)
         self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
-        self.decouple.heads = nn.ModuleDict({name: _head(spec, settings) for name in dims})  # regularised
+        self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
         self.enhance = ComplementaryEnhancer(
             dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
         )
         self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
-        self.head = _head(spec, settings)
+        self.head = make_head(spec, settings)
         self.paths: dict[str, tuple[tuple[float, float], dict[str, Tensor]]] = {}  # best score so far, and weights
         self.teachers: dict[str, Teacher] = {}
         self.scales: dict[str, float] = {}
@@ -103,7 +77,7 @@ class EBMC(nn.Module):
         typical = self._typical(batch)
         weights = self._weights(batch.present)
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
-        balanced = self.coordinate(_encode(self.encoders, batch), batch.target, batch.present)
+        balanced = self.coordinate(encode(self.encoders, batch), batch.target, batch.present)
         features = balanced.features
         parts = self.decouple(features, batch.target, batch.present)
         enhanced = None
@@ -124,7 +98,7 @@ class EBMC(nn.Module):
         fused = self._fuse(features, weights)
         outputs = self.head(fused)
 
-        loss = _task_term(self, outputs, batch.target)
+        loss = task_term(self, outputs, batch.target)
         terms, trust = {"task": loss}, {}
         if "msd" in without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
@@ -305,40 +279,3 @@ class UnimodalPath(nn.Module):
 def _always(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fused heads always answer, to nothing too."""
     return {**present, **dict.fromkeys(("before", "fused"), torch.ones_like(next(iter(present.values()))))}
-
-
-def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of a whole fold."""
-    batches = (fold.rows(rows) for rows in by_length(fold))
-    outputs, targets = zip(*((say(batch), batch.target) for batch in batches), strict=True)
-    return torch.cat(outputs), torch.cat(targets)
-
-
-def _encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
-    return nn.ModuleDict({name: _encoder(name, size, spec, settings) for name, size in spec.dims.items()})
-
-
-def _encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
-    if name == "text" and spec.text is not None:
-        return TextEncoder(spec.text, settings.dim, dropout=settings.dropout)
-    sequence = settings.encoder if name in spec.sequences else None
-    return Encoder(size, settings.dim, sequence=sequence, dropout=settings.dropout)
-
-
-def _head(spec: Spec, settings: Settings) -> nn.Sequential:
-    width = output_width(spec.task, spec.num_outputs)
-    return nn.Sequential(nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(settings.dim, width))
-
-
-def _encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
-    """Features by modality, zero where absent."""
-    return {
-        name: select(encoder(batch.features[name], batch.lengths.get(name)), batch.present[name])
-        for name, encoder in encoders.items()
-    }
-
-
-def _task_term(model: Concat | EBMC, outputs: Tensor, target: Tensor | None) -> Tensor:
-    if target is None:
-        return outputs.new_zeros(())
-    return mean(task_loss(model.spec.task, outputs, target), sync=model.training)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batch import Batch
-from model import EBMC, Prediction
+from concat import Prediction
+from model import EBMC
 
 T = TypeVar("T")
 

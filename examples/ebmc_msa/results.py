@@ -13,11 +13,12 @@ import torch
 
 import modbalance
 from batch import Spec
+from concat import Concat, Prediction
 from data import Dataset
 from evaluate import SELECTION, answer, truth, variance
 from files import write_text
 from fold import Fold
-from model import EBMC, Concat, Prediction
+from model import EBMC
 from settings import Settings
 
 

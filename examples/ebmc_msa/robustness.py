@@ -17,12 +17,12 @@ import checkpoint
 import degradation
 import noise
 from batch import Batch
+from concat import Prediction
 from data import DataError, Dataset, canonical
 from evaluate import SELECTION, Change, Model, constant_score, measure, predict, quality, score
 from finetune import tokenised
 from fold import Fold
 from missing import conditions, drop_frames, missing_at_random, restrict
-from model import Prediction
 from reading import METRICS
 from results import grouped, spread
 from run import checkpoints, console, pick_device

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from batch import Batch
+from concat import Concat, Prediction
 from evaluate import measure, score, worth
 from finetune import parameter_groups
-from fold import Fold, shuffled
+from fold import Fold, said_of, shuffled
 from missing import random_drop
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
-from model import EBMC, Concat, Prediction, said_of
+from model import EBMC
 from processes import from_first, parallel, rank, share
 from settings import Settings
 from spoil import spoil

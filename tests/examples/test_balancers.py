@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from balancers import AGM, OGM, UMT, Auxiliary, Fusion, MMPareto, agm_coefficients, blend_weights, pareto_direction
 from batch import Batch, Spec
-from model import Concat
+from concat import Concat
 from settings import Settings
 
 CLASSES = Spec("classes", {"a": 5, "b": 3, "c": 4}, (), 4)

@@ -11,9 +11,9 @@ transformers = pytest.importorskip("transformers", reason="fine-tuning text need
 
 import finetune  # noqa: E402
 import train  # noqa: E402
+from concat import Concat  # noqa: E402
 from data import DataError, load  # noqa: E402
 from finetune import TextEncoder, describe, parameter_groups, tokenised  # noqa: E402
-from model import Concat  # noqa: E402
 
 SHORT = ["--stage1-epochs", "1", "--stage2-epochs", "1", "--device", "cpu", "--batch-size", "8"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the", "was", "a", "very", "[MASK]"]

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch import Spec
+from concat import Concat
 from data import synthetic
 from encoders import moments
 from evaluate import predict
 from fold import Fold, by_length, shuffled, total_frames
-from model import EBMC, Concat
+from model import EBMC
 from settings import Settings
 from stages import train
 

@@ -7,11 +7,12 @@ import torch
 
 from batch import Spec
 from calibration import Vote, calibrate, fit_scale, fit_vote, vote_for
+from concat import Concat
 from data import synthetic
 from evaluate import predict
 from fold import Fold
 from missing import restrict
-from model import EBMC, Concat
+from model import EBMC
 from settings import Settings
 from stages import train
 

@@ -16,9 +16,9 @@ import noise
 import robustness
 import train
 from batch import Spec
+from concat import Prediction
 from data import Split, load
 from fold import Fold
-from model import Prediction
 from settings import PROTOCOLS, Settings
 
 CPU = torch.device("cpu")

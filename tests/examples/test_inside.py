@@ -1,0 +1,86 @@
+"""What is found inside EBMC: energies, reliability and groups against their definitions, and the tables."""
+
+import pytest
+import torch
+
+import inside
+from batch import Spec
+from data import synthetic
+from fold import Fold
+from model import EBMC
+from settings import Settings
+from stages import train
+
+VALUES = Spec("sentiment", {"a": 2, "b": 2}, (), 1, mean=0.5, scale=2.0)
+CLASSES = Spec("classes", {"a": 2, "b": 2}, (), 3)
+
+
+@pytest.fixture(scope="module")
+def looked():
+    dataset = synthetic(n=(64, 32, 32))
+    spec = Spec.of(dataset)
+    folds = {name: Fold.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
+    stages, before = train(model, folds["train"], folds["valid"], model.settings, 0, lambda *_: None)
+    return model, folds, inside.look(model, before, stages, folds)
+
+
+def test_shares_sum_to_one(looked):
+    _, _, found = looked
+    for shares in (*found["contribution"].values(), *found["gradient"].values()):
+        assert sum(shares.values()) == pytest.approx(1)
+    assert list(found["gradient"]) == ["enhance", "balance"]
+
+
+def test_energy_is_that_of_the_coordinator_on_the_samples_there(looked):
+    model, folds, found = looked
+    batch = folds["valid"].rows(torch.arange(32))
+    with torch.no_grad():
+        energy = model.eval()(batch).energy
+    for name, here in batch.present.items():
+        assert found["energy"]["valid"][name] == pytest.approx(energy[name][here].mean().item(), rel=1e-4)
+
+
+def test_looking_changes_nothing(looked):
+    model, folds, _ = looked
+    state = {name: x.clone() for name, x in model.state_dict().items() if isinstance(x, torch.Tensor)}
+    inside.energies(model, folds["valid"])
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in state.items())
+
+
+def test_reliability_of_a_gaussian_that_knows_itself():
+    torch.manual_seed(0)
+    target = torch.randn(20_000)
+    found = inside.reliability(VALUES, torch.zeros(20_000, 2), target)
+    assert found["error"] == pytest.approx(0, abs=0.01)
+    assert all(stated == pytest.approx(share, abs=0.02) for stated, share in found["curve"])
+    sure = inside.reliability(VALUES, torch.stack([torch.zeros(20_000), torch.full((20_000,), -3.0)], 1), target)
+    assert sure["error"] < -0.2
+    assert sure["nll"] > found["nll"]
+
+
+def test_reliability_of_a_classifier_that_knows_itself():
+    torch.manual_seed(0)
+    logits = torch.randn(20_000, 3)
+    target = torch.distributions.Categorical(logits=logits).sample()
+    found = inside.reliability(CLASSES, logits, target)
+    assert all(stated == pytest.approx(share, abs=0.03) for stated, share in found["curve"])
+    assert len(found["curve"]) == 5
+
+
+def test_neutral_sentiment_has_no_group():
+    target = torch.tensor([-0.25, -0.75, 1.0])  # 0, -1 and 2.5 in the data's units
+    assert inside.groups(VALUES, target).tolist() == [-1, 0, 1]
+
+
+def test_tables_and_pictures_hold_every_method_and_modality(looked):
+    found = looked[2]
+    runs = {"ebmc": [found, found], "ebmc -emc": [found, found]}
+    text = "\n".join(inside.tables(runs))
+    share = 100 * found["contribution"]["after"]["text"]
+    assert f"| ebmc -emc, after balancing | {share:.0f} ± 0 |" in text
+    assert "| negative log-likelihood, calibrated |" in text
+    for svg in (inside.picture(runs), inside.features(runs)):
+        assert svg.startswith("<?xml")
+        assert "ebmc -emc" in svg
