@@ -121,3 +121,15 @@ def test_beyond_chance_against_the_oracle(task, p):
     variances = {n: torch.stack([stated_variance(task, s) for s in x.detach()]) for n, x in teachers.items()}
     weights = TrustDistiller(CLASSES, task, beyond_chance=True).trust(teachers, present=present)
     torch.testing.assert_close(weights, oracle.trust(variances, present, chance=chance))
+
+
+def test_bias_moves_trust_and_what_is_learnt():
+    student, teachers, present = make_lesson("classification", "all")
+    distill = TrustDistiller(CLASSES)
+    bias = {name: torch.linspace(-2, i, 6, dtype=torch.float64) for i, name in enumerate(teachers)}
+    out = distill(student, teachers, None, present, bias)
+    plain = distill.trust(teachers, None, present)
+    raised = {name: plain[name] * bias[name].exp() for name in plain}
+    total = sum(raised.values())
+    torch.testing.assert_close(out.weights, {name: w / total for name, w in raised.items()})
+    torch.testing.assert_close(out.loss, oracle.distillation("classification", student, teachers, out.weights))

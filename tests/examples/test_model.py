@@ -74,6 +74,22 @@ def test_trust_is_exact_over_present_modalities(balanced, fold):
     torch.testing.assert_close(sum(trust.values()), some.float())
 
 
+def test_fusion_weighs_by_trust_on_held_out_data(balanced, fold):
+    spec, _, valid, _ = fold
+    trust = predict(balanced, valid).trust
+    present = valid.present
+    means = {name: trust[name][present[name]].mean() for name in spec.dims}
+    weights = balanced._weights(present)
+    whole = torch.stack(list(present.values())).all(0)
+    for name, weight in weights.items():
+        assert (weight[~present[name]] == 0).all()
+        torch.testing.assert_close(weight[whole], (means[name] / sum(means.values())).expand(int(whole.sum())))
+    torch.manual_seed(0)
+    even = EBMC(spec, Settings())._weights(present)
+    assert all((weight[whole] == weight[whole][0]).all() for weight in even.values())
+    assert even["text"][whole][0] == pytest.approx(1 / 3)
+
+
 def test_nothing_present_gives_a_number(balanced, fold):
     batch = fold[3].showing(restrict(fold[3].present, ()))
     assert torch.isfinite(predict(balanced, batch).outputs).all()

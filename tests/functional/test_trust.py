@@ -169,6 +169,26 @@ def test_bad_input_raises(call, message):
         call()
 
 
+def test_a_bias_by_sample_is_that_of_each_sample_alone():
+    variances, present = make_variances("some")
+    bias = {name: torch.randn(len(v), dtype=torch.float64) for name, v in variances.items()}
+    for name, b in bias.items():
+        b[~present[name]] = float("nan")  # absent: never looked at
+    together = trust_weights(variances, present, bias=bias)
+    for i in range(len(next(iter(bias.values())))):
+        alone = trust_weights(
+            {name: v[i : i + 1] for name, v in variances.items()},
+            {name: here[i : i + 1] for name, here in present.items()},
+            bias={name: b[i].item() for name, b in bias.items()},
+        )
+        torch.testing.assert_close({name: w[i : i + 1] for name, w in together.items()}, alone)
+
+
+def test_bias_has_one_number_a_sample():
+    with pytest.raises(ValueError, match=re.escape("bias['a'] has shape (3,), expected (2,) or a number; pass one")):
+        trust_weights({"a": torch.ones(2)}, bias={"a": torch.zeros(3)})
+
+
 def test_bias_must_name_the_modalities():
     with pytest.raises(ValueError, match=re.escape("bias has ['b'], expected ['a']; pass one for each")):
         trust_weights({"a": torch.ones(2)}, bias={"b": 0.0})
