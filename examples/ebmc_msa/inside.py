@@ -130,21 +130,24 @@ def picture(runs: Runs) -> str:
     """Contribution, gradient and reliability, as SVG."""
     names = list(next(iter(runs.values()))[0]["contribution"]["after"])
     first = next(iter(runs))
-    bars = {"before balancing": [f["contribution"]["before"] for f in runs[first]]}
+    bars = {f"{first}, before": [f["contribution"]["before"] for f in runs[first]]}
     bars |= {method: [f["contribution"]["after"] for f in found] for method, found in runs.items()}
     pull = {m: [f["gradient"][list(f["gradient"])[-1]] for f in found] for m, found in runs.items()}
     with rc_context(RC):
-        figure = Figure(figsize=(2.4 * WIDTH, 0.9 + 0.3 * (len(bars) + 1)))
+        figure = Figure(figsize=(2.4 * WIDTH, max(2.6, 1.0 + 0.32 * len(bars))))
         axes = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
         _stacked(axes[0], bars, names, "contribution (%)")
-        _stacked(axes[1], pull, names, "share of the gradient, last stage (%)")
+        _stacked(axes[1], pull, names, "gradient, last stage (%)")
         axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, handlelength=1, columnspacing=1)
         axes[2].plot([0, 1], [0, 1], color=FAINT, lw=1, ls="--")
         for name, style in palette(names).items() if runs[first][0]["teachers"] else ():
             for when, dash in (("as stated", ":"), ("calibrated", "-")):
                 curves = np.array([f["teachers"][name][when]["curve"] for f in runs[first]]).mean(0)
                 axes[2].plot(*curves.T, color=style.colour, ls=dash, marker=style.marker, ms=3)
-        axes[2].set(xlabel="stated", ylabel="found", title="teachers: as stated (dotted), calibrated")
+        for when, dash in (("as stated", ":"), ("calibrated", "-")):
+            axes[2].plot([], [], color=INK, ls=dash, label=when)
+        axes[2].legend(handlelength=1.5)
+        axes[2].set(xlabel="teachers state", ylabel="and it is")
         return _svg(figure)
 
 
