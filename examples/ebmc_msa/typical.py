@@ -60,9 +60,10 @@ class Typical(nn.Module):
         spread = x.std(0)
         # A column that never moves says nothing: divide it by 1, not by almost zero.
         spread = torch.where(spread > 1e-6 * x.mean(0).abs(), spread, 1.0)
-        precision = torch.from_numpy(LedoitWolf().fit(((x - x.mean(0)) / spread).numpy()).precision_)
+        covariance = torch.from_numpy(LedoitWolf().fit(((x - x.mean(0)) / spread).numpy()).covariance_)
+        root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)))  # of a constant modality it is 0
         self.mean.copy_(x.mean(0))
-        self.whiten.copy_(torch.linalg.cholesky(precision) / spread[:, None])
+        self.whiten.copy_(torch.linalg.inv(root).T / spread[:, None])
 
         generator, signs, truth = torch.Generator().manual_seed(0), [], []
         for batch in (valid.rows(rows) for rows in by_length(valid)):

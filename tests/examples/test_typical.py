@@ -1,5 +1,7 @@
 """Whether an input looks as in training: its distance against scipy, and noise told from clean."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
@@ -62,6 +64,19 @@ def test_an_empty_fold_teaches_nothing():
     typical.fit("a", none, fold(20, 1), torch.ones(6))
     typical.fit("a", fold(20, 1), none, torch.ones(6))
     assert typical(torch.randn(3, 4, 6), torch.tensor([4, 2, 1])).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_constant_modality_and_little_data_give_numbers(rows):
+    typical = Typical(6)
+    train, valid = (fold(rows, seed, False) for seed in (0, 1))
+    still = {"a": torch.full((rows, 6), 3.0)}
+    for features in (train.features, still):
+        here = {"a": torch.ones(rows, dtype=torch.bool)}
+        known, held = (replace(f, features=features, present=here) for f in (train, valid))
+        typical.fit("a", known, held, torch.ones(6))
+        assert torch.isfinite(typical(features["a"])).all()
+        assert torch.isfinite(typical(torch.randn(5, 6) * 1e4)).all()
 
 
 def test_padding_does_not_count():
