@@ -16,11 +16,11 @@ from composite import fit_composite
 from concat import Concat, Prediction
 from evaluate import measure, score
 from fold import Fold
-from modbalance import masked_mean
 from modbalance.presence import select
 from modbalance.tasks import split_gaussian
 from settings import Settings
 from stages import train
+from typical import pooled
 
 DROPOUT_RATES = (0.1, 0.3, 0.5)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -70,7 +70,7 @@ class Linear(nn.Module):
         self.weight, self.bias = torch.zeros(1), torch.zeros(1)
 
     def design(self, batch: Batch) -> Tensor:
-        x, here = pooled(batch)
+        x, here = side_by_side(batch)
         return select((x - self.mean) / self.scale, here)
 
     def forward(self, batch: Batch) -> Prediction:
@@ -78,14 +78,12 @@ class Linear(nn.Module):
         return Prediction(outputs, outputs, {}, {}, outputs.new_zeros(()), {})
 
 
-def pooled(batch: Batch) -> tuple[Tensor, Tensor]:
+def side_by_side(batch: Batch) -> tuple[Tensor, Tensor]:
     """All features side by side, `(B, D)`, and which of them are there."""
     parts, here = [], []
     for name, x in batch.features.items():
-        if name in batch.lengths:
-            x = masked_mean(x, torch.arange(x.shape[1]) < batch.lengths[name][:, None], dim=1)
-        parts.append(x)
-        here.append(batch.present[name][:, None].expand_as(x))
+        parts.append(pooled(x, batch.lengths.get(name)))
+        here.append(batch.present[name][:, None].expand_as(parts[-1]))
     return torch.cat(parts, -1), torch.cat(here, -1)
 
 
@@ -93,7 +91,7 @@ def linear(work: Work) -> Linear:
     """Ridge or logistic regression of scikit-learn, its strength chosen on validation."""
     spec, candidates = work.spec, []
     batches = [work.train.rows(rows) for rows in torch.arange(len(work.train)).split(256)]
-    raw, here = (torch.cat(parts) for parts in zip(*map(pooled, batches), strict=True))
+    raw, here = (torch.cat(parts) for parts in zip(*map(side_by_side, batches), strict=True))
     count = here.sum(0).clamp(min=1)
     mean = select(raw, here).sum(0) / count
     scale = (select(raw - mean, here).square().sum(0) / count).sqrt()

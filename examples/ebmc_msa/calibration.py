@@ -108,8 +108,9 @@ def fit_vote(
         present: bool `(N,)` by expert.
         typical: as `Vote` takes it.
         weight: of the samples, `(N,)`; all alike by default.
-        prior: biases that little data stay near, by expert; 0 by default. The power of the trust stays near 0.05: the
-            variances of experts who learnt from the same samples say little more than who is better on the whole.
+        prior: biases that little data stay near, by expert; 0 by default. Near 0.05 stays the power of the trust, for
+            the variances of experts who learnt from the same samples say little more than who is better on the whole,
+            and near 0.7 that of doubt.
         shrink: of the penalty on the squared distance from there.
 
     Returns:

@@ -13,7 +13,7 @@ from files import read_tensors, write_tensors
 from model import EBMC
 from settings import Settings
 
-VERSION = 2
+VERSION = 3
 
 
 def build(name: str, spec: Spec, settings: Settings) -> EBMC | Concat:

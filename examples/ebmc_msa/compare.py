@@ -192,7 +192,6 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
     if name == "ebmc":
         model = EBMC(spec, settings)
         stages, before = train(model, work.train, work.valid, settings, job.seed, lambda *_: None)
-        result["inside"] = inside.look(model, before, stages, folds | {"train": work.train})
     else:
         model = trained(Concat(spec, settings), work) if modality else METHODS[name](work)
     for fold in folds.keys() & {"valid", "test"}:
@@ -210,6 +209,8 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
             sizes[one] = robustness.noise_size(one, f"alone:{one}", [judge], [valid])
         result["noise"] = robustness.spoil(model, folds["test"], sizes)
     result |= {"settings": settings.as_dict(), "seconds": time.process_time() - started}
+    if name == "ebmc":
+        result["inside"] = inside.look(model, before, stages, folds | {"train": work.train})
     write_tensors(result_path(out, *job), result)
     metric = SELECTION[spec.kind]
     return f"valid {metric} {measure(model, work.valid)[metric]:.3f}, {result['seconds']:.0f} s"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import inside
 from baselines import BALANCERS, CONTROLS, NAMES
 from files import read_tensors, write_text
 from paired import Interval, interval
-from plots import COLOURS, FAINT, INK, RC, WIDTH
+from plots import COLOURS, FAINT, INK, WIDTH, drawing
 
 ByMethod = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -74,6 +72,14 @@ def stored(out: Path, method: str, seed: int, fold: str) -> dict[str, Any] | Non
     return result if fold in result else None
 
 
+def measured(out: Path, methods: dict[str, str], seeds: list[int], fold: str, key: str) -> dict[str, list[Any]]:
+    """What was measured on that fold beside the predictions, by seed, of the methods that have it of all seeds."""
+    runs = {label: [stored(out, method, seed, fold) for seed in seeds] for method, label in methods.items()}
+    # Where the test fold was open, nothing but the predictions is of the validation fold.
+    whole = {m: all(run and key in run and ("test" in run) == (fold == "test") for run in r) for m, r in runs.items()}
+    return {label: [run[key] for run in runs[label]] for label, there in whole.items() if there}
+
+
 def result_path(out: Path, method: str, seed: int) -> Path:
     return out / f"{method.replace(' ', '_').replace('/', '_')}-{seed}.pt"
 
@@ -93,18 +99,14 @@ def report(out: Path, name: str, methods: dict[str, str], seeds: list[int], fold
         found = compared(results.scores(measure), selection.scores(measure), measure)
         content["measures"][measure.name] = found
         lines += [*table(found, measure, len(seeds)), ""]
-    lines += noise_table(out, methods, seeds, MEASURES[results.kind][0])
-    looked = {label: [stored(out, method, seed, fold) for seed in seeds] for method, label in methods.items()}
-    looked = {
-        m: [run["inside"] for run in runs]
-        for m, runs in looked.items()
-        if all(run and "inside" in run for run in runs)
-    }
-    stem = out / ("comparison" if fold == "test" else "valid")
-    if looked:
+    if fold == "test":
+        lines += noise_table(out, methods, seeds, MEASURES[results.kind][0])
+    if looked := measured(out, methods, seeds, fold, "inside"):
         lines += inside.tables(looked)
-        write_text(out / "inside.svg", inside.picture(looked))
-        write_text(out / "features.svg", inside.features(looked))
+        prefix = "" if fold == "test" else "valid-"
+        write_text(out / f"{prefix}inside.svg", inside.picture(looked))
+        write_text(out / f"{prefix}features.svg", inside.features(looked))
+    stem = out / ("comparison" if fold == "test" else "valid")
     write_text(stem.with_suffix(".md"), "\n".join(lines))
     write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     write_text(stem.with_suffix(".svg"), plot(content["measures"], MEASURES[results.kind]))
@@ -170,18 +172,10 @@ def table(found: dict[str, Any], measure: Measure, seeds: int) -> list[str]:
 
 def noise_table(out: Path, methods: dict[str, str], seeds: list[int], measure: Measure) -> list[str]:
     """What each method loses on the half of the test fold where a modality is spoilt; nothing without --noise."""
-    runs = {label: [stored(out, method, seed, "test") for seed in seeds] for method, label in methods.items()}
-    found = {
-        label: [run["noise"] for run in by_seed]
-        for label, by_seed in runs.items()
-        if all(run and "noise" in run for run in by_seed)
-    }
+    found = measured(out, methods, seeds, "test", "noise")
     if not found:
         return []
     key, shown = KEYS[measure.name], next(iter(found.values()))[0]["loss"]
-
-    def cell(values: list[float], digits: int) -> str:
-        return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0.0:.{digits}f}"
 
     lines = [
         f"**{measure.name} lost** on the half in which one modality is spoilt, mean ± standard deviation:",
@@ -190,13 +184,12 @@ def noise_table(out: Path, methods: dict[str, str], seeds: list[int], measure: M
         f"|---|{'---|' * len(found)}",
     ]
     for what in shown:
-        cells = [cell([run["loss"][what][key] for run in runs], measure.digits) for runs in found.values()]
+        cells = [inside.cell([run["loss"][what][key] for run in runs], measure.digits) for runs in found.values()]
         lines.append(f"| {what} | {' | '.join(cells)} |")
     for method, runs in found.items():
         if runs[0]["detection"]:
-            told = [
-                f"{what} {cell([r['detection'][what]['auroc'] for r in runs], 2)}" for what in runs[0]["detection"]
-            ]
+            auroc = {what: [run["detection"][what]["auroc"] for run in runs] for what in runs[0]["detection"]}
+            told = [f"{what} {inside.cell(values, 2)}" for what, values in auroc.items()]
             lines += [
                 "",
                 f"How well the trust of {method} tells spoilt from clean samples (AUROC): {'; '.join(told)}.",
@@ -204,51 +197,47 @@ def noise_table(out: Path, methods: dict[str, str], seeds: list[int], measure: M
     return [*lines, ""]
 
 
-def plot(found: dict[str, Any], measures: Sequence[Measure]) -> str:
-    """Each method's mean with its 95 % interval, as SVG: all present on the left, something missing on the right."""
+@drawing
+def plot(found: dict[str, Any], measures: Sequence[Measure]) -> Figure:
+    """Each method's mean with its 95 % interval: all present on the left, something missing on the right."""
     methods = list(found[measures[0].name]["methods"])
-    with rc_context(RC):
-        figure = Figure(figsize=(2 * WIDTH, (0.26 * len(methods) + 1) * len(measures)))
-        for axes, measure in zip(figure.subplots(len(measures), 2, squeeze=False), measures, strict=True):
-            for axis, part, title in zip(
-                axes, ("full", "missing"), ("all present", "something missing"), strict=True
-            ):
-                for y, method in enumerate(methods):
-                    got: Interval = found[measure.name]["methods"][method][part]["interval"]
-                    colour = COLOURS[0] if method == methods[0] else INK
-                    axis.plot([got.low, got.high], [y, y], color=colour)
-                    axis.plot(got.mean, y, "o", color=colour)
-                axis.axvline(found[measure.name]["methods"][methods[0]][part]["mean"], color=FAINT, zorder=0)
-                axis.set_yticks(range(len(methods)), methods if part == "full" else [""] * len(methods))
-                axis.invert_yaxis()
-                axis.set_title(f"{title}: {measure.name}")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    figure = Figure(figsize=(2 * WIDTH, (0.26 * len(methods) + 1) * len(measures)))
+    for axes, measure in zip(figure.subplots(len(measures), 2, squeeze=False), measures, strict=True):
+        for axis, part, title in zip(axes, ("full", "missing"), ("all present", "something missing"), strict=True):
+            for y, method in enumerate(methods):
+                got: Interval = found[measure.name]["methods"][method][part]["interval"]
+                colour = COLOURS[0] if method == methods[0] else INK
+                axis.plot([got.low, got.high], [y, y], color=colour)
+                axis.plot(got.mean, y, "o", color=colour)
+            axis.axvline(found[measure.name]["methods"][methods[0]][part]["mean"], color=FAINT, zorder=0)
+            axis.set_yticks(range(len(methods)), methods if part == "full" else [""] * len(methods))
+            axis.invert_yaxis()
+            axis.set_title(f"{title}: {measure.name}")
+    return figure
 
 
 def sweep_plot(out: Path, methods: dict[str, str], seeds: list[int]) -> Path:
-    """The validation measures against the values of one setting: mean and standard deviation over seeds, as SVG."""
+    """The validation measures against the values of one setting, as SVG."""
     results = Results.read(out, methods, seeds, "valid")
-    key, values = "", []
-    for label in results.said:
-        key, _, value = label.split()[-1].partition("=")
-        values.append(value)
-    with rc_context(RC):
-        figure = Figure(figsize=(2 * WIDTH, 2.6))
-        measures = MEASURES[results.kind]
-        for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
-            by_seed = [parts["full"].mean(1) for parts in results.scores(measure).values()]
-            spread = [s.std(ddof=1) if len(s) > 1 else 0.0 for s in by_seed]
-            axis.errorbar(range(len(values)), [s.mean() for s in by_seed], spread, marker="o", color=COLOURS[0])
-            axis.set_xticks(range(len(values)), values)
-            axis.set_xlabel(key)
-            axis.set_title(f"validation: {measure.name}")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+    key, *_ = next(iter(results.said)).split()[-1].partition("=")
     path = out / f"sweep-{key}.svg"
-    write_text(path, text.getvalue())
+    write_text(path, draw_sweep(results, key))
     return path
+
+
+@drawing
+def draw_sweep(results: Results, key: str) -> Figure:
+    """Mean and standard deviation over seeds."""
+    values, measures = [label.rpartition("=")[2] for label in results.said], MEASURES[results.kind]
+    figure = Figure(figsize=(2 * WIDTH, 2.6))
+    for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        by_seed = [parts["full"].mean(1) for parts in results.scores(measure).values()]
+        spread = [s.std(ddof=1) if len(s) > 1 else 0.0 for s in by_seed]
+        axis.errorbar(range(len(values)), [s.mean() for s in by_seed], spread, marker="o", color=COLOURS[0])
+        axis.set_xticks(range(len(values)), values)
+        axis.set_xlabel(key)
+        axis.set_title(f"validation: {measure.name}")
+    return figure
 
 
 def ordered(methods: list[str]) -> list[str]:

@@ -53,6 +53,11 @@ def make_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Mod
     return Encoder(size, settings.dim, sequence=sequence, dropout=settings.dropout)
 
 
+def scales(encoders: nn.ModuleDict) -> dict[str, Tensor]:
+    """Standard deviation of each feature in training, `(D,)` by modality; tokens have none."""
+    return {name: encoder.scale for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
+
+
 def make_head(spec: Spec, settings: Settings) -> nn.Sequential:
     width = output_width(spec.task, spec.num_outputs)
     return nn.Sequential(nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(settings.dim, width))

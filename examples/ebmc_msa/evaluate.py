@@ -54,7 +54,11 @@ def answer(spec: Spec, outputs: Tensor) -> Tensor:
 
 
 def truth(spec: Spec, target: Tensor) -> Tensor:
-    return target * spec.scale + spec.mean if spec.task == "gaussian" else target
+    """The target in the data's own units; what was 0 is 0 again, in spite of rounding."""
+    if spec.task != "gaussian":
+        return target
+    value = target * spec.scale + spec.mean
+    return torch.where(value.abs() < 1e-6 * max(spec.scale, 1.0), 0.0, value)
 
 
 def variance(spec: Spec, outputs: Tensor) -> Tensor:
@@ -111,15 +115,15 @@ def by_condition(model: Model, fold: Fold, parts: Mapping[str, Tensor] | None = 
     return found
 
 
-def contribution(model: Model, valid: Fold) -> dict[str, float]:
-    """Share of each modality in what the model gained over a constant: Shapley over coalitions, on validation."""
+def contribution(model: Model, fold: Fold) -> dict[str, float]:
+    """Share of each modality in what the model gained over a constant: Shapley over coalitions, held out."""
     spec = model.spec
-    constant = constant_score(spec, valid.target)
+    constant = constant_score(spec, fold.target)
 
     def worth(coalition: tuple[str, ...]) -> float:
         if not coalition:
             return constant
-        return score(spec.kind, measure(model, valid.showing(restrict(valid.present, coalition))))[0]
+        return score(spec.kind, measure(model, fold.showing(restrict(fold.present, coalition))))[0]
 
     return shares(shapley_values(worth, list(spec.dims)))
 

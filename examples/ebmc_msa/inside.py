@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import silhouette_score
@@ -16,13 +15,13 @@ from torch import Tensor
 
 from batch import Spec
 from calibration import calibrate
+from concat import encode
 from evaluate import contribution, predict, truth
 from fold import Fold, by_length, said_of
-from modbalance import masked_mean
 from modbalance.diagnostics import calibration_error, gaussian_coverage
 from modbalance.tasks import task_loss
 from model import EBMC
-from plots import COLOURS, FAINT, INK, RC, WIDTH, palette
+from plots import CLASSES, FAINT, INK, MARKERS, WIDTH, drawing, palette
 from sections import project
 from stages import Stage
 
@@ -44,7 +43,7 @@ def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fol
     held, spec = folds.get("test", folds["valid"]), model.spec
     found: dict[str, Any] = {
         "contribution": {"before": contribution(before, held), "after": contribution(model, held)},
-        "gradient": {stage.name: _mean([epoch["gradient"] for epoch in stage.history]) for stage in stages},
+        "gradient": {s.name: _mean([epoch["gradient"] for epoch in s.history]) for s in stages if s.history},
         "energy": {fold: energies(model, folds[fold]) for fold in ("train", "valid")},
         "teachers": {},
     }
@@ -58,17 +57,21 @@ def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fol
     fused, group = predict(model, held).fused, groups(spec, held.target)
     keep = group >= 0
     found |= {"fused": fused[keep], "group": group[keep]}
-    found["silhouette"] = float(silhouette_score(fused[keep], group[keep])) if len(group[keep].unique()) > 1 else 0.0
+    several = len(group[keep].unique()) > 1
+    found["silhouette"] = float(silhouette_score(fused[keep].cpu(), group[keep].cpu())) if several else math.nan
     return found
 
 
+@torch.no_grad()
 def energies(model: EBMC, fold: Fold) -> dict[str, float]:
     """Mean energy of each modality over the samples of a fold that have it."""
     model.eval()
-    batches = [fold.rows(rows) for rows in by_length(fold)]
-    said = [model(batch).energy for batch in batches]
-    here = {name: torch.cat([batch.present[name] for batch in batches]) for name in fold.present}
-    return {name: masked_mean(torch.cat([e[name] for e in said]), here[name]).item() for name in here}
+    said: dict[str, list[Tensor]] = {name: [] for name in fold.present}
+    for batch in (fold.rows(rows) for rows in by_length(fold)):
+        energy = model.coordinate(encode(model.encoders, batch), batch.target, batch.present).energy
+        for name, here in batch.present.items():
+            said[name].append(energy[name][here])
+    return {name: torch.cat(parts).mean().item() for name, parts in said.items()}
 
 
 def reliability(spec: Spec, outputs: Tensor, target: Tensor) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def reliability(spec: Spec, outputs: Tensor, target: Tensor) -> dict[str, Any]:
 
 
 def groups(spec: Spec, target: Tensor) -> Tensor:
-    """A class for each sample, `(N,)`; for values negative and positive, -1 at zero."""
+    """A class for each sample, `(N,)`: of sentiment its sign, of other values the half; -1 in between."""
     if spec.task == "classification":
         return target
     value = truth(spec, target)
@@ -101,7 +104,7 @@ def tables(runs: Runs) -> list[str]:
     head, rule = f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"
 
     def row(label: str, values: Sequence[Mapping[str, float]], digits: int, scale: float = 1.0) -> str:
-        return f"| {label} | {' | '.join(_cell([scale * v[m] for v in values], digits) for m in names)} |"
+        return f"| {label} | {' | '.join(cell([scale * v[m] for v in values], digits) for m in names)} |"
 
     lines = ["**Contribution** (Shapley share of what the answer gains over a constant, %):", "", head, rule]
     for method, found in runs.items():
@@ -117,51 +120,53 @@ def tables(runs: Runs) -> list[str]:
             lines.append(row(f"{method}, {fold}", [f["energy"][fold] for f in found], 2))
     first = next(iter(runs.values()))
     if first[0]["teachers"]:
-        lines += ["", "**Teachers** (on held-out samples):", "", head, rule]
+        lines += ["", f"**Teachers** of {next(iter(runs))}:", "", head, rule]
         for key, what in (("nll", "negative log-likelihood"), ("error", "calibration error")):
             for when in ("as stated", "calibrated"):
                 values = [{m: f["teachers"][m][when][key] for m in names} for f in first]
                 lines.append(row(f"{what}, {when}", values, 2))
-    silhouettes = "; ".join(f"{m} {_cell([f['silhouette'] for f in found], 3)}" for m, found in runs.items())
+    silhouettes = "; ".join(f"{m} {cell([f['silhouette'] for f in found], 3)}" for m, found in runs.items())
     return [*lines, "", f"**Silhouette** of the fused features: {silhouettes}.", ""]
 
 
-def picture(runs: Runs) -> str:
-    """Contribution, gradient and reliability, as SVG."""
+@drawing
+def picture(runs: Runs) -> Figure:
+    """Contribution and gradient of every method, and how reliable the teachers of the first are."""
     names = list(next(iter(runs.values()))[0]["contribution"]["after"])
     first = next(iter(runs))
     bars = {f"{first}, before": [f["contribution"]["before"] for f in runs[first]]}
     bars |= {method: [f["contribution"]["after"] for f in found] for method, found in runs.items()}
     pull = {m: [f["gradient"][list(f["gradient"])[-1]] for f in found] for m, found in runs.items()}
-    with rc_context(RC):
-        figure = Figure(figsize=(2.4 * WIDTH, max(2.6, 1.0 + 0.32 * len(bars))))
-        axes = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
-        _stacked(axes[0], bars, names, "contribution (%)")
-        _stacked(axes[1], pull, names, "gradient, last stage (%)")
-        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, handlelength=1, columnspacing=1)
-        axes[2].plot([0, 1], [0, 1], color=FAINT, lw=1, ls="--")
-        for name, style in palette(names).items() if runs[first][0]["teachers"] else ():
-            for when, dash in (("as stated", ":"), ("calibrated", "-")):
-                curves = np.array([f["teachers"][name][when]["curve"] for f in runs[first]]).mean(0)
-                axes[2].plot(*curves.T, color=style.colour, ls=dash, marker=style.marker, ms=3)
+    figure = Figure(figsize=(2.4 * WIDTH, max(2.6, 1.0 + 0.32 * len(bars))))
+    axes = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
+    _stacked(axes[0], bars, names, "contribution (%)")
+    _stacked(axes[1], pull, names, "gradient, last stage (%)")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, handlelength=1, columnspacing=1)
+    axes[2].plot([0, 1], [0, 1], color=FAINT, lw=1, ls="--")
+    for name, style in palette(names).items() if runs[first][0]["teachers"] else ():
         for when, dash in (("as stated", ":"), ("calibrated", "-")):
-            axes[2].plot([], [], color=INK, ls=dash, label=when)
-        axes[2].legend(handlelength=1.5)
-        axes[2].set(xlabel="teachers state", ylabel="and it is")
-        return _svg(figure)
+            curves = np.array([f["teachers"][name][when]["curve"] for f in runs[first]]).mean(0)
+            axes[2].plot(*curves.T, color=style.colour, ls=dash, marker=style.marker, ms=3)
+    for when, dash in (("as stated", ":"), ("calibrated", "-")):
+        axes[2].plot([], [], color=INK, ls=dash, label=when)
+    axes[2].legend(handlelength=1.5)
+    axes[2].set(xlabel="teachers state", ylabel="and it is")
+    return figure
 
 
-def features(runs: Runs) -> str:
-    """t-SNE of the fused features of the first seed, a panel a method, as SVG."""
-    with rc_context(RC):
-        figure = Figure(figsize=(3.1 * len(runs), 3.3))
-        for axis, (method, found) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
-            points, group = project(np.asarray(found[0]["fused"])), np.asarray(found[0]["group"])
-            for value in np.unique(group):
-                axis.scatter(*points[group == value].T, s=7, color=COLOURS[int(value) % len(COLOURS)], lw=0)
-            silhouette = np.mean([f["silhouette"] for f in found])
-            axis.set(xticks=[], yticks=[], title=f"{method}: silhouette {silhouette:.2f}")
-        return _svg(figure)
+@drawing
+def features(runs: Runs) -> Figure:
+    """t-SNE of the fused features of the first seed, a panel a method."""
+    figure = Figure(figsize=(3.1 * len(runs), 3.3))
+    for axis, (method, found) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        points, group = project(np.asarray(found[0]["fused"])), np.asarray(found[0]["group"])
+        for value in np.unique(group):
+            look = {"color": CLASSES[int(value) % len(CLASSES)], "marker": MARKERS[int(value) % len(MARKERS)]}
+            axis.scatter(*points[group == value].T, s=8, lw=0, label=f"{value}", **look)
+        silhouette = np.mean([f["silhouette"] for f in found])
+        axis.set(xticks=[], yticks=[], title=f"{method}: silhouette {silhouette:.2f}")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", markerscale=2, handletextpad=0.1)
+    return figure
 
 
 def _stacked(axis: Axes, rows: Mapping[str, Sequence[Mapping[str, float]]], names: list[str], label: str) -> None:
@@ -179,16 +184,10 @@ def _stacked(axis: Axes, rows: Mapping[str, Sequence[Mapping[str, float]]], name
     axis.set(xlim=(0, 100), xlabel=label)
 
 
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
-
-
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _cell(values: Sequence[float], digits: int) -> str:
+def cell(values: Sequence[float], digits: int) -> str:
     spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}"

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from batch import Batch, Spec
 from calibration import Vote, calibrate, fit_scale, fit_vote, vote_for
-from concat import Prediction, encode, make_encoders, make_head, task_term
-from encoders import Encoder
+from concat import Prediction, encode, make_encoders, make_head, scales, task_term
 from fold import Fold, by_length, said_of
 from missing import conditions, restrict
 from modbalance import (
@@ -22,7 +21,6 @@ from modbalance import (
     SemanticDecoupler,
     Teacher,
     TrustDistiller,
-    masked_mean,
 )
 from modbalance.distributed import mean
 from modbalance.presence import masked_softmax, select
@@ -63,10 +61,7 @@ class EBMC(nn.Module):
         self.teachers: dict[str, Teacher] = {}
         self.scales: dict[str, float] = {}
         self.reliability = dict.fromkeys(spec.dims, 0.0)  # logarithm of the trust in each modality on held-out data
-        read = {
-            name: size for name, size in spec.dims.items() if isinstance(self.encoders[name], Encoder)
-        }  # no tokens
-        self.typical = nn.ModuleDict({name: Typical(size) for name, size in read.items()})
+        self.typical = nn.ModuleDict({name: Typical(spec.dims[name]) for name in scales(self.encoders)})
         self.before: Teacher | None = None  # the model when balancing began
         self.votes: dict[tuple[str, ...], Vote] = {}  # of the teachers, "before" and "fused", by what is present
         self.enhancing, self.balancing = (settings.order != other for other in ("balance-enhance", "enhance-balance"))
@@ -74,7 +69,7 @@ class EBMC(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         without, factor = self.settings.without, self.settings
         taught = self._taught(batch)
-        typical = self._typical(batch)
+        typical = self._typical(batch) if taught else None
         weights = self._weights(batch.present)
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
         balanced = self.coordinate(encode(self.encoders, batch), batch.target, batch.present)
@@ -128,11 +123,15 @@ class EBMC(nn.Module):
         return Prediction(outputs, fused, trust, balanced.energy, loss, terms)
 
     @torch.no_grad()
-    def start_balancing(self, train: Fold, valid: Fold) -> None:
-        """Freeze the model as it is, and a teacher of each whole unimodal path, calibrated on the validation fold."""
+    def start_balancing(self, train: Fold, valid: Fold) -> EBMC:
+        """Freeze the model as it is, and return it so; and teachers of the unimodal paths, calibrated on validation.
+
+        From both folds is learnt what is typical of a modality, from validation how fusion weighs it.
+        """
         paths, self.paths = self.paths, {}
+        before = Teacher(self)
         if "imtd" not in self.settings.without:
-            self.before = Teacher(self)
+            self.before = before
             for name in self.spec.dims:
                 self.teachers[name] = Teacher(self.path(name))
                 if name in paths:
@@ -146,17 +145,17 @@ class EBMC(nn.Module):
                 typical.fit(name, train, valid, self.encoders[name].scale)
             self.reliability = self._reliability(valid)
         self.enhancing = self.balancing = True
+        return before.copy
 
     def _reliability(self, valid: Fold) -> dict[str, float]:
         """How far the teachers are trusted on held-out samples: on those they learnt from they are too sure."""
-        batches = [valid.rows(rows) for rows in by_length(valid)]
-        trust = [self.distill.trust(self._taught(b), None, b.present, self._typical(b)) for b in batches]
-        found = {}
-        for name in self.spec.dims:
-            there = torch.cat([b.present[name] for b in batches])
-            mean = masked_mean(torch.cat([t[name] for t in trust]), there, dim=0).item()
-            found[name] = math.log(max(mean, 1e-3)) if there.any() else 0.0
-        return found
+        trust: dict[str, list[Tensor]] = {name: [] for name in self.spec.dims}
+        for batch in (valid.rows(rows) for rows in by_length(valid)):
+            weights = self.distill.trust(self._taught(batch), None, batch.present, self._typical(batch))
+            for name, weight in weights.items():
+                trust[name].append(weight[batch.present[name]])
+        means = {name: torch.cat(parts).mean().nan_to_num(1.0).item() for name, parts in trust.items()}
+        return {name: math.log(max(mean, 1e-3)) for name, mean in means.items()}
 
     @torch.no_grad()
     def settle(self, valid: Fold) -> None:
@@ -167,26 +166,25 @@ class EBMC(nn.Module):
         if not self.teachers:
             return
         self.eval()
+        task, rows = self.spec.task, len(valid)
         self.votes, self.scales = {}, self.scales | {"before": 1.0, "fused": 1.0}
         target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
-        weight = torch.tensor([0.8, 0.2]).repeat_interleave(len(valid)).to(target.device)
+        weight = torch.tensor([0.8, 0.2]).repeat_interleave(rows).to(target.device)
+        sets = list(conditions(self.spec.dims).values())
+        heard = [self._heard(valid.showing(restrict(valid.present, names))) for names in sets]
+        whole, *_ = heard[-1]
+        self.scales |= {k: fit_scale(task, whole[k][:rows], target[:rows]) for k in ("before", "fused")}
         prior = {"before": 1.0, "fused": 1.0}  # the teachers were chosen on this fold more often
-        said, *_ = self._heard(valid)
-        for name in ("before", "fused"):
-            self.scales[name] = fit_scale(self.spec.task, said[name][: len(valid)], target[: len(valid)])
-        votes = {}
-        for names in conditions(self.spec.dims).values():
-            said, present, typical = self._heard(valid.showing(restrict(valid.present, names)))
-            votes[names] = fit_vote(self.spec.task, said, target, present, typical, weight=weight, prior=prior)
-        self.votes = votes
+        for names, (said, present, typical) in zip(sets, heard, strict=True):
+            said |= {k: calibrate(task, said[k], self.scales[k]) for k in prior}
+            self.votes[names] = fit_vote(task, said, target, present, typical, weight=weight, prior=prior)
 
     def _heard(self, fold: Fold) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """What the experts say of a fold as it is and then spoilt, who is there, and how typical the inputs are."""
-        scales = {name: e.scale for name, e in self.encoders.items() if hasattr(e, "scale")}  # tokens have none
         generator, parts = torch.Generator().manual_seed(0), []
         for rate in (0.0, 0.5):
             for rows in by_length(fold):
-                batch = spoil(replace(fold.rows(rows), target=None), scales, rate, generator)
+                batch = spoil(replace(fold.rows(rows), target=None), scales(self.encoders), rate, generator)
                 said = self._said(self._taught(batch), self(batch).outputs, batch)
                 parts.append((said, _always(batch.present), self._typical(batch)))
         said, present, typical = (
@@ -210,13 +208,13 @@ class EBMC(nn.Module):
         self.enhancing, self.balancing = state["enhancing"], state["balancing"]
         self.scales, self.reliability = dict(state["scales"]), dict(state["reliability"])
         self.votes = {tuple(names.split("+")): Vote(**vote) for names, vote in state["votes"].items()}
+        self.before, self.teachers = None, {}
+        if state["before"] is not None:
+            self.before = Teacher(self)
+            self.before.copy.load_state_dict(state["before"])
         self.teachers = {name: Teacher(self.path(name)) for name in state["teachers"]}
         for name, teacher in self.teachers.items():
             teacher.copy.load_state_dict(state["teachers"][name])
-        self.before = None
-        if state["before"] is not None:
-            self.before = Teacher(EBMC(self.spec, self.settings)).to(next(self.parameters()).device)
-            self.before.copy.load_state_dict(state["before"])
 
     def teach(self, name: str, batch: Batch) -> Tensor:
         """What the teacher of one modality says, its uncertainty calibrated."""
@@ -241,7 +239,7 @@ class EBMC(nn.Module):
     def _weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How fusion weighs the modalities that are there, `(B,)`: by reliability, alike in stage I."""
         here = torch.stack(list(present.values()))
-        logits = torch.tensor(list(map(self.reliability.get, present)), device=here.device)
+        logits = torch.tensor([self.reliability[name] for name in present], device=here.device)
         return dict(zip(present, masked_softmax(logits[:, None].expand(here.shape), here, 0), strict=True))
 
     def _known(self, taught: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -125,5 +125,9 @@ def parameters(model: EBMC | Concat) -> dict[str, int]:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    teachers = sum(count(t.copy) for t in getattr(model, "teachers", {}).values())
-    return {"student": count(model), "teachers": teachers, "encoders": count(model.encoders)}
+    frozen = [*model.teachers.values(), model.before] if isinstance(model, EBMC) and model.teachers else []
+    return {
+        "student": count(model),
+        "teachers": sum(count(t.copy) for t in frozen),
+        "encoders": count(model.encoders),
+    }

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from batch import Batch
-from concat import Concat, Prediction
+from concat import Concat, Prediction, scales
 from evaluate import measure, score, worth
 from finetune import parameter_groups
 from fold import Fold, said_of, shuffled
@@ -79,16 +79,14 @@ def train(
 
     for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
         if place and before is None:
-            before = copy.deepcopy(model)
             if not epochs:
-                return stages, before
-            model.start_balancing(train, valid)
+                return stages, copy.deepcopy(model)
+            before = model.start_balancing(train, valid)
         stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
         state = None
     if isinstance(model, EBMC):
         if before is None:
-            before = copy.deepcopy(model)
-            model.start_balancing(train, valid)
+            before = model.start_balancing(train, valid)
         model.settle(valid)
     return stages, before
 
@@ -182,7 +180,7 @@ def _epoch(
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    scales = {name: e.scale for name, e in model.encoders.items() if hasattr(e, "scale")}  # tokens have none
+    deviations = scales(model.encoders)
     batches = shuffled(train, settings.batch_size, alike)
     for rows in batches:
         batch, present = train.rows(share(rows)), train.presence(rows)
@@ -190,7 +188,7 @@ def _epoch(
             present = random_drop(present, settings.modality_dropout, alike)
         batch = batch.showing({name: share(here) for name, here in present.items()})
         if settings.corruption:
-            batch = spoil(batch, scales, settings.corruption, own)
+            batch = spoil(batch, deviations, settings.corruption, own)
         out = step(batch)
         optimizer.zero_grad()
         # Some balancers change gradients rather than the loss.

@@ -56,7 +56,7 @@ class Typical(nn.Module):
         if len(train) < 2 or not len(valid):
             return
         batches = (train.rows(rows) for rows in by_length(train))
-        x = torch.cat([pooled(batch.features[name], batch.lengths.get(name)) for batch in batches]).double().cpu()
+        x = torch.cat([pooled(batch.features[name], batch.lengths.get(name)) for batch in batches]).cpu().double()
         spread = x.std(0)
         # A column that never moves says nothing: divide it by 1, not by almost zero.
         spread = torch.where(spread > 1e-6 * x.mean(0).abs(), spread, 1.0)

@@ -8,6 +8,7 @@ import torch
 
 import compare
 from compare import settings_of
+from comparison import measured
 from data import DataError
 from files import read_tensors
 from source import Source, read
@@ -51,6 +52,12 @@ def test_writes_table_figures_and_plot(compared):
     assert within.count("| ebmc -cce, after balancing |") == 1
     for picture in ("comparison", "inside", "features"):
         assert (compared / f"{picture}.svg").read_text().startswith("<?xml")
+
+
+def test_what_was_measured_on_the_test_fold_is_not_shown_as_validation(compared):
+    methods = {" ".join(["ebmc -cce", *SHORT[1:]]): "ebmc -cce"}
+    assert measured(compared, methods, [1, 2], "test", "inside").keys() == {"ebmc -cce"}
+    assert measured(compared, methods, [1, 2], "valid", "inside") == {}
 
 
 def test_scores_are_those_of_the_stored_predictions(compared):
