@@ -134,9 +134,9 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     def answer(model: nn.Module) -> Callable[[], object]:
         return torch.no_grad()(lambda: model(replace(batch, target=None)))
 
-    untaught = copy.deepcopy(second)
-    untaught.teachers, untaught.votes = {}, {}
-    answering = {"concatenation": plain, "EBMC without teachers": untaught, "EBMC": second}
+    student = copy.deepcopy(second)
+    student.teachers, student.votes = {}, {}
+    answering = {"concatenation": plain, "EBMC, its student alone": student, "EBMC": second}
     return rows + table(
         "inference", interleaved({name: answer(m.eval()) for name, m in answering.items()}, rounds, device)
     )

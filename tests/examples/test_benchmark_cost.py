@@ -15,7 +15,7 @@ NAMES = {
         "concatenation", "EBMC, enhance", "EBMC, balance",
         "SemanticDecoupler", "ComplementaryEnhancer", "EnergyCoordinator", "TrustDistiller",
     ],
-    "inference": ["concatenation", "EBMC without teachers", "EBMC"],
+    "inference": ["concatenation", "EBMC, its student alone", "EBMC"],
     "1 layers, 64 wide, batch 8 x 64": ["encoder", "encoder + EnergyCoordinator", "EnergyCoordinator alone"],
 }  # fmt: skip
 
