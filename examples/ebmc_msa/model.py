@@ -166,14 +166,14 @@ class EBMC(nn.Module):
         if not self.teachers:
             return
         self.eval()
-        task, rows = self.spec.task, len(valid)
+        task, count = self.spec.task, len(valid)
         self.votes, self.scales = {}, self.scales | {"before": 1.0, "fused": 1.0}
         target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
-        weight = torch.tensor([0.8, 0.2]).repeat_interleave(rows).to(target.device)
+        weight = torch.tensor([0.8, 0.2]).repeat_interleave(count).to(target.device)
         sets = list(conditions(self.spec.dims).values())
         heard = [self._heard(valid.showing(restrict(valid.present, names))) for names in sets]
         whole, *_ = heard[-1]
-        self.scales |= {k: fit_scale(task, whole[k][:rows], target[:rows]) for k in ("before", "fused")}
+        self.scales |= {k: fit_scale(task, whole[k][:count], target[:count]) for k in ("before", "fused")}
         prior = {"before": 1.0, "fused": 1.0}  # the teachers were chosen on this fold more often
         for names, (said, present, typical) in zip(sets, heard, strict=True):
             said |= {k: calibrate(task, said[k], self.scales[k]) for k in prior}
