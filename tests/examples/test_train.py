@@ -152,8 +152,11 @@ def test_checkpoint_holds_teachers_and_calibration(compared):
 
     content = torch.load(compared / "runs/a/ebmc-1.pt", weights_only=True)
     beside = content["state"]["_extra_state"]
-    assert set(beside["teachers"]) == set(beside["scales"]) == {"sound", "lidar"}
-    assert not any(key.startswith("teachers") for key in content["state"])
+    assert set(beside["teachers"]) == set(beside["reliability"]) == {"sound", "lidar"}
+    assert set(beside["scales"]) == {"sound", "lidar", "before", "fused"}
+    assert set(beside["votes"]) == {"sound", "lidar", "sound+lidar"}
+    assert beside["before"]
+    assert not any(key.startswith(("teachers", "before")) for key in content["state"])
     _, _, model = checkpoint.read(compared / "runs/a/ebmc-1.pt", torch.device("cpu"))
     model.train()
     assert not any(m.training for t in model.teachers.values() for m in t.copy.modules())
