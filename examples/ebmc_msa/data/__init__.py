@@ -18,9 +18,10 @@ from ebmc_msa.data.formats.mult import is_mult, read_mult
 from ebmc_msa.data.formats.npz import read_npz
 from ebmc_msa.data.formats.unpickle import unpickle
 from ebmc_msa.data.synthetic import synthetic
+from ebmc_msa.data.task import LabelOptions, as_stated
 from ebmc_msa.data.validation_split import split_off_valid
 
-__all__ = ["DataError", "Dataset", "Split", "canonical", "load", "synthetic"]
+__all__ = ["DataError", "Dataset", "LabelOptions", "Split", "canonical", "load", "synthetic"]
 
 _LAYOUTS = (
     "an MMSA or MulT pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, a bc-LSTM folder "
@@ -31,7 +32,12 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]|[\]}]q|\([ld]p\d")  # protocols 2 to 5, 
 
 
 def load(
-    path: str | PathLike[str], *, split_seed: int = 0, labels: bool = True, assemble: Assemble = in_memory
+    path: str | PathLike[str],
+    *,
+    split_seed: int = 0,
+    labels: bool = True,
+    options: LabelOptions | None = None,
+    assemble: Assemble = in_memory,
 ) -> Dataset:
     """Read a file or a folder of data, or the one data file of a folder.
 
@@ -39,19 +45,20 @@ def load(
         path: an MMSA or MulT pickle, a GCNet pickle or its folder, a bc-LSTM folder, an .npz of our own, or the
             folder that convert.py makes of any of them, whose features stay in their files.
         split_seed: draws the validation fold where the data have none.
+        options: what is known about the labels; by default all is guessed, and what is in doubt is refused.
         labels: False accepts data without labels and without all three folds, for prediction.
         assemble: where cleaned features go, block by block; into memory by default.
 
     Raises:
         DataError: what came, what was expected and what to do.
     """
-    path = Path(path)
+    path, options = Path(path), options or LabelOptions()
     if is_folder(path):
-        return check(read_folder(path), labels=labels)
+        return check(as_stated(read_folder(path), options), labels=labels)
     if is_bclstm(path):
-        dataset = read_bclstm(path, labels=labels, assemble=assemble)
+        dataset = read_bclstm(path, labels=labels, options=options, assemble=assemble)
     else:
-        dataset = _read_file(_find(path), labels, assemble)
+        dataset = _read_file(_find(path), labels, options, assemble)
     if labels and "valid" not in dataset.splits and len(dataset.splits.get("train", ())):
         dataset = split_off_valid(dataset, split_seed)
     if not labels:  # to predict, one fold is enough
@@ -59,17 +66,17 @@ def load(
     return described(check(dataset, labels=labels))
 
 
-def _read_file(file: Path, labels: bool, assemble: Assemble) -> Dataset:
+def _read_file(file: Path, labels: bool, options: LabelOptions, assemble: Assemble) -> Dataset:
     if _starts(file, _ZIP):
-        return read_npz(file, labels=labels, assemble=assemble)
+        return read_npz(file, labels=labels, options=options, assemble=assemble)
     content = unpickle(file)
     name = f"{file.resolve().parent.name}-{file.stem}"
     if is_mmsa(content):
-        return read_mmsa(content, name, labels=labels, assemble=assemble)
+        return read_mmsa(content, name, labels=labels, options=options, assemble=assemble)
     if is_mult(content):
-        return read_mult(content, name, labels=labels, assemble=assemble)
+        return read_mult(content, name, labels=labels, options=options, assemble=assemble)
     if is_gcnet(content):
-        return read_gcnet(content, file, labels=labels, assemble=assemble)
+        return read_gcnet(content, file, labels=labels, options=options, assemble=assemble)
     entries = f" of {listed(content)}" if isinstance(content, dict) else ""
     raise DataError(
         f"load: {file} is a pickle with a {type(content).__name__}{entries}, expected {_LAYOUTS}; "
