@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.heads import check_heads, linear_heads, probe
-from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
-from modbalance.kernels.problem import Problem
+from modbalance.kernels import energy_penalty, reference
+from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
+from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
 from modbalance.presence import (
     absent_like,
@@ -187,7 +188,7 @@ class EnergyCoordinator(nn.Module):
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
-        problem = Problem.of(
+        problem = EnergyTerms.of(
             self.task,
             self.alpha,
             self.beta,
@@ -225,7 +226,7 @@ class EnergyCoordinator(nn.Module):
         )
 
     def _rows(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
         z = {name: select(x, masks[name]) for name, x in features.items()}
@@ -234,7 +235,7 @@ class EnergyCoordinator(nn.Module):
         return z, mask if valid is None else mask & valid
 
     def _fused(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
     ) -> Coordination | None:
         """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
         if problem.target is None or self.joint or not self._linear or self.gap not in ("pull", None):
@@ -255,7 +256,7 @@ class EnergyCoordinator(nn.Module):
 
     def _terms(
         self,
-        problem: Problem,
+        problem: EnergyTerms,
         z: dict[str, Tensor],
         mask: Tensor,
         uncertainty: Mapping[str, Tensor] | None,
@@ -289,7 +290,7 @@ class EnergyCoordinator(nn.Module):
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
 
-    def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         if not self._linear:
             heads = [partial(self._outputs, name) for name in z]
             return reference.energy_penalty(problem, mask, [upcast(x) for x in z.values()], heads)
@@ -311,13 +312,15 @@ class EnergyCoordinator(nn.Module):
             return head.weight, head.bias
         return head.weight.detach(), None if head.bias is None else head.bias.detach()
 
-    def _gap_energy(self, problem: Problem, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None) -> Tensor:
+    def _gap_energy(
+        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None
+    ) -> Tensor:
         if self.gap != "pull":
             return energy
         potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
-    def _fit(self, problem: Problem, z: dict[str, Tensor]) -> Tensor:
+    def _fit(self, problem: EnergyTerms, z: dict[str, Tensor]) -> Tensor:
         """Loss of each head on detached features, `(M, B)`."""
         assert problem.target is not None
         losses = [
@@ -333,7 +336,7 @@ class EnergyCoordinator(nn.Module):
         return torch.stack(losses)
 
     def _descended(
-        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: Problem
+        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms
     ) -> dict[str, Tensor]:
         if not self.step:
             return dict(features)

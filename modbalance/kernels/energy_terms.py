@@ -11,7 +11,7 @@ from torch import Tensor
 from modbalance import tasks
 
 
-class Problem(NamedTuple):
+class EnergyTerms(NamedTuple):
     task: tasks.Task
     alpha: float
     beta: float
@@ -22,12 +22,14 @@ class Problem(NamedTuple):
     class_weight: Tensor | None
 
     @classmethod
-    def of(cls, task: tasks.Task, alpha: float, beta: float, gamma: float, temperature: float, *rest: Any) -> Problem:
+    def of(
+        cls, task: tasks.Task, alpha: float, beta: float, gamma: float, temperature: float, *rest: Any
+    ) -> EnergyTerms:
         """Adding zero has Dynamo read the numbers here: read first inside an autograd.Function they are lost."""
         return cls(task, alpha + 0.0, beta + 0.0, gamma + 0.0, temperature + 0.0, *rest)
 
-    def with_target(self, target: Tensor | None, class_weight: Tensor | None) -> Problem:
-        return Problem(*self[:6], target, class_weight)
+    def with_target(self, target: Tensor | None, class_weight: Tensor | None) -> EnergyTerms:
+        return EnergyTerms(*self[:6], target, class_weight)
 
     def norm_weight(self, dim: int) -> float:
         return self.alpha / dim if self.normalize else self.alpha
