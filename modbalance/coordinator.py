@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import check_dims, check_inputs, check_positive
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.heads import check_heads, linear_heads, probe
@@ -16,17 +17,7 @@ from modbalance.kernels import energy_penalty, reference
 from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
-from modbalance.presence import (
-    absent_like,
-    check_dims,
-    check_positive,
-    masked_mean,
-    masked_sum,
-    resolve,
-    select,
-    upcast,
-    zero_of,
-)
+from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
@@ -179,7 +170,7 @@ class EnergyCoordinator(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
-        masks = resolve("EnergyCoordinator", features, present, self.dims)
+        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)

@@ -11,7 +11,7 @@ With $g$ written out, $k = 4\alpha w + a$ and $u = kv + h$, the features' gradie
 $$dz = 2\alpha k z + W^\top u.$$
 
 Both directions read the features once, in blocks of rows that stay in the cache of a CPU. Head outputs and all that
-derives from them are columns, `(width, M, B)`: see `tasks.Point`.
+derives from them are columns, `(width, M, B)`: see `task_formulas.HeadOutputs`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from modbalance.kernels.autograd import apply, forbid_double_backward, inside_vmap
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.presence import select
-from modbalance.tasks import Point
+from modbalance.task_formulas import HeadOutputs
 
 BLOCK = 1 << 20  # feature entries, all modalities together: measured best for 1 and for 2 threads
 
@@ -102,7 +102,7 @@ def _forward(
     if mask is not None:
         features = [select(z, here) for z, here in zip(features, mask, strict=True)]
     triples = zip(features, weights, biases, strict=True)
-    at = Point(torch.stack([torch.addmm(b[:, None], w, z.T) for z, w, b in triples], 1))
+    at = HeadOutputs(torch.stack([torch.addmm(b[:, None], w, z.T) for z, w, b in triples], 1))
     energy, v = problem.value(at), problem.slope(at)
     if mask is not None:
         energy, v = select(energy, mask), torch.where(mask, v, 0.0)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from modbalance.kernels.energy_terms import EnergyTerms
-from modbalance.tasks import LOG_VARIANCE_LIMIT
+from modbalance.task_formulas import LOG_VARIANCE_LIMIT
 
 PROGRAMS = 1024  # of the backward with heads: enough to fill a device; the partial sums stay small
 POOLED = 256  # blocks of rows whose sums are pooled at a time
