@@ -9,23 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import check_dims, check_inputs, check_positive
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.heads import check_heads, linear_heads, probe
-from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
-from modbalance.kernels.problem import Problem
+from modbalance.kernels import energy_penalty, reference
+from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
+from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
-from modbalance.presence import (
-    absent_like,
-    check_dims,
-    check_positive,
-    masked_mean,
-    masked_sum,
-    resolve,
-    select,
-    upcast,
-    zero_of,
-)
+from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
@@ -178,7 +170,7 @@ class EnergyCoordinator(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
-        masks = resolve("EnergyCoordinator", features, present, self.dims)
+        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
@@ -187,7 +179,7 @@ class EnergyCoordinator(nn.Module):
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
-        problem = Problem.of(
+        problem = EnergyTerms.of(
             self.task,
             self.alpha,
             self.beta,
@@ -225,7 +217,7 @@ class EnergyCoordinator(nn.Module):
         )
 
     def _rows(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
         z = {name: select(x, masks[name]) for name, x in features.items()}
@@ -234,7 +226,7 @@ class EnergyCoordinator(nn.Module):
         return z, mask if valid is None else mask & valid
 
     def _fused(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
     ) -> Coordination | None:
         """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
         if problem.target is None or self.joint or not self._linear or self.gap not in ("pull", None):
@@ -255,7 +247,7 @@ class EnergyCoordinator(nn.Module):
 
     def _terms(
         self,
-        problem: Problem,
+        problem: EnergyTerms,
         z: dict[str, Tensor],
         mask: Tensor,
         uncertainty: Mapping[str, Tensor] | None,
@@ -289,7 +281,7 @@ class EnergyCoordinator(nn.Module):
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
 
-    def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         if not self._linear:
             heads = [partial(self._outputs, name) for name in z]
             return reference.energy_penalty(problem, mask, [upcast(x) for x in z.values()], heads)
@@ -311,13 +303,15 @@ class EnergyCoordinator(nn.Module):
             return head.weight, head.bias
         return head.weight.detach(), None if head.bias is None else head.bias.detach()
 
-    def _gap_energy(self, problem: Problem, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None) -> Tensor:
+    def _gap_energy(
+        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None
+    ) -> Tensor:
         if self.gap != "pull":
             return energy
         potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
-    def _fit(self, problem: Problem, z: dict[str, Tensor]) -> Tensor:
+    def _fit(self, problem: EnergyTerms, z: dict[str, Tensor]) -> Tensor:
         """Loss of each head on detached features, `(M, B)`."""
         assert problem.target is not None
         losses = [
@@ -333,7 +327,7 @@ class EnergyCoordinator(nn.Module):
         return torch.stack(losses)
 
     def _descended(
-        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: Problem
+        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms
     ) -> dict[str, Tensor]:
         if not self.step:
             return dict(features)

@@ -16,8 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from modbalance.kernels import triton as kernels
-from modbalance.kernels.problem import Problem
+from modbalance.kernels import triton_kernels as kernels
+from modbalance.kernels.energy_terms import EnergyTerms
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -68,7 +68,7 @@ def record(task, classes, batch, dtype):
     w = [torch.zeros(wide, d) for d in DIMS]
     b = [torch.zeros(wide), None]
     y = torch.zeros(batch, dtype=torch.int64) if by_class else torch.zeros(batch, classes)
-    problem = Problem(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
+    problem = EnergyTerms(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
     here = torch.ones(len(DIMS), batch, dtype=torch.bool)
     energy, penalty, *saved = kernels.forward(problem, -100, here, z, w, b)
     for heads in (False, True):

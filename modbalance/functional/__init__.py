@@ -1,5 +1,6 @@
 """The formulas of the method as pure functions; the components are thin modules over them."""
 
+from modbalance.functional.calibration import fit_temperature, scale_temperature
 from modbalance.functional.decoupling import alignment_loss, preservation_loss, redundancy_loss
 from modbalance.functional.energy import descend, energy, energy_gap
 from modbalance.functional.enhancement import generator_inputs, reconstruction_loss
@@ -11,10 +12,12 @@ __all__ = [
     "distillation_loss",
     "energy",
     "energy_gap",
+    "fit_temperature",
     "generator_inputs",
     "preservation_loss",
     "reconstruction_loss",
     "redundancy_loss",
+    "scale_temperature",
     "trust_fusion",
     "trust_weights",
 ]

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modbalance.presence import Sum, masked_mean, masked_sum, select, upcast
-from modbalance.tasks import Point, Task, uncertainty_slope
+from modbalance.presence import MaskedSum, masked_mean, masked_sum, select, upcast
+from modbalance.task_formulas import HeadOutputs, uncertainty_slope
+from modbalance.tasks import Task
 
 Gap = Literal["pull", "paper", "paper_per_sample"]
 
@@ -95,7 +96,7 @@ def energy_gap(energies: Tensor, present: Tensor, kind: Gap = "pull") -> Tensor:
     return gap_of_sum(gap_sum(energies, present, kind), kind)
 
 
-def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> Sum:
+def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> MaskedSum:
     """What the gap compares, summed over samples: `(M,)` for `pull`, else `(M, M)`."""
     energies = upcast(energies)
     if kind == "pull":
@@ -111,7 +112,7 @@ def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> Sum:
     )
 
 
-def gap_of_sum(sums: Sum, kind: Gap) -> Tensor:
+def gap_of_sum(sums: MaskedSum, kind: Gap) -> Tensor:
     means, there = sums.mean(), sums.entries > 0
     if kind == "pull":
         reference = torch.where(there, means, torch.inf).amin().detach()
@@ -159,4 +160,4 @@ def descend(
         tensor([[0.5000, 0.5000]])
     """
     scale = 2 * alpha / z.shape[1] if normalize else 2 * alpha
-    return z - step * (scale * z + gamma * uncertainty_slope(task, Point(outputs.T), temperature).T @ weight)
+    return z - step * (scale * z + gamma * uncertainty_slope(task, HeadOutputs(outputs.T), temperature).T @ weight)

@@ -11,7 +11,7 @@ With $g$ written out, $k = 4\alpha w + a$ and $u = kv + h$, the features' gradie
 $$dz = 2\alpha k z + W^\top u.$$
 
 Both directions read the features once, in blocks of rows that stay in the cache of a CPU. Head outputs and all that
-derives from them are columns, `(width, M, B)`: see `tasks.Point`.
+derives from them are columns, `(width, M, B)`: see `task_formulas.HeadOutputs`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbalance.kernels.once import apply, inside_vmap, once
-from modbalance.kernels.problem import Problem
+from modbalance.kernels.autograd import apply, forbid_double_backward, inside_vmap
+from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.presence import select
-from modbalance.tasks import Point
+from modbalance.task_formulas import HeadOutputs
 
 BLOCK = 1 << 20  # feature entries, all modalities together: measured best for 1 and for 2 threads
 
 
 def energy_penalty(
-    problem: Problem,
+    problem: EnergyTerms,
     mask: Tensor | None,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -80,7 +80,7 @@ class _Penalty(torch.autograd.Function):
             if d_energy is None:
                 return (None,) * len(ctx.needs_input_grad)
             d_penalty = torch.zeros_like(d_energy)
-        gradients = once(
+        gradients = forbid_double_backward(
             "analytic", _backward, ctx.options, ctx.needs_input_grad[5:], d_energy, d_penalty, *ctx.saved_tensors
         )
         return None, None, None, None, None, *gradients
@@ -91,14 +91,18 @@ _Penalty.forward.__signature__ = inspect.signature(_Penalty.forward)  # type: ig
 
 
 def _forward(
-    problem: Problem, differentiable: bool, mask: Tensor | None, features: Sequence[Tensor], heads: Sequence[Tensor]
+    problem: EnergyTerms,
+    differentiable: bool,
+    mask: Tensor | None,
+    features: Sequence[Tensor],
+    heads: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Of a block of rows: energies and penalties `(M, B)`, and for the backward v and J W g `(width, M, B)`."""
     weights, biases = heads[: len(features)], heads[len(features) :]
     if mask is not None:
         features = [select(z, here) for z, here in zip(features, mask, strict=True)]
     triples = zip(features, weights, biases, strict=True)
-    at = Point(torch.stack([torch.addmm(b[:, None], w, z.T) for z, w, b in triples], 1))
+    at = HeadOutputs(torch.stack([torch.addmm(b[:, None], w, z.T) for z, w, b in triples], 1))
     energy, v = problem.value(at), problem.slope(at)
     if mask is not None:
         energy, v = select(energy, mask), torch.where(mask, v, 0.0)
@@ -118,7 +122,7 @@ def _forward(
 
 
 def _backward(
-    options: Problem,
+    options: EnergyTerms,
     needs: Sequence[bool],
     d_energy: Tensor | None,
     d_penalty: Tensor,
@@ -147,7 +151,7 @@ def _backward(
 
 
 def _backward_block(
-    options: Problem,
+    options: EnergyTerms,
     needs: Sequence[bool],
     a: Tensor | None,
     w: Tensor,

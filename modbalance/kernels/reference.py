@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.kernels.problem import Problem
+from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.presence import select
 
 
 def energy_penalty(
-    problem: Problem,
+    problem: EnergyTerms,
     mask: Tensor | None,
     features: Sequence[Tensor],
     heads: Sequence[Callable[[Tensor], Tensor]],
@@ -30,7 +30,7 @@ def energy_penalty(
 
 
 def linear_energy_penalty(
-    problem: Problem,
+    problem: EnergyTerms,
     mask: Tensor | None,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -40,7 +40,7 @@ def linear_energy_penalty(
     return energy_penalty(problem, mask, features, heads)
 
 
-def energy_and_gradient(problem: Problem, z: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def energy_and_gradient(problem: EnergyTerms, z: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Energy `(B,)` and its gradient `(B, D)`; both with a graph where gradients are being recorded."""
     if torch.is_inference_mode_enabled():
         target = None if problem.target is None else problem.target.clone()

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modbalance.kernels.problem import Problem
-from modbalance.tasks import LOG_VARIANCE_LIMIT
+from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.task_formulas import LOG_VARIANCE_LIMIT
 
 PROGRAMS = 1024  # of the backward with heads: enough to fill a device; the partial sums stay small
 POOLED = 256  # blocks of rows whose sums are pooled at a time
@@ -408,7 +408,7 @@ def _backward_heads(
 
 
 def forward(
-    problem: Problem,
+    problem: EnergyTerms,
     ignore_index: int,
     present: Tensor | None,
     features: Sequence[Tensor],
@@ -423,7 +423,7 @@ def forward(
 
 
 def coordination(
-    problem: Problem,
+    problem: EnergyTerms,
     ignore_index: int,
     present: Tensor | None,
     features: Sequence[Tensor],
@@ -480,7 +480,7 @@ def _run_forward(
 
 
 def backward(
-    problem: Problem,
+    problem: EnergyTerms,
     ignore_index: int,
     present: Tensor | None,
     features: Sequence[Tensor],
@@ -531,7 +531,7 @@ def backward(
 
 
 def coordination_backward(
-    problem: Problem,
+    problem: EnergyTerms,
     ignore_index: int,
     present: Tensor | None,
     features: Sequence[Tensor],
@@ -585,7 +585,7 @@ class _Launch:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: EnergyTerms,
         ignore_index: int,
         present: Tensor | None,
         features: Sequence[Tensor],
@@ -637,7 +637,7 @@ def _start(kernel: Any, grid: tuple[int, ...], like: Tensor, workers: tuple[int,
         kernel[grid](**arguments, num_warps=workers[0], num_stages=workers[1], enable_fp_fusion=True)
 
 
-def flags_for(problem: Problem, width: int) -> tuple[Any, ...]:
+def flags_for(problem: EnergyTerms, width: int) -> tuple[Any, ...]:
     """The compile-time part of a problem: task, C, padded width, loss?, uncertainty?, normalize?, precision."""
     gaussian = problem.task == "gaussian"
     return (

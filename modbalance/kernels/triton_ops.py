@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbalance.kernels.once import apply, inside_vmap, once
-from modbalance.kernels.problem import Problem
+from modbalance.kernels.autograd import apply, forbid_double_backward, inside_vmap
+from modbalance.kernels.energy_terms import EnergyTerms
 
 MAX_MODALITIES = 8  # each is a branch of its own in the compiled kernel
 MAX_WIDTH = 64  # wider heads would spill registers
@@ -39,7 +39,9 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 
 
-def obstacle(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> str | None:
+def unsupported_reason(
+    features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> str | None:
     """Why the kernels cannot run on these tensors and what would help; None if they can."""
     tensors = [*features, *weights, *(b for b in biases if b is not None)]
     if not _INSTALLED:
@@ -60,7 +62,7 @@ def obstacle(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequ
 
 
 def energy_penalty(
-    problem: Problem,
+    problem: EnergyTerms,
     present: Tensor | None,
     ignore_index: int,
     features: Sequence[Tensor],
@@ -76,7 +78,7 @@ def energy_penalty(
 
 
 def coordination(
-    problem: Problem,
+    problem: EnergyTerms,
     present: Tensor | None,
     ignore_index: int,
     features: Sequence[Tensor],
@@ -126,7 +128,9 @@ class _Penalty(torch.autograd.Function):
         if d_energy is None and d_penalty is None:
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[4:]
-        gradients = once("triton", _backward, ctx.options, needs, ctx.dtypes, d_energy, d_penalty, *ctx.saved_tensors)
+        gradients = forbid_double_backward(
+            "triton", _backward, ctx.options, needs, ctx.dtypes, d_energy, d_penalty, *ctx.saved_tensors
+        )
         return None, None, None, None, *gradients
 
 
@@ -193,7 +197,9 @@ class _Coordination(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         modalities = (len(ctx.needs_input_grad) - 4) // 3
         needs = ctx.needs_input_grad[4 : 4 + modalities]
-        gradients = once("triton", _coordination_backward, ctx.options, needs, *upstream[:5], *ctx.saved_tensors)
+        gradients = forbid_double_backward(
+            "triton", _coordination_backward, ctx.options, needs, *upstream[:5], *ctx.saved_tensors
+        )
         return None, None, None, None, *gradients, *([None] * 2 * modalities)
 
 
@@ -220,32 +226,32 @@ def _coordination_backward(
 
 
 def _forward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from modbalance.kernels import triton
+    from modbalance.kernels import triton_kernels
 
     *problem, ignore_index, present, features, weights, biases = arguments
-    return triton.forward(Problem(*problem), ignore_index, present, features, weights, biases)
+    return triton_kernels.forward(EnergyTerms(*problem), ignore_index, present, features, weights, biases)
 
 
 def _backward_kernel(*arguments: Any) -> tuple[list[Tensor], Tensor]:
-    from modbalance.kernels import triton
+    from modbalance.kernels import triton_kernels
 
     *problem, ignore_index, present = arguments[:10]
     *tensors, needs_features, needs_heads = arguments[10:]
-    return triton.backward(
-        Problem(*problem), ignore_index, present, *tensors, needs_features=needs_features, needs_heads=needs_heads
+    return triton_kernels.backward(
+        EnergyTerms(*problem), ignore_index, present, *tensors, needs_features=needs_features, needs_heads=needs_heads
     )
 
 
 def _coordination_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from modbalance.kernels import triton
+    from modbalance.kernels import triton_kernels
 
-    return triton.coordination(Problem(*arguments[:8]), *arguments[8:])
+    return triton_kernels.coordination(EnergyTerms(*arguments[:8]), *arguments[8:])
 
 
 def _coordination_backward_kernel(*arguments: Any) -> list[Tensor]:
-    from modbalance.kernels import triton
+    from modbalance.kernels import triton_kernels
 
-    return triton.coordination_backward(Problem(*arguments[:8]), *arguments[8:])
+    return triton_kernels.coordination_backward(EnergyTerms(*arguments[:8]), *arguments[8:])
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
