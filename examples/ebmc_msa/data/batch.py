@@ -69,8 +69,8 @@ class Spec:
         if dataset.kind == "sentiment" and (dataset.range or MOSI) != (self.range or MOSI):
             (low, high), (lowest, highest) = dataset.range or MOSI, self.range or MOSI
             raise DataError(
-                f"{where}: the data have sentiment from {low:g} to {high:g}, expected {lowest:g} to {highest:g} as in "
-                f"training; pass --range {lowest:g} {highest:g} if that is their scale."
+                f"{where}: the data have sentiment from {low:g} to {high:g}, expected {lowest:g} to {highest:g} as "
+                f"in training; pass --range {lowest:g} {highest:g} if that is their scale."
             )
         if dataset.classes > self.num_outputs:
             raise DataError(

@@ -8,7 +8,7 @@ numbers regression.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,11 +39,13 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
+        expected: kind and range that a trained model expects; taken where the labels leave them in doubt.
     """
 
     task: str = "auto"
     range: tuple[float, float] | None = None
     labels: str | None = None
+    expected: tuple[Kind, tuple[float, float] | None] | None = None
 
     def __post_init__(self) -> None:
         if self.task not in ("auto", *TASKS):
@@ -175,7 +177,7 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
         note += "; sentiment left out (--labels sentiment)" if width == 7 else ""
         return Target("multilabel", 6, values, note, names=MOSEI_EMOTIONS)
     first = {fold: part[:, 0] for fold, part in arrays.items()}
-    found = _column(source, first, LabelOptions(options.task, options.range), asked)
+    found = _column(source, first, replace(options, labels=None), asked)
     return found._replace(note=f"{found.note}; MOSEI's six emotions left out (--labels emotions)")
 
 
@@ -195,7 +197,7 @@ def _column(source: Source, arrays: dict[str, Array], options: LabelOptions, ask
     integers = all(part.dtype.kind in "iub" for part in arrays.values())
     finite = y[np.isfinite(y)]
     found = f"from {finite.min():g} to {finite.max():g}" if len(finite) else "not finite"
-    kind = asked or _guess(source, finite, integers, found)
+    kind = asked or _guess(source, finite, integers, options)
     if kind == "multilabel":
         raise DataError(
             f"{source.where}: {source.what} has shape {y.shape} for task 'multilabel', expected (N, C); correct one "
@@ -206,18 +208,20 @@ def _column(source: Source, arrays: dict[str, Array], options: LabelOptions, ask
     values = {fold: _floats(part) for fold, part in arrays.items()}
     if kind == "regression":
         return Target(kind, 1, values, _said(source, options, kind, f"labels {found}"))
-    scale = options.range or source.range or _scale(source, finite, found)
+    scale = options.range or source.range or _scale(source, finite, found, options)
     why = f"labels {found}" + (f", and {source.why}" if source.why else "")
     return Target(kind, 1, values, _said(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
 
 
-def _guess(source: Source, y: Array, integers: bool, found: str) -> Kind:
+def _guess(source: Source, y: Array, integers: bool, options: LabelOptions) -> Kind:
     values = np.unique(y)
     whole = len(values) > 0 and bool((values == np.round(values)).all())
     classes = whole and (values.tolist() == [-1, 1] or values.tolist() == list(range(len(values))))
     if integers and (source.integers or classes) and not (len(values) and values[-1] >= max(100, len(y))):
         return "classes"
     if whole and (integers or classes or source.sentiment):
+        if options.expected:
+            return options.expected[0]
         raise DataError(
             f"{source.where}: {source.what} are whole numbers only ({listed(f'{v:g}' for v in values)}), which may "
             f"be classes or {'sentiment' if source.sentiment else 'values'}, expected a task that is stated; pass "
@@ -226,8 +230,10 @@ def _guess(source: Source, y: Array, integers: bool, found: str) -> Kind:
     return "sentiment" if source.sentiment else "regression"
 
 
-def _scale(source: Source, y: Array, found: str) -> tuple[float, float]:
+def _scale(source: Source, y: Array, found: str, options: LabelOptions) -> tuple[float, float]:
     if len(y) and np.abs(y).max() <= 1:
+        if options.expected and options.expected[0] == "sentiment":
+            return options.expected[1] or MOSI
         raise DataError(
             f"{source.where}: {source.what} run {found}, which is the scale of CH-SIMS or a part of MOSI's, expected "
             "a scale that is stated; pass --range -1 1 or --range -3 3."

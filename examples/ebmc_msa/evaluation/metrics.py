@@ -62,9 +62,10 @@ def sentiment(prediction: Values, target: Values) -> dict[str, float]:
 def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[str, float]:
     """CH-SIMS's metrics of sentiment: Acc-2, Acc-3, Acc-5, weighted F1 of the two classes, MAE, Pearson.
 
-    On CH-SIMS's own scale from -1 to 1, values are clipped to it and cut at 0 (two classes: `> 0` or not); at -0.1 and
-    0.1; and at -0.7, -0.1, 0.1 and 0.7, each class with its upper end. On another scale the cut points move with it.
-    MAE and Pearson are of the clipped values, in label units. Cut points: Yu et al., CH-SIMS, ACL 2020, as in MMSA.
+    On CH-SIMS's own scale from -1 to 1, values are clipped to it and cut at 0 (two classes: `> 0` or not); at -0.1
+    and 0.1; and at -0.7, -0.1, 0.1 and 0.7, each class with its upper end. On another scale the cut points move with
+    it. MAE and Pearson are of the clipped values, in label units. Cut points: Yu et al., CH-SIMS, ACL 2020, as MMSA
+    computes them.
     """
     p, y = (np.clip(values, low, high) for values in _pair(prediction, target))
     # float32 labels of 0.1 lie above 0.1, and so may be what was standardised and is not any more
