@@ -217,9 +217,10 @@ def _guess(source: Source, y: Array, integers: bool, options: LabelOptions) -> K
     values = np.unique(y)
     whole = len(values) > 0 and bool((values == np.round(values)).all())
     classes = whole and (values.tolist() == [-1, 1] or values.tolist() == list(range(len(values))))
+    from_one = whole and len(values) > 1 and values.tolist() == list(range(1, len(values) + 1))
     if integers and (source.integers or classes) and not (len(values) and values[-1] >= max(100, len(y))):
         return "classes"
-    if whole and (integers or classes or source.sentiment):
+    if whole and (integers or classes or from_one or source.sentiment):
         if options.expected:
             return options.expected[0]
         raise DataError(
@@ -253,7 +254,7 @@ def _classes(source: Source, arrays: dict[str, Array], y: Array, options: LabelO
     if top >= _MOST_CLASSES:
         raise DataError(f"{source.where}: {source.what} run to {top}, expected classes 0, 1, …; recode them.")
     values = {fold: torch.from_numpy(part.astype(np.int64)) for fold, part in arrays.items()}
-    note = f"labels 0 to {top}"
+    note, warning = f"labels 0 to {top}", ""
     if len(y) and set(np.unique(y)) <= {-1, 1} and y.min() < 0:
         values, top, note = (
             {fold: (part > 0).long() for fold, part in values.items()},
@@ -261,8 +262,8 @@ def _classes(source: Source, arrays: dict[str, Array], y: Array, options: LabelO
             "labels -1 and 1, now 0 and 1",
         )
     elif len(y) and y.min() > 0:
-        note = f"labels {y.min():g} to {top}; they do not start at 0, so no utterance has class 0"
-    return Target("classes", top + 1, values, _said(source, options, "classification", note))
+        note, warning = f"labels {y.min():g} to {top}", "; labels do not start at 0, so no utterance has class 0"
+    return Target("classes", top + 1, values, _said(source, options, "classification", note) + warning)
 
 
 def _said(source: Source, options: LabelOptions, task: str, why: str) -> str:

@@ -10,17 +10,17 @@ from torch import Tensor
 from ebmc_msa.data.dataset import DataError, Dataset, Split
 from ebmc_msa.data.formats.clean import row_blocks
 
-REFUSED = 1e6  # times the 99th percentile of |x| of the column in the first fold
+REFUSED = 1e6  # times the 90th percentile of |x| of the column in the first fold
 REPORTED = 1e3
 LARGEST = 1e15  # of any value: squares and their sums still fit float32
 _SAMPLE = 2**22  # numbers that the percentiles are taken from
 
 
 def outliers(dataset: Dataset) -> Iterator[str]:
-    """Findings about columns with a value of more than `REPORTED` times their 99th percentile.
+    """Findings about columns with a value of more than `REPORTED` times their 90th percentile.
 
     Raises:
-        DataError: a value is beyond `LARGEST` or `REFUSED` times the 99th percentile.
+        DataError: a value is beyond `LARGEST` or `REFUSED` times the 90th percentile.
     """
     first = next(iter(dataset.splits.values()))
     for name in first.features:
@@ -35,12 +35,12 @@ def outliers(dataset: Dataset) -> Iterator[str]:
             column = int(worst.argmax())
             yield (
                 f"{name}: {int((worst > REPORTED).sum())} columns with outliers (column {column} reaches "
-                f"{worst[column]:.1e} times its 99th percentile)"
+                f"{worst[column]:.1e} times its 90th percentile)"
             )
 
 
 def _typical(split: Split, name: str) -> Tensor:
-    """99th percentile of |x| by column over valid frames, of the largest column where it is 0."""
+    """90th percentile of |x| by column over valid frames, of the largest column where it is 0."""
     x, here = split.features[name], split.present[name].nonzero()[:, 0]
     frames = x.shape[1] if x.ndim == 3 else 1
     most = max(1, _SAMPLE // (frames * x.shape[-1]))
@@ -48,7 +48,7 @@ def _typical(split: Split, name: str) -> Tensor:
     seen = x[rows].float()
     if name in split.lengths:
         seen = seen[torch.arange(frames) < split.lengths[name][rows, None]]
-    found = seen.abs().quantile(0.99, 0) if len(seen) else torch.zeros(x.shape[-1])
+    found = seen.abs().quantile(0.9, 0, interpolation="lower") if len(seen) else torch.zeros(x.shape[-1])
     return torch.where(found > 0, found, found.max() if found.max() > 0 else torch.ones(()))
 
 
@@ -68,7 +68,7 @@ def _error(where: str, split: Split, name: str, typical: Tensor) -> DataError:
             row, column = int(beyond[0, 0]) + rows.start, int(beyond[0, -1])
             value = split.features[name][row, ..., column].float().abs().max().item()
             return DataError(
-                f"{where}: {name} of {split.id[row]} reaches {value:.3g} in column {column}, where the 99th "
+                f"{where}: {name} of {split.id[row]} reaches {value:.3g} in column {column}, where the 90th "
                 f"percentile is {typical[column].item():.3g}, expected at most {limit[column].item():.3g}; correct "
                 "the value, or mark the modality as absent there."
             )

@@ -36,7 +36,12 @@ def pickles():
         x = fold(rng, 3, ("text", "audio", "vision"))
         ids = [f"v$_${i}" for i in range(3)]
         bert = np.ones((3, 3, 3))
-        mmsa[name] = x | {"regression_labels": np.array([0.5, -1.2, 3]), "id": ids, "audio_lengths": [1, 2, 3], "text_bert": bert}
+        mmsa[name] = x | {
+            "regression_labels": np.array([0.5, -1.2, 3]),
+            "id": ids,
+            "audio_lengths": [1, 2, 3],
+            "text_bert": bert,
+        }
         mult[name] = x | {"labels": np.array([0.5, -1.2, 3])[:, None, None], "id": np.array([[b"v", b"0", b"1"]] * 3)}
         iemocap[name] = x | {"labels": np.eye(2)[np.ones((3, 4), int)], "id": np.array(ids, object)}
     videos = {f"v{i}": [f"v{i}_{j}" for j in range(2)] for i in range(6)}

@@ -465,13 +465,15 @@ def test_missing_path(tmp_path):
 
 def test_unknown_file(tmp_path):
     (tmp_path / "table.csv").write_text("text,label\n")
-    with pytest.raises(DataError, match=r"table\.csv is neither a pickle nor an \.npz, expected.*MMSA.*convert"):
+    with pytest.raises(DataError, match=r"table\.csv is a text, expected.*MMSA.*name a column split"):
         load(tmp_path / "table.csv")
 
 
 @pytest.mark.parametrize("content", [{"labels": [1]}, [1, 2], {"train": [1]}, 3])
 def test_unknown_pickle(tmp_path, content):
-    with pytest.raises(DataError, match=r"d\.pkl is a pickle with a (dict|list|int).*expected an MMSA.*convert"):
+    with pytest.raises(
+        DataError, match=r"d\.pkl is a pickle with a (dict|list|int).*expected an MMSA.*(nearest|write)"
+    ):
         load(write(tmp_path / "d.pkl", content))
 
 

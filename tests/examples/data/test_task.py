@@ -155,7 +155,7 @@ def test_several_labels(tmp_path):
 def test_labels_that_start_at_one_warn():
     found = guess(np.array([1, 2, 3]), integers=True)
     assert found.classes == 4
-    assert "they do not start at 0, so no utterance has class 0" in found.note
+    assert "labels do not start at 0, so no utterance has class 0" in found.note
     with pytest.raises(DataError, match=r"whole numbers only \(1, 2, 3\)"):
         guess(np.array([1, 2, 3]))
 

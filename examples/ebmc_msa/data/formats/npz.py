@@ -45,6 +45,8 @@ def read_fields(
     assemble: Assemble = in_memory,
 ) -> Dataset:
     """The data set of these arrays by field, which came from the file `path`."""
+    names = [name for name in fields if name not in ("id", "group", "labels", "task", "split")]
+    fields = fields | {name: _array(path, name, fields[name]) for name in names}
     names = canonical(key[2:] for key in fields if key.startswith("x_"))
     _check_names(path, fields, names)
     rows = {key: np.shape(value)[:1] for key, value in fields.items() if key not in ("task", "labels", "range")}
@@ -95,6 +97,15 @@ def read_fields(
         for fold, rows in rows_of.items()
     }
     return target.dataset(path.stem, splits, f"{layout} layout")
+
+
+def _array(path: Path, name: str, values: Any) -> Any:
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{path}: {name} is no array ({error}), expected one of numbers; pad its rows.") from None
 
 
 def _fields(path: Path) -> dict[str, Any]:
