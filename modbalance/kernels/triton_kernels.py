@@ -249,18 +249,21 @@ def _pool(
 ):  # fmt: skip
     """The terms from the sums of blocks; by modality 1 / count and d gap / d beta l + gamma u of a row, (2, M)."""
     m = tl.arange(0, PADDED)
-    count = tl.zeros((PADDED,), tl.float32)
-    size = tl.zeros((PADDED,), tl.float32)
-    value = tl.zeros((PADDED,), tl.float32)
-    steep = tl.zeros((PADDED,), tl.float32)
+    # Summed over the columns after the loop: Triton 3.4 to 3.7 fail on a sum within it that is used twice.
+    counts = tl.zeros((PADDED, BLOCK), tl.float32)
+    sizes = tl.zeros((PADDED, BLOCK), tl.float32)
+    values = tl.zeros((PADDED, BLOCK), tl.float32)
+    steeps = tl.zeros((PADDED, BLOCK), tl.float32)
     for first in range(0, blocks, BLOCK):
         block = first + tl.arange(0, BLOCK)
         at = partial + m[:, None] * blocks + block[None, :]
         inside = (m < M)[:, None] & (block < blocks)[None, :]
-        count += tl.sum(tl.load(at, mask=inside, other=0.0), 1)
-        value += tl.sum(tl.load(at + M * blocks, mask=inside, other=0.0), 1)
-        size += tl.sum(tl.load(at + 2 * M * blocks, mask=inside, other=0.0), 1)
-        steep += tl.sum(tl.load(at + 3 * M * blocks, mask=inside, other=0.0), 1)
+        counts += tl.load(at, mask=inside, other=0.0)
+        values += tl.load(at + M * blocks, mask=inside, other=0.0)
+        sizes += tl.load(at + 2 * M * blocks, mask=inside, other=0.0)
+        steeps += tl.load(at + 3 * M * blocks, mask=inside, other=0.0)
+    count, size = tl.sum(counts, 1), tl.sum(sizes, 1)
+    value, steep = tl.sum(values, 1), tl.sum(steeps, 1)
 
     there = count > 0
     share = 1.0 / tl.maximum(count, 1.0)
@@ -307,8 +310,8 @@ def _upstream(rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products,
     if p is not None:
         d_penalty = 2.0 * tl.load(p + m * p_strides[0] + rows * p_strides[1], mask=here, other=0.0)
     d_value = tl.zeros((rows.shape[0],), tl.float32)
-    if pooled is not None:
-        coefficients, modalities, d_gap, d_steep, d_descent, d_loss, delta, rate = pooled
+    coefficients, modalities, d_gap, d_steep, d_descent, d_loss, delta, rate = pooled
+    if coefficients is not None:  # `pooled is not None` fails in Triton 3.4 to 3.6: the tuple holds a None
         share = tl.load(coefficients + m)
         whole = _scalar(d_loss)
         d_energy += tl.where(here, rate * (_scalar(d_descent) + whole) * share, 0.0)
@@ -353,7 +356,7 @@ def _backward(
 @triton.jit(do_not_specialize=["B", "blocks"])
 def _backward_heads(
     zs, ws, dzs, z_strides, w_strides, dims, outputs, products, a, a_strides, p, p_strides,
-    partial, offsets, total, blocks, B, alpha, problem, flags: tl.constexpr,
+    pooled, partial, offsets, total, blocks, B, alpha, problem, flags: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradients of features and heads. A program sums `blocks` blocks of rows, always in the same order."""
@@ -380,7 +383,7 @@ def _backward_heads(
     for block in range(blocks):
         rows = (split * blocks + block) * BLOCK_B + tl.arange(0, BLOCK_B)
         here, v, h, d_energy, q, _ = _upstream(
-            rows, m, B, a, a_strides, p, p_strides, None, outputs, products, problem, flags
+            rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products, problem, flags
         )
         z = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
         for i in tl.static_range(len(zs)):
@@ -504,10 +507,11 @@ def backward(
         "a_strides": (0, 0) if d_energy is None else d_energy.stride(),
         "p": d_penalty,
         "p_strides": (0, 0) if d_penalty is None else d_penalty.stride(),
+        "pooled": (None,) * 8,
     }
     if not needs_heads:
         tile = launch.tile("backward")
-        launch(_backward, (tile.row_blocks, launch.modalities), tile, **arguments, pooled=None)
+        launch(_backward, (tile.row_blocks, launch.modalities), tile, **arguments)
         return dzs, features[0].new_empty(0, dtype=torch.float32)
     offsets, total = head_offsets(weights)
     if launch.batch == 0:
