@@ -1,7 +1,7 @@
 """The formulas of the method as pure functions; the components are thin modules over them."""
 
 from modbalance.functional.decoupling import alignment_loss, preservation_loss, redundancy_loss
-from modbalance.functional.energy import descend, energy, energy_gap
+from modbalance.functional.energy import descend, energy, energy_gap, gate_weights
 from modbalance.functional.enhancement import generator_inputs, reconstruction_loss
 from modbalance.functional.trust import distillation_loss, trust_fusion, trust_weights
 
@@ -11,6 +11,7 @@ __all__ = [
     "distillation_loss",
     "energy",
     "energy_gap",
+    "gate_weights",
     "generator_inputs",
     "preservation_loss",
     "reconstruction_loss",
