@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from cases import CLASSES, DIMS, Batch, make_batch, poison
@@ -135,12 +135,20 @@ def sharded(group, component, task):
     if list(model.component.parameters()):
         fully_shard(model.component, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if component == "coordinator":
+        register_fsdp_forward_method(model.component, "observe")
+        for module, batch in ((alone, whole), (model, pieces[rank])):
+            module(*batch)  # FSDP2 wants the root first
+            module.component.observe(*batch)
+            module.component.gate.reference.zero_()
     for module, batch in ((alone, whole), (model, pieces[rank])):
         optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
         module(*batch).loss.backward()
         optimiser.step()
     for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
         near(got.full_tensor().detach(), want.detach(), 1e-10, name)
+    if component == "coordinator":
+        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.5] * 3
 
 
 def compiled(group, component):
