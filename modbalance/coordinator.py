@@ -19,6 +19,7 @@ from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
+from modbalance.protocol import Balancer
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
@@ -49,7 +50,7 @@ class CoordinatorOutput(NamedTuple):
         return scalars(self) | {f"weight/{name}": x for name, x in self.weight.items()}
 
 
-class EnergyCoordinator(nn.Module):
+class EnergyCoordinator(Balancer):
     r"""Keep the strong modality from starving the others, with one more term in the loss.
 
     $$E_i(m) = \alpha\lVert z_i^m\rVert^2 + \beta\,\ell(T_m(z_i^m), y_i) + \gamma\,u(T_m(z_i^m))$$
@@ -151,7 +152,7 @@ class EnergyCoordinator(nn.Module):
             check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs))
         self.num_outputs, self.task = num_outputs, task
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
-        self.descent, self.step, self.gap, self.temperature = descent, step, gap, temperature
+        self.descent, self.step_size, self.gap, self.temperature = descent, step, gap, temperature
         self.normalize, self.backend, self.joint = normalize, backend, joint
         self.ignore_index, self.validate, self.sync = ignore_index, validate, sync
         self.register_buffer("class_weight", class_weight, persistent=False)
@@ -363,7 +364,7 @@ class EnergyCoordinator(nn.Module):
     def _descended(
         self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms
     ) -> dict[str, Tensor]:
-        if not self.step:
+        if not self.step_size:
             return dict(features)
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
@@ -375,7 +376,7 @@ class EnergyCoordinator(nn.Module):
                     z,
                     self._outputs(name, z),
                     weight,
-                    step=self.step,
+                    step=self.step_size,
                     task=self.task,
                     alpha=problem.alpha,
                     gamma=problem.gamma,
@@ -384,7 +385,7 @@ class EnergyCoordinator(nn.Module):
                 )
             else:
                 _, gradient = reference.energy_and_gradient(label_free, upcast(z), partial(self._outputs, name))
-                new = z - self.step * gradient
+                new = z - self.step_size * gradient
             moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
         return moved
 
