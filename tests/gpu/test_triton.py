@@ -35,8 +35,8 @@ def run(inputs):
 def test_auto_picks_the_kernels(monkeypatch):
     monkeypatch.delenv("MODBALANCE_BACKEND", raising=False)
     calls = []
-    kernel = triton_ops.energy_penalty
-    monkeypatch.setattr(triton_ops, "energy_penalty", lambda *a: calls.append(1) or kernel(*a))
+    kernel = triton_ops.energy
+    monkeypatch.setattr(triton_ops, "energy", lambda *a, **k: calls.append(1) or kernel(*a, **k))
     inputs = large(batch=8)
     energy_penalty(*inputs)
     energy_penalty(*inputs.to(torch.float64))
