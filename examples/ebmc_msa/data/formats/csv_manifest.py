@@ -149,7 +149,7 @@ def _features(file: Path, line: int, name: str, cell: str) -> np.ndarray[Any, An
     if not cell:
         return None
     where = f"{file}, line {line}, {name}"
-    if not cell.endswith(".npy"):
+    if not cell.endswith(".npy") or "\0" in cell:
         raise DataError(
             f"{where}: is {cell[:80]!r}, expected the path of a .npy file, or nothing where it is absent; a column "
             "of words is called raw_text."
