@@ -14,7 +14,7 @@ from modbalance.diagnostics import imbalance
 
 STAGES = {"enhance": "Enhance", "balance": "Balance", "joint": "Training", "train": "Training"}
 SHOWN = {
-    "sentiment": ("acc2_non0", "mae"),
+    "sentiment": ("acc2_non0", "acc2", "mae"),  # those that the scale has
     "classes": ("f1", "ua"),
     "multilabel": ("f1", "acc"),
     "regression": ("mae", "corr"),
@@ -164,7 +164,7 @@ def missing(run: Run) -> str:
     rival = run.models["concat"]["test"] if run.model == "ebmc" and "concat" in run.models else {}
     legend = (run.display(run.model), "concatenation") if rival else None
     figures = []
-    for key in ("acc2", "mae") if "acc2" in metrics else SHOWN[run.results["kind"]]:
+    for key in [key for key in SHOWN[run.results["kind"]] if key in metrics]:
         rows = []
         for condition, name in names.items():
             kind, _, modality = name.partition(" ")

@@ -1,5 +1,6 @@
 """The task of a file's labels: stated, guessed where that is safe, refused where it is doubtful."""
 
+import json
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from ebmc_msa.data import DataError, LabelOptions, load
+from ebmc_msa.data.convert import main
 from ebmc_msa.data.task import Source, decide
 
 FOLDS = ("train", "valid", "test")
@@ -332,3 +334,37 @@ def test_half_and_double_precision_labels():
         y = FRACTIONS.astype(dtype)
         found = guess(y)
         assert torch.equal(found.values["train"], torch.from_numpy(y.astype(np.float32)))
+
+
+# converted data keep their task
+
+
+def test_a_converted_folder_keeps_task_and_range(tmp_path, capsys):
+    path = mult(tmp_path / "d.pkl", np.array([-1, -0.4, 0.2, 1]))
+    assert main([str(path), str(tmp_path / "c")]) == 2
+    assert "pass --range -1 1 or --range -3 3" in capsys.readouterr().err
+    assert main([str(path), str(tmp_path / "c"), "--range", "-1", "1"]) == 0
+    data = load(tmp_path / "c")
+    assert (data.kind, data.range) == ("sentiment", (-1, 1))
+    assert load(tmp_path / "c", options=LabelOptions(range=(-1, 1))).range == (-1, 1)
+    for options in (LabelOptions(range=(-3, 3)), LabelOptions("classification"), LabelOptions(labels="emotions")):
+        with pytest.raises(DataError, match=r"was converted as sentiment in \[-1, 1\], expected no other --task"):
+            load(tmp_path / "c", options=options)
+
+
+@pytest.mark.parametrize("bad", [[1, -1], ["a", 1], [0, 1, 2], 3, [0, 1e300], [float("nan"), 1]])
+def test_a_manifest_with_a_range_that_is_none(tmp_path, bad):
+    assert main([str(mult(tmp_path / "d.pkl", FRACTIONS)), str(tmp_path / "c")]) == 0
+    file = tmp_path / "c/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"range": bad}))
+    with pytest.raises(DataError, match=r"manifest.json: cannot be read"):
+        load(tmp_path / "c")
+
+
+def test_folders_converted_before_ranges_existed(tmp_path):
+    assert main([str(mult(tmp_path / "d.pkl", FRACTIONS)), str(tmp_path / "c")]) == 0
+    file = tmp_path / "c/manifest.json"
+    content = json.loads(file.read_text())
+    assert content.pop("range") == [-3, 3]
+    file.write_text(json.dumps(content))
+    assert load(tmp_path / "c").kind == "sentiment"
