@@ -40,7 +40,8 @@ def options() -> argparse.ArgumentParser:
         "--data",
         metavar="PATH",
         type=Path,
-        help="an MMSA or MulT pickle, a GCNet or bc-LSTM folder, an .npz, or what convert.py made",
+        help="a file or folder of a layout in docs/your-data.md: an MMSA or MulT pickle, a GCNet or bc-LSTM folder, "
+        "an .npz, .pt, .safetensors, .h5, .mat, a CSV manifest, or what convert.py made",
     )
     data.add_argument(
         "--imbalance", type=float, default=0.8, metavar="I",

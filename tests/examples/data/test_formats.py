@@ -90,7 +90,7 @@ def h5(home, fields):
     h5py = pytest.importorskip("h5py")
     with h5py.File(home / "d.h5", "w") as file:
         for name, x in fields.items():
-            file.create_dataset(name, data=x.astype("S20") if name == "group" else x.tolist() if name == "id" else x)
+            file.create_dataset(name, data=x.astype("S20") if x.dtype.kind == "U" else x)
     return home / "d.h5"
 
 
@@ -100,7 +100,7 @@ def h5_groups(home, fields):
         for fold, part in by_fold(fields).items():
             for name, x in part.items():
                 packed = {"compression": "gzip"} if x.dtype.kind == "f" else {}
-                file.create_dataset(f"{fold}/{name}", data=x if x.dtype.kind == "f" else x.tolist(), **packed)
+                file.create_dataset(f"{fold}/{name}", data=x.astype("S20") if name == "id" else x, **packed)
     return home / "d.hdf5"
 
 
@@ -384,6 +384,10 @@ def test_what_hdf5_must_not_load(tmp_path, fields):
         (lambda f: f.create_dataset("x_a", (2**34, 64), "f4", chunks=(64, 64)), r"x_a of shape .* would unpack to"),
         (lambda f: f.create_dataset("x_a", (10,), [("a", "f4")]), r"x_a has dtype"),
         (lambda f: f.create_dataset("x_a", (10,), h5py.ref_dtype), r"x_a has dtype object"),
+        (
+            lambda f: f.create_dataset("x_a", data=["a"] * 4),
+            r"x_a holds strings of variable length; write them",
+        ),
         (lambda f: f.create_group("a/b/c/d/e"), r"groups nest deeper than 4"),
     ]:
         h5(tmp_path, fields)
