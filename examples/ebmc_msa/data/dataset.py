@@ -30,7 +30,9 @@ class Split:
     id: list[str]
     group: list[str] | None = None  # video, conversation or speaker
     words: list[str] | Tensor | None = None  # utterances as written, or MMSA's text_bert (N, 3, T)
-    own: dict[str, Tensor] = field(default_factory=dict)  # (N,) float32, CH-SIMS's labels of single modalities
+    modality_target: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # (N,) float32, CH-SIMS's labels of single modalities
 
     def __len__(self) -> int:
         return len(self.id)

@@ -63,7 +63,7 @@ def mmsa(path, y, **more):
     ],
     ids=["0 1", "-1 1", "0 to 3", "one-hot", "seven one-hot", "one-hot (N, 1, 2)"],
 )
-def test_class_labels_are_classes_and_said_so(tmp_path, write, y, classes, expected, note):
+def test_class_labels_are_classes_and_noted(tmp_path, write, y, classes, expected, note):
     data = load(write(tmp_path / "d.pkl", y))
     assert (data.kind, data.classes) == ("classes", classes)
     assert data.splits["test"].target.tolist() == expected
@@ -96,7 +96,7 @@ def test_whole_numbers_that_may_be_sentiment_are_refused(tmp_path, write, y):
         assert (data.kind, data.splits["train"].target.tolist()) == ("classes", y.astype(int).tolist())
 
 
-def test_sentiment_is_guessed_from_fractions_and_said(tmp_path):
+def test_sentiment_is_guessed_from_fractions_and_noted(tmp_path):
     data = load(mult(tmp_path / "d.pkl", FRACTIONS))
     assert (data.kind, data.range) == ("sentiment", (-3, 3))
     assert data.note.startswith("task sentiment in [-3, 3] (auto: labels from -2.4 to 3)")
@@ -254,7 +254,7 @@ def test_ch_sims_is_recognised_by_its_labels_of_each_modality(tmp_path):
         "task sentiment in [-1, 1] (auto: labels from -1 to 1, and labels of each modality, as in CH-SIMS)"
         in data.note
     )
-    own = data.splits["test"].own
+    own = data.splits["test"].modality_target
     assert list(own) == ["text", "audio", "vision"]
     np.testing.assert_allclose(own["audio"], [1, -1, -0.6, 0, 0.2], rtol=1e-6)
     assert "labels of text (correlation with the label 1.00), audio (" in data.note
@@ -313,7 +313,7 @@ def test_other_names_of_splits_are_named_and_refused(tmp_path, write):
         load(path)
 
 
-def test_what_is_no_split_is_ignored_and_said(tmp_path):
+def test_what_is_no_split_is_ignored_and_noted(tmp_path):
     path = mult(tmp_path / "d.pkl", FRACTIONS)
     folds = pickle.loads(path.read_bytes()) | {"version": 2, "words": ["a", "b"]}
     path.write_bytes(pickle.dumps(folds))

@@ -1,4 +1,4 @@
-"""What is told about the numbers of a run: metrics that never change, settings that are set."""
+"""Notes on the numbers of a run: metrics that never change, settings that are set."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def results(**scores):
     return Run.of({"model": "ebmc", "dataset": "d", "kind": "sentiment", "test": test})
 
 
-def test_a_metric_that_never_changes_is_told():
+def test_a_metric_that_never_changes_is_noted():
     run = results(acc2=[[100.0, 100.0]] * 3, acc3=[[50.0, 50.0], [50.0, 50.0], [50.0, 51.0]], mae=[[0.1, 0.1]] * 3)
     (sentence,) = run.constant()
     assert sentence.startswith("Acc-2 is 100.0 everywhere, whichever modalities are present")

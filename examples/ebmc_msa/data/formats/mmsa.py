@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory, numbers
-from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import SIMS, LabelOptions, Source, Target, decide, whole
 
 _MODALITIES = ("text", "audio", "vision")
@@ -37,14 +37,16 @@ def read_mmsa(
     options: LabelOptions,
     assemble: Assemble = in_memory,
 ) -> Dataset:
-    folds, rest = by_fold(name, content, dict)
+    folds, rest = by_split(name, content, dict)
     for fold, fields in folds.items():
         _check_fields(f"{name}[{fold!r}]", fields, labels)
     rest += sorted({str(key) for fields in folds.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
     target, own, note = _labels(name, folds, options)
     splits = {
         fold: replace(
-            _split(f"{name}[{fold!r}]", fields, assemble), target=target.values.get(fold), own=own.get(fold, {})
+            _split(f"{name}[{fold!r}]", fields, assemble),
+            target=target.values.get(fold),
+            modality_target=own.get(fold, {}),
         )
         for fold, fields in folds.items()
     }
