@@ -7,6 +7,7 @@ numbers regression.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -57,6 +58,11 @@ class LabelOptions:
             raise DataError(f"--range: {low:g} {high:g}, expected the lowest and the highest sentiment; swap them.")
         if self.task not in ("auto", "sentiment"):
             raise DataError(f"--range: goes with --task sentiment, not {self.task}; leave one of them out.")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> LabelOptions:
+        """Of the options that `add_label_options` adds."""
+        return cls(args.task, tuple(args.range) if args.range else None, args.labels)
 
     def choose(self, where: str, kinds: Sequence[str], default: str | None = None) -> str | None:
         """One of the `kinds` of labels that the file holds.
