@@ -28,6 +28,7 @@ from containers import (
 )
 from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.formats.matlab import read_matlab
 from ebmc_msa.data.formats.ragged import stack
 from ebmc_msa.data.split import Fold
 
@@ -87,6 +88,23 @@ def test_every_number_type_of_torch(tmp_path, fields, dtype):
     data = load(tmp_path / "d.pt").splits["train"]
     assert data.features["text"].dtype == (torch.float16 if dtype == torch.float16 else torch.float32)
     assert torch.equal(data.features["text"].float(), content["x_text"][:6].float())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "bool", "U3"])
+def test_matlab_arrays_are_those_of_scipy(tmp_path, dtype, packed):
+    io = pytest.importorskip("scipy.io")
+    x = (50 * np.random.default_rng(0).random((4, 3, 2))).astype(dtype)
+    x = np.array([["abc"], ["dé"]]) if dtype == "U3" else x
+    io.savemat(tmp_path / "d.mat", {"x_a": x, "a_name_of_many_letters": x, "y": x[:, 0]}, do_compression=packed)
+    found = read_matlab(tmp_path / "d.mat")
+    for name, expected in io.loadmat(tmp_path / "d.mat").items():
+        if name == "x_a" and dtype != "U3":
+            assert found[name].dtype == (np.dtype(bool) if dtype == "bool" else expected.dtype)
+        if not name.startswith("__"):
+            np.testing.assert_array_equal(
+                found[name], "".join(expected.ravel()).rstrip() if dtype == "U3" else expected
+            )
 
 
 # doubles of MATLAB and cells of CSV have no type that tells classes from numbers
