@@ -45,6 +45,9 @@ class Balancer(nn.Module):
         tensor([0.2500, 0.2500, 0.2500])
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(
         self,
         features: Mapping[str, Tensor],

@@ -344,12 +344,14 @@ def test_umt_adds_the_distance_to_the_features_of_teachers(names, presence, task
 
 @NAMES
 @PRESENCE
-def test_pmr_by_hand(names, presence):
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES - 1], ids=["every class", "a class never seen"])
+def test_pmr_by_hand(names, presence, classes):
     model, plain = Model(names), Model(names)
     balance = build("pmr", model, alpha=0.7, mu=0.3, momentum=0.6)
     kept = {n: {} for n in names}
     for seed in (1, 2):
         x, y, present = make_inputs(names, presence=presence, seed=seed)
+        y = y.clamp(max=classes - 1)
         model.zero_grad()
         out = run("pmr", model, balance, x, y, present)
         z = plain.encode(x)
@@ -360,14 +362,14 @@ def test_pmr_by_hand(names, presence):
                     kept[n][c] = 0.6 * kept[n][c] + 0.4 * mean(rows) if c in kept[n] else mean(rows)
     own, entropy, score = {}, {}, {}
     for n in names:
-        classes = sorted(kept[n])
+        known = sorted(kept[n])
         p = {}
         for i in here(present, n, len(y)):
-            p[i] = torch.softmax(torch.stack([-(z[n][i] - kept[n][c]).norm() for c in classes]), 0)
-        true = [p[i][classes.index(int(y[i]))] for i in p]
+            p[i] = torch.softmax(torch.stack([-(z[n][i] - kept[n][c]).norm() for c in known]), 0)
+        true = [p[i][known.index(int(y[i]))] for i in p]
         score[n], own[n] = mean([t.item() for t in true]), mean([-t.log() for t in true])
         entropy[n] = mean([-(q * q.log()).sum() for q in p.values()])
-        torch.testing.assert_close(balance.prototypes[n][classes], torch.stack([kept[n][c] for c in classes]))
+        torch.testing.assert_close(balance.prototypes[n][known], torch.stack([kept[n][c] for c in known]))
     beta = coefficients(names, score, lambda s, rest: min(max(rest / s - 1, 0), 1))
     gamma = coefficients(names, score, lambda s, rest: min(max(s / rest - 1, 0), 1))
     want = sum(0.7 * beta[n] * own[n] - 0.3 * gamma[n] * entropy[n] for n in names)
