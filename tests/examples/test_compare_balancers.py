@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, capsys):
-    monkeypatch.setattr(compare_balancers, "EPOCHS", 2)
+    monkeypatch.setattr(compare_balancers, "EPOCHS", 1)
     monkeypatch.setattr(compare_balancers, "SEEDS", (11, 12))
     out = folder / "out"
     monkeypatch.setattr(sys, "argv", ["", "--data", str(folder), "--out", str(out)])
