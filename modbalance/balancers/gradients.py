@@ -44,8 +44,8 @@ class GradientBalancer(Balancer):
         if self._calls == MANY:
             owner = type(self).__name__
             warnings.warn(
-                f"{owner}: {MANY} batches without step(), so that nothing is balanced; call balance.step() "
-                "before the optimiser's step.",
+                f"{owner}: {MANY} batches without step(), so that nothing is balanced; call balance.step() before "
+                "the optimiser's step.",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -2,7 +2,7 @@
 
 from modbalance.functional.calibration import fit_temperature, scale_temperature
 from modbalance.functional.decoupling import alignment_loss, preservation_loss, redundancy_loss
-from modbalance.functional.energy import descend, energy, energy_gap
+from modbalance.functional.energy import descend, energy, energy_gap, gate_weights
 from modbalance.functional.enhancement import generator_inputs, reconstruction_loss
 from modbalance.functional.trust import distillation_loss, trust_fusion, trust_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "energy",
     "energy_gap",
     "fit_temperature",
+    "gate_weights",
     "generator_inputs",
     "preservation_loss",
     "reconstruction_loss",

@@ -121,6 +121,41 @@ def gap_of_sum(sums: MaskedSum, kind: Gap) -> Tensor:
     return masked_mean(gaps, there & ~torch.eye(len(means), dtype=torch.bool, device=means.device))
 
 
+def gate_weights(
+    energies: Tensor, reference: Tensor, weights: Tensor, *, decay: float = 0.5, floor: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    r"""Weights of the modalities after one more look at held-out data.
+
+    $$w_m \leftarrow \begin{cases} 1 & E_m < R_m \\ w_m & E_m = R_m \\ \max(w_m / 2, f) & \text{else}
+      \end{cases} \qquad R_m \leftarrow E_m$$
+
+    A modality whose held-out energy falls gets the full weight, one whose energy rises half of what it had. An energy
+    that stays exactly as it is tells nothing and changes nothing.
+
+    Args:
+        energies: mean held-out energy E of each modality, `(M,)`. One that is not finite counts as risen.
+        reference: R, `(M,)`; infinity before the first look.
+        weights: w, `(M,)`; 1 before the first look.
+        decay: what a weight is multiplied by where the energy rises; 1/2 is ours.
+        floor: f, the least weight.
+
+    Returns:
+        the new weights and the new reference, `(M,)` each.
+
+    Source: ours.
+
+    Examples:
+        >>> gate_weights(torch.tensor([0.9, 1.0, 1.1]), torch.ones(3), torch.tensor([0.25, 0.25, 0.25]))
+        (tensor([1.0000, 0.2500, 0.1250]), tensor([0.9000, 1.0000, 1.1000]))
+    """
+    energies = energies.to(reference.dtype)
+    finite = energies.isfinite()
+    fallen, same = finite & (energies < reference), finite & (energies == reference)
+    shrunk = (decay * weights).clamp(min=floor)
+    new = torch.where(fallen, torch.ones_like(weights), torch.where(same, weights, shrunk))
+    return new, torch.where(finite, energies, reference)
+
+
 def descend(
     z: Tensor,
     outputs: Tensor,

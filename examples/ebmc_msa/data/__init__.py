@@ -7,18 +7,18 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from .bclstm import is_bclstm, read_bclstm
-from .check import check, described
-from .clean import Assemble, in_memory
-from .dataset import DataError, Dataset, Split, canonical, listed
-from .folder import is_folder, read_folder
-from .folds import split_off_valid
-from .gcnet import is_gcnet, read_gcnet
-from .mmsa import is_mmsa, read_mmsa
-from .mult import is_mult, read_mult
-from .npz import read_npz
-from .synthetic import synthetic
-from .unpickle import unpickle
+from ebmc_msa.data.check import check, described
+from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed
+from ebmc_msa.data.formats.bclstm import is_bclstm, read_bclstm
+from ebmc_msa.data.formats.clean import Assemble, in_memory
+from ebmc_msa.data.formats.converted import is_folder, read_folder
+from ebmc_msa.data.formats.gcnet import is_gcnet, read_gcnet
+from ebmc_msa.data.formats.mmsa import is_mmsa, read_mmsa
+from ebmc_msa.data.formats.mult import is_mult, read_mult
+from ebmc_msa.data.formats.npz import read_npz
+from ebmc_msa.data.formats.unpickle import unpickle
+from ebmc_msa.data.synthetic import synthetic
+from ebmc_msa.data.validation_split import split_off_valid
 
 __all__ = ["DataError", "Dataset", "Split", "canonical", "load", "synthetic"]
 

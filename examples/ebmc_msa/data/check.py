@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .clean import row_blocks
-from .dataset import FOLDS, DataError, Dataset, Split, listed
+from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
+from ebmc_msa.data.formats.clean import row_blocks
 
 
 def check(dataset: Dataset, *, labels: bool) -> Dataset:

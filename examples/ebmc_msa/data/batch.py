@@ -1,0 +1,113 @@
+"""What a model is told about a data set, and the batches it reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data.dataset import listed
+from modbalance.tasks import Task
+
+TASKS: dict[str, Task] = {
+    "sentiment": "gaussian",
+    "regression": "gaussian",
+    "classes": "classification",
+    "multilabel": "multilabel",
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a checkpoint must know to read data again."""
+
+    kind: str
+    dims: dict[str, int]
+    sequences: tuple[str, ...]  # modalities with a time axis
+    num_outputs: int
+    mean: float = 0.0  # of the training targets; models predict standardised ones
+    scale: float = 1.0
+    labels: tuple[str, ...] = ()  # names, of a multilabel set
+    text: dict[str, str] | None = None  # the model that reads text, if one is fine-tuned
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Spec:
+        return cls(**{**values, "sequences": tuple(values["sequences"]), "labels": tuple(values.get("labels", ()))})
+
+    @classmethod
+    def of(cls, dataset: Dataset, modalities: list[str] | None = None) -> Spec:
+        train = dataset.splits["train"]
+        names = modalities or dataset.modalities
+        dims = {name: dataset.dims[name] for name in names}
+        sequences = tuple(name for name in names if name in train.lengths)
+        text = dataset.text if "text" in names else None
+        if dataset.kind in ("classes", "multilabel"):
+            return cls(dataset.kind, dims, sequences, dataset.classes, labels=dataset.labels, text=text)
+        assert train.target is not None
+        scale = train.target.std(correction=0).item() or 1.0
+        return cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale, text=text)
+
+    def check(self, dataset: Dataset, where: str) -> None:
+        """Whether a model of this spec can read `dataset`; modalities may lack, others are not looked at."""
+        if dataset.kind is not None and dataset.kind != self.kind:
+            raise DataError(
+                f"{where}: the data are {dataset.kind}, expected {self.kind} as in training; pass data of that kind."
+            )
+        if dataset.classes > self.num_outputs:
+            raise DataError(
+                f"{where}: the data have {dataset.classes} classes, expected at most {self.num_outputs} as in "
+                "training; pass the data it was made for."
+            )
+        if dataset.kind == "multilabel" and dataset.labels != self.labels:
+            raise DataError(
+                f"{where}: the data are labelled {listed(dataset.labels)}, expected {listed(self.labels)} as in "
+                "training; pass the data it was made for."
+            )
+        shared = [name for name in self.dims if name in dataset.dims]
+        if not shared:
+            raise DataError(
+                f"{where}: the data have {dataset.modalities}, expected some of {list(self.dims)} as in training; "
+                "pass the data it was made for."
+            )
+        for name in shared:
+            if dataset.dims[name] != self.dims[name]:
+                raise DataError(
+                    f"{where}: {name} has {dataset.dims[name]} features, expected {self.dims[name]} as in training; "
+                    "extract it with the same encoder."
+                )
+            if (name in next(iter(dataset.splits.values())).lengths) != (name in self.sequences):
+                raise DataError(
+                    f"{where}: {name} comes {'pooled' if name in self.sequences else 'as sequences'}, expected it "
+                    f"{'as sequences' if name in self.sequences else 'pooled'} as in training; pass the same layout."
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    features: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    present: dict[str, Tensor]
+    target: Tensor | None  # standardised for both regressions
+
+    def __len__(self) -> int:
+        return len(next(iter(self.present.values())))
+
+    def rows(self, rows: Tensor | slice) -> Batch:
+        return Batch(
+            {k: v[rows] for k, v in self.features.items()},
+            {k: v[rows] for k, v in self.lengths.items()},
+            {k: v[rows] for k, v in self.present.items()},
+            None if self.target is None else self.target[rows],
+        )
+
+    def showing(self, present: dict[str, Tensor]) -> Batch:
+        return Batch(self.features, self.lengths, present, self.target)

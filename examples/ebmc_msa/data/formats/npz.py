@@ -1,0 +1,196 @@
+"""Our own layout, for any field and any number of modalities: one .npz without pickled objects.
+
+`x_<modality>` (N, D), or (N, T, D) with `length_<modality>` (N,); `y` (integers: classes, floats:
+regression; integers (N, C): C labels that hold, 1, or not, 0, named by `labels` (C,)); `split` (0 train,
+1 valid, 2 test); optional `present_<modality>`, `id`, `task`, `group`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Kind, Split, canonical, listed, scalars
+from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.npy import read_npy
+
+_PLAIN = ("y", "split", "id", "task", "group", "labels")
+_MOST_UNPACKED = 2**28  # bytes, and 200 times the file: zeros compress well
+_TASKS = ("sentiment", "classes", "multilabel", "regression")
+
+
+def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
+    fields = _fields(path)
+    names = canonical(key[2:] for key in fields if key.startswith("x_"))
+    _check_names(path, fields, names)
+    rows = {key: np.shape(value)[:1] for key, value in fields.items() if key not in ("task", "labels")}
+    if len(set(rows.values())) > 1 or () in rows.values():
+        counts = listed(f"{key} {shape[0] if shape else 'a scalar'}" for key, shape in rows.items())
+        raise DataError(
+            f"{path}: the fields differ in rows ({counts}), expected one row per utterance in each; "
+            "write them from the same list of utterances."
+        )
+    kind, classes, target = _target(path, fields, labels)
+    label_names = _label_names(path, fields, classes) if kind == "multilabel" else ()
+    split = _split(path, fields, len(fields[f"x_{names[0]}"]), labels)
+    for name in names:
+        if fields[f"x_{name}"].ndim == 3 and f"length_{name}" not in fields:
+            raise DataError(
+                f"{path}: x_{name} has shape {fields[f'x_{name}'].shape} and comes without length_{name}, "
+                f"expected the valid frames of each row; add length_{name} of shape (N,), T everywhere if "
+                "nothing is padded."
+            )
+    ids = scalars(str(path), "id", fields.get("id", range(len(split))))
+    group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
+    # whether a fold may be missing is decided for all layouts alike
+    rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
+    modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
+    for name in names:
+        x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
+        present = _present(path, name, fields.get(f"present_{name}"))
+        for fold, rows in rows_of.items():
+            modalities[fold][name] = clean(
+                f"{path}[{fold!r}]: x_{name}",
+                x if len(rows) == len(split) else x[rows],
+                lengths=None if lengths is None else lengths[rows],
+                present=None if present is None else present[rows],
+                ids=[ids[i] for i in rows],
+                assemble=assemble,
+            )
+        del x
+    splits = {
+        fold: Split(
+            {name: m.features for name, m in modalities[fold].items()},
+            {name: m.lengths for name, m in modalities[fold].items() if m.lengths is not None},
+            {name: m.present for name, m in modalities[fold].items()},
+            None if target is None else target[rows],
+            [ids[i] for i in rows],
+            None if group is None else [group[i] for i in rows],
+        )
+        for fold, rows in rows_of.items()
+    }
+    return Dataset(path.stem, kind, classes, splits, ".npz layout", label_names)
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """All arrays, of which only those with a known name are read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+            names = canonical(key[2:] for key in members if key.startswith("x_"))
+            _check_names(path, members, names)
+            unpacked = sum(info.file_size for info in members.values())
+            if unpacked > _MOST_UNPACKED + 200 * path.stat().st_size:
+                raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members.values()):
+                raise ValueError("it is compressed in a way that numpy does not write")
+            fields = {}
+            for key, info in members.items():
+                with file.open(info) as member:
+                    fields[key] = read_npy(member, info.file_size)
+            return fields
+    except DataError:
+        raise
+    except Exception as error:  # a corrupt zip can fail in any way; all of them mean the same to the user
+        raise DataError(
+            f"{path}: cannot be read ({error}), expected a whole .npz of plain arrays; write it with "
+            "numpy.savez and turn lists of unequal length or objects into padded arrays and strings."
+        ) from error
+
+
+def _check_names(path: Path, fields: Iterable[str], names: list[str]) -> None:
+    if not names:
+        raise DataError(
+            f"{path}: holds {listed(fields)}, expected at least one x_<modality>; name the features x_text, "
+            "x_audio, …"
+        )
+    known = [*_PLAIN, *(f"{part}_{name}" for name in names for part in ("x", "length", "present"))]
+    for key in fields:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise DataError(
+                f"{path}: unknown field {key!r}, expected {listed(known, 20)}; "
+                + (f"rename it to {near[0]!r}, or remove it." if near else "rename or remove it.")
+            )
+
+
+def _target(path: Path, fields: dict[str, Any], labels: bool) -> tuple[Kind | None, int, Tensor | None]:
+    task = str(fields["task"])[:40] if "task" in fields else None
+    if task is not None and task not in _TASKS:
+        raise DataError(f"{path}: task is {task!r}, expected one of {listed(_TASKS)}; correct or remove it.")
+    if "y" not in fields:
+        if labels:
+            raise DataError(
+                f"{path}: no field y, expected labels (integers: classes, floats: regression); add y, or use "
+                "the file for prediction only."
+            )
+        return task, 0 if task in ("classes", "multilabel") else 1, None  # type: ignore[return-value]
+    y = fields["y"]
+    if y.ndim == 2 and y.shape[1] > 1 and (task == "multilabel" or (task is None and y.dtype.kind in "iub")):
+        if y.dtype.kind not in "fiub":
+            raise DataError(f"{path}: y has dtype {y.dtype}, expected 0 or 1 for each label; recode it.")
+        return "multilabel", y.shape[1], _floats(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or y.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path}: y has shape {y.shape} and dtype {y.dtype}, expected numbers (N,), or integers (N, C) for C "
+            "labels that hold or not; write one label per row, classes as integers."
+        )
+    if task == "multilabel":
+        raise DataError(f"{path}: y has shape {y.shape} for task 'multilabel', expected (N, C); correct one of them.")
+    integers = y.dtype.kind in "iub"
+    if task == "classes" and not integers:
+        raise DataError(
+            f"{path}: y has dtype {y.dtype} for task 'classes', expected integers; cast y, or set task to "
+            "'regression'."
+        )
+    if integers and task in (None, "classes"):
+        return "classes", int(y.max(initial=0)) + 1, torch.from_numpy(y.astype(np.int64))
+    return task or "regression", 1, _floats(y)  # type: ignore[return-value]
+
+
+def _floats(y: np.ndarray[Any, Any]) -> Tensor:
+    with np.errstate(over="ignore"):  # what is infinite then is reported as such
+        return torch.from_numpy(y.astype(np.float32))
+
+
+def _label_names(path: Path, fields: dict[str, Any], classes: int) -> tuple[str, ...]:
+    names = tuple(scalars(str(path), "labels", fields.get("labels", range(classes))))
+    if len(set(names)) != classes:
+        raise DataError(
+            f"{path}: labels names {listed(names)}, expected {classes} names, one per column of y; correct it."
+        )
+    return names
+
+
+def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.ndarray[Any, Any]:
+    if "split" in fields:
+        split = fields["split"]
+    elif not labels:  # prediction: every row is to be predicted
+        split = np.full(rows, 2)
+    else:
+        raise DataError(f"{path}: no field split, expected 0 (train), 1 (valid) or 2 (test) for each row; add it.")
+    if split.ndim != 1 or split.dtype.kind not in "iu" or not np.isin(split, (0, 1, 2)).all():
+        raise DataError(
+            f"{path}: split has shape {split.shape}, dtype {split.dtype} and values "
+            f"{listed(np.unique(split))}, expected integers (N,), 0 (train), 1 (valid) or 2 (test); recode "
+            "it."
+        )
+    return split
+
+
+def _present(path: Path, name: str, values: Any) -> Any:
+    if values is not None and not np.isin(values, (0, 1)).all():
+        raise DataError(
+            f"{path}: present_{name} holds {listed(np.unique(values))}, expected booleans; write True where "
+            "the modality was recorded."
+        )
+    return values

@@ -1,0 +1,207 @@
+"""Training: one stage, and the one or two stages of a model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.missing import random_drop
+from ebmc_msa.data.split import Fold, said_of, shuffled
+from ebmc_msa.evaluation.scores import measure, score, worth
+from ebmc_msa.model.concat import Concat, Prediction, scales
+from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.settings import Settings
+from ebmc_msa.model.text_encoder import parameter_groups
+from ebmc_msa.training.distributed import from_first, parallel, rank, share
+from modbalance import distributed
+from modbalance.diagnostics import gradient_norms, shares
+
+Progress = Callable[[str, int, dict[str, Any]], None]
+Save = Callable[[dict[str, Any]], None]
+
+
+class Stage(NamedTuple):
+    name: str  # enhance, balance or joint, or train for a plain model
+    epochs: int
+    history: list[dict[str, Any]]
+    seconds: float
+    step_ms: float
+    epoch: int  # the one selected
+
+
+def train(
+    model: EBMC | Concat,
+    train: Fold,
+    valid: Fold,
+    settings: Settings,
+    seed: int,
+    progress: Progress,
+    *,
+    save: Save | None = None,
+    state: dict[str, Any] | None = None,
+) -> tuple[list[Stage], EBMC | None]:
+    """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing.
+
+    After each epoch `save` is given all that the next one depends on. With that as `state`, and the model as it is
+    first built, training goes on from there to the same bits.
+    """
+    first, second = settings.stage1_epochs, settings.stage2_epochs
+    plan = {"train": first + second}
+    if isinstance(model, EBMC):
+        names = settings.order.split("-")
+        plan = dict(zip(names, (first, second), strict=True)) if len(names) == 2 else {names[0]: first + second}
+    stages, before = [], None
+    if state is None:
+        for name, encoder in model.encoders.items():
+            encoder.standardise(train.frames(name))
+    else:
+        stages = [Stage(**stage) for stage in state["stages"]]
+        if state["before"] is not None:
+            before = copy.deepcopy(model)
+            before.load_state_dict(state["before"])
+        model.load_state_dict(state["model"])
+        model.paths = state["paths"]
+
+    def keep(running: dict[str, Any]) -> None:
+        if save is not None:
+            earlier = None if before is None else before.state_dict()
+            done = [stage._asdict() for stage in stages]
+            paths = getattr(model, "paths", {})
+            save({"stages": done, "before": earlier, "model": model.state_dict(), "paths": paths, **running})
+
+    for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
+        if place and before is None:
+            if not epochs:
+                return stages, copy.deepcopy(model)
+            before = model.start_balancing(train, valid)
+        stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
+        state = None
+    if isinstance(model, EBMC):
+        if before is None:
+            before = model.start_balancing(train, valid)
+        model.settle(valid)
+    return stages, before
+
+
+def run_stage(
+    name: str,
+    model: EBMC | Concat,
+    train: Fold,
+    valid: Fold,
+    settings: Settings,
+    epochs: int,
+    seed: int,
+    progress: Progress,
+    save: Save,
+    state: dict[str, Any] | None,
+) -> Stage:
+    """Train with early stopping; the model ends at the epoch that is best on validation."""
+    step = parallel(model)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    history: list[dict[str, Any]] = []
+    best = copy.deepcopy(model.state_dict())
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        history, best = state["history"], state["best"]
+    while len(history) < epochs and len(history) - _best(model, history) < settings.patience:
+        tick, epoch = time.perf_counter(), len(history) + 1
+        # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
+        # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
+        alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
+        own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
+        torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
+        entry = _epoch(model, step, optimizer, train, settings, alike, own)
+        metrics = from_first(lambda: measure(model, valid))
+        if isinstance(model, EBMC) and not (model.teachers or "imtd" in settings.without):
+            watch(model, valid)
+        history.append(
+            {
+                **entry,
+                "stage": name,
+                "epoch": epoch,
+                "valid": metrics,
+                "selected": False,
+                "seconds": time.perf_counter() - tick,
+            }
+        )
+        if _best(model, history) == epoch:
+            best = copy.deepcopy(model.state_dict())
+        save({"optimizer": optimizer.state_dict(), "history": history, "best": best})
+        progress(name, epoch, history[-1])
+    if history:
+        model.load_state_dict(best)
+        history[_best(model, history) - 1]["selected"] = True
+    seconds, steps = sum(entry["seconds"] for entry in history), len(history) * -(-len(train) // settings.batch_size)
+    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
+
+
+def _best(model: EBMC | Concat, history: list[dict[str, Any]]) -> int:
+    """The first of the epochs that are best on validation, counted from 1; 0 before any."""
+    scores = [score(model.spec.kind, entry["valid"]) for entry in history]
+    return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _draw(*what: int | str) -> int:
+    """A seed for what is named."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
+
+
+@torch.no_grad()
+def watch(model: EBMC, valid: Fold) -> None:
+    """Keep each unimodal path as it is at its own best epoch: they are not at their best together."""
+    model.eval()
+    for name in model.spec.dims:
+        path, here = model.path(name), valid.keep(valid.present[name])
+        if len(here):
+            said = said_of(here, lambda b, path=path, name=name: path(b.features[name], b.lengths.get(name)))
+            now = worth(model.spec, *said)
+            if name not in model.paths or now > model.paths[name][0]:
+                model.paths[name] = (now, copy.deepcopy(path.state_dict()))
+
+
+def _epoch(
+    model: EBMC | Concat,
+    step: Callable[[Batch], Prediction],
+    optimizer: torch.optim.Optimizer,
+    train: Fold,
+    settings: Settings,
+    alike: torch.Generator,
+    own: torch.Generator,
+) -> dict[str, Any]:
+    model.train()
+    sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
+    deviations = scales(model.encoders)
+    batches = shuffled(train, settings.batch_size, alike)
+    for rows in batches:
+        batch, present = train.rows(share(rows)), train.presence(rows)
+        if settings.modality_dropout:
+            present = random_drop(present, settings.modality_dropout, alike)
+        batch = batch.showing({name: share(here) for name, here in present.items()})
+        if settings.corruption:
+            batch = spoil(batch, deviations, settings.corruption, own)
+        out = step(batch)
+        optimizer.zero_grad()
+        # Some balancers change gradients rather than the loss.
+        model.backward(out) if hasattr(model, "backward") else out.loss.backward()
+        _add(sums["gradient"], gradient_norms(model.encoders))
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        _add(sums["train"], out.terms)
+        _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
+    means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
+    return {**means, "gradient": shares(means["gradient"])}
+
+
+def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        total[name] = total.get(name, 0.0) + value.detach()
