@@ -118,7 +118,7 @@ class EnergyCoordinator(nn.Module):
         >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}
         >>> out = balance(features, torch.arange(6) % 3)
         >>> sorted(out.scalars()), out.energy["audio"].shape
-        (['descent', 'fit', 'gap', 'loss', 'penalty', 'weight/audio', 'weight/video'], torch.Size([6]))
+        (['descent', 'fit', 'gap', 'loss', 'penalty'], torch.Size([6]))
     """
 
     class_weight: Tensor | None
@@ -194,7 +194,7 @@ class EnergyCoordinator(nn.Module):
         sync = self.training and self.sync
         if self.training and target is not None:
             self.gate.close(sync)
-        given, features = features, self.gate.scale(features, list(self.dims))
+        given, features = features, self.gate.scale(features, self.dims)
         fused = None
         if uncertainty is None and processes(sync) is None:
             fused = self._fused(problem, features, masks if present else None)
@@ -219,7 +219,7 @@ class EnergyCoordinator(nn.Module):
             fit,
             absent_like(energies, self.dims),
             self._descended(given, masks, problem),
-            dict(zip(self.dims, self.gate.weight.clone().unbind(), strict=True)),
+            self.gate.weights(self.dims),
         )
 
     @torch.no_grad()
