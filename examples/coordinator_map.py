@@ -13,7 +13,6 @@ import argparse
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,28 +24,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ebmc_msa.data import DataError, load
+from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Case, Folds, cases, folds
+from ebmc_msa.data import DataError
 from ebmc_msa.paired import interval
-from modbalance.functional import gate_weights
+from modbalance.functional import GateState, gate_weights
 
-NOISES = ("0", "1 weak", "3 weak", "1 strong", "3 strong", "1 both", "3 both")  # in standard deviations
-FEW = ("0", "3 weak", "3 strong", "1 both")
-# Views from weak to strong. The rule was found on the cases of the first group; the second was run once, afterwards.
-TUNING = {
-    **{"zer+kar": NOISES, "fou+fac": NOISES, "zer+fou+fac": FEW, "ravdess": "0", "mosi_overfit_vision": "0"},
-    **{"synthetic 0": "0", "synthetic 0.5": "0", "synthetic 1": "0"},  # 0: balanced, 1: one modality knows everything
-}
-CONFIRMATION = {
-    **{"mor+pix": NOISES, "fou+kar": NOISES, "mor+kar+pix": FEW, "iemocap": "0", "mosi": "0"},
-    **{"synthetic 0.25": "0", "synthetic 0.75": "0"},
-}
-WIDTH, BATCH, OBSERVED, SCORED = 64, 64, 1, 2
-
-
-class Case(NamedTuple):
-    data: str
-    noise: str
-    optimizer: str  # sgd or adam
+WIDTH, BATCH = 64, 64
 
 
 class Arm(NamedTuple):
@@ -60,12 +43,6 @@ class Arm(NamedTuple):
     gate: float = 0.0  # 1: with `observe`
 
 
-class Folds(NamedTuple):
-    x: dict[str, Tensor]
-    y: Tensor
-    split: Tensor  # 0 train, OBSERVED, SCORED, 3 unused
-
-
 # Every combination of the parts that the default could have been made of, and the default.
 ARMS = {
     "joint": Arm(descent=0.0),
@@ -76,74 +53,6 @@ ARMS = {
     "+ all three": Arm(alpha=0.1, delta=0.1, pull=1.0),
     "paper's gap": Arm(alpha=0.1, delta=0.1, paper=1.0),
 }
-
-
-def cases(names: dict[str, Sequence[str]]) -> list[Case]:
-    return [Case(*case) for name, noises in names.items() for case in product([name], noises, ("sgd", "adam"))]
-
-
-def read(folder: Path, name: str) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-    """Features by modality, classes, split (0 train, 1 validation, 2 test) and group of each sample."""
-    if "+" in name or name == "ravdess":
-        content = np.load(folder / ("mfeat/mfeat.npz" if "+" in name else "ravdess/ravdess.npz"))
-        views = name.split("+") if "+" in name else [key[2:] for key in content.files if key.startswith("x_")]
-        y, split, group = (torch.tensor(content[key]).long() for key in ("y", "split", "group"))
-        return {view: torch.tensor(content[f"x_{view}"]).float() for view in views}, y, split, group
-    splits = [load(folder / name).splits[fold] for fold in ("train", "valid", "test")]
-    x = {m: torch.cat([_pooled(s.features[m].float(), s.lengths.get(m)) for s in splits]) for m in splits[0].features}
-    y = torch.cat([s.target if s.target.dtype == torch.int64 else (s.target >= 0).long() for s in splits])
-    groups = [group for s in splits for group in s.group or s.id]
-    group = torch.tensor(np.unique(groups, return_inverse=True)[1])
-    return x, y, torch.cat([torch.full((len(s),), fold) for fold, s in enumerate(splits)]), group
-
-
-def _pooled(x: Tensor, lengths: Tensor | None) -> Tensor:
-    if x.dim() == 2:
-        return x
-    frames = torch.arange(x.shape[1]) < lengths[:, None]
-    return (x * frames[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
-
-
-def synthetic(imbalance: float, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Six classes in two modalities of 30 Gaussian features; the weak one has `1 - imbalance` of the signal."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(6, (2000,), generator=generator)
-    split = torch.tensor([0] * 800 + [OBSERVED] * 200 + [SCORED] * 1000)
-    signal = {"weak": 0.5 * (1 - imbalance), "strong": 0.5}
-    x = {}
-    for name, size in signal.items():
-        x[name] = size * torch.randn(6, 30, generator=generator)[y] + torch.randn(2000, 30, generator=generator)
-    return x, y, split
-
-
-def folds(folder: Path, case: Case, test: bool) -> Folds:
-    """Standardised, noisy features. Without `test` the test fold is left alone and the others are cut anew."""
-    if case.data.startswith("synthetic"):
-        x, y, split = synthetic(float(case.data.split()[1]), seed=8 if test else 7)
-    else:
-        x, y, split, group = read(folder, case.data)
-        if not test:
-            recut = "+" in case.data or case.data == "ravdess"
-            split = developed(split, torch.arange(len(y)) if "+" in case.data else group, recut)
-    train, (size, _, where) = split == 0, case.noise.partition(" ")
-    for place, (name, z) in enumerate(x.items()):
-        z = ((z - z[train].mean(0)) / z[train].std(0).clamp(min=1e-6)).clamp(-20, 20)
-        if where == "both" or (where, place) in (("weak", 0), ("strong", len(x) - 1)):
-            z = z + float(size) * torch.randn(z.shape, generator=torch.Generator().manual_seed(place))
-        x[name] = z
-    return Folds(x, y, split)
-
-
-def developed(split: Tensor, group: Tensor, recut: bool) -> Tensor:
-    """Three folds without the test fold, by whole groups: all cut anew, or the validation fold in two."""
-    old = split < 2 if recut else split == 1
-    groups = group[old].unique()
-    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(12345))]
-    shares = (4 / 7, 5 / 7) if recut else (0, 1 / 2)
-    new = torch.where(split == 0, 0, 3) if not recut else torch.full_like(split, 3)
-    for fold, part in enumerate(groups.tensor_split([int(share * len(groups)) for share in shares])):
-        new[torch.isin(group, part) & old] = fold
-    return new
 
 
 class Batched:
@@ -224,20 +133,112 @@ def train(data: Folds, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str
     )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     rows, observed, scored = ((data.split == fold).nonzero()[:, 0] for fold in (0, OBSERVED, SCORED))
-    gate, reference = torch.ones(len(data.x), len(columns["gate"])), torch.full((1,), torch.inf)
+    unseen = torch.full((len(data.x), len(columns["gate"])), torch.inf)
+    state, gated = GateState(torch.ones_like(unseen), unseen, unseen), columns["gate"] > 0
     for _ in range(epochs):
         order = torch.stack([rows[torch.randperm(len(rows), generator=g)] for g in generators])
         for batch in order.split(BATCH, 1):
             z, target = models.encode(batch), hot[batch].repeat(len(arms), 1, 1)
-            loss = cross_entropy(models.outputs(z), target).sum() + coordination(models, z, target, columns, gate)
+            loss = cross_entropy(models.outputs(z), target).sum() + coordination(
+                models, z, target, columns, state.weight
+            )
             steps.zero_grad()
             loss.backward()
             steps.step()
         with torch.no_grad():
             weight, bias = models.probe()
             held_out = cross_entropy(models.encode(observed.expand(len(seeds), -1)) @ weight + bias, hot[observed])
-            moved, reference = gate_weights(held_out, reference.expand_as(held_out), gate)
-            gate = torch.where(columns["gate"] > 0, moved, gate)
+            state = gate_weights(held_out, state)
+            state = state._replace(weight=torch.where(gated, state.weight, 1.0))
     with torch.no_grad():
         answers = models.outputs(models.encode(scored.expand(len(seeds), -1))).argmax(-1)
     return (answers == data.y[scored]).view(len(arms), len(seeds), -1).numpy()
+
+
+def scores(args: argparse.Namespace, case: Case) -> dict[str, np.ndarray]:
+    """100 where an arm is right and 0 where not, `(seeds, rows)` by arm; trains what the folder has not got yet."""
+    fold = "test" if args.test else "development"
+    files = {a: args.out / "_".join([fold, *case, a, *map(str, args.seeds)]).replace(" ", "-") for a in args.arms}
+    files = {arm: file.with_name(f"{file.name}.npy") for arm, file in files.items()}
+    todo = [arm for arm, file in files.items() if not file.exists()]
+    if todo:
+        data = folds(args.data, case, args.test)
+        for part in (todo[i : i + args.together] for i in range(0, len(todo), args.together)):
+            right = train(data, [ARMS[arm] for arm in part], args.seeds, case.optimizer, args.epochs)
+            for arm, x in zip(part, right, strict=True):
+                np.save(files[arm], x)
+    return {arm: 100.0 * np.load(file) for arm, file in files.items()}
+
+
+def table(found: dict[Case, dict[str, np.ndarray]]) -> Iterator[dict[str, object]]:
+    """A row for each case and arm; intervals of differences hold for all cases at once (Bonferroni)."""
+    level = 1 - 0.05 / len(found)
+    for case, arms in found.items():
+        for arm, x in arms.items():
+            row = {**case._asdict(), "group": "tuning" if case.data in TUNING else "confirmation", "arm": arm}
+            row |= {"mean": x.mean(), "std": x.mean(1).std(ddof=1) if len(x) > 1 else 0.0}
+            for control in (c for c in list(ARMS)[:2] if c in arms):
+                low_high = interval(x - arms[control], level=level, draws=10000)
+                row |= dict(zip([f"minus {control}", f"{control} low", f"{control} high"], low_high, strict=True))
+            yield {key: round(x, 2) if isinstance(x, float) else x for key, x in row.items()}
+
+
+def draw(found: dict[Case, dict[str, np.ndarray]]) -> Figure:
+    """Accuracy less that of the better of joint training and unimodal losses: a row a case, a column an arm."""
+    rows = list(dict.fromkeys(case[:2] for case in found))
+    arms = list(next(iter(found.values())))
+    figure = Figure(figsize=(2.6 + 0.84 * len(arms), 1.6 + 0.19 * len(rows)), layout="constrained")
+    for axes, optimizer in zip(figure.subplots(1, 2, sharey=True), ("sgd", "adam"), strict=True):
+        means = [[found[Case(*row, optimizer)][arm].mean() for arm in arms] for row in rows]
+        gains = np.array(means) - np.max([[x[arms.index(c)] for c in list(ARMS)[:2]] for x in means], 1)[:, None]
+        picture = axes.imshow(gains, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+        for (i, j), gain in np.ndenumerate(gains):
+            axes.text(j, i, f"{gain:+.1f}", ha="center", va="center", fontsize=6, color="w" if abs(gain) > 2 else "k")
+        axes.set_xticks(range(len(arms)), arms, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+        axes.set_yticks(range(len(rows)), [f"{data}, noise {noise}" for data, noise in rows], fontsize=7)
+        axes.set_title("SGD" if optimizer == "sgd" else "Adam", fontsize=10)
+        axes.tick_params(length=0)
+        axes.hlines(
+            [i - 0.5 for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]], -0.5, len(arms) - 0.5, "k", lw=0.8
+        )
+    figure.colorbar(
+        picture, ax=figure.axes, label="points above the better of joint and unimodal", shrink=0.4, extend="both"
+    )
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of what was trained, map.csv and map.png")
+    parser.add_argument(
+        "--only", nargs="+", metavar="DATA", help="of the data sets: " + ", ".join(TUNING | CONFIRMATION)
+    )
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1111, 1112, 1113])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--test", action="store_true", help="score the test folds, once everything is settled")
+    parser.add_argument("--together", type=int, default=4, help="arms trained at once (4)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for case in cases(TUNING | CONFIRMATION):
+        if args.only and case.data not in args.only:
+            continue
+        try:
+            found[case] = scores(args, case)
+        except (FileNotFoundError, DataError) as missing:
+            print(f"left out: {case.data}, {missing}")
+            continue
+        print(*case, *(f"{arm} {x.mean():.1f}" for arm, x in found[case].items()), sep="  ", flush=True)
+    rows = list(table(found))
+    with (args.out / "map.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(found).savefig(args.out / "map.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()

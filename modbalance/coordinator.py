@@ -211,6 +211,8 @@ class EnergyCoordinator(nn.Module):
             energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync)
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
+        if self.gate.active and target is not None:
+            loss = loss + self._kept(problem, given, masks, sync)
         return CoordinatorOutput(
             loss,
             gap,
@@ -257,6 +259,16 @@ class EnergyCoordinator(nn.Module):
         return Problem.of(
             self.task, self.alpha, self.beta, gamma, self.temperature, self.normalize, target, self.class_weight
         )
+
+    def _kept(self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync) -> Tensor:
+        """A zero with the gradient that the gate took from the features' size, which it is not to touch."""
+        z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
+        sizes = [problem.norm_weight(x.shape[1]) * upcast(x).square().sum(-1) for x in z.values()]
+        (size,) = reduce([masked_sum(torch.stack(sizes), mask, dim=1)], sync)
+        weights = self.gate.weights(self.dims)
+        lost = 1 - torch.stack([weights[name] for name in z])
+        kept = self.descent * (lost * size.mean()).sum()
+        return kept - kept.detach()
 
     def _rows(
         self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]

@@ -202,6 +202,9 @@ def observed(group):
                 features = {name: x[rows] for name, x in whole.features.items()}
                 rig.component.observe(features, whole.target[rows], present)
             rig(*whole)
+        want, got = (outcome(rig, *whole).features for rig in (alone, together))
+        for name, x in got.items():
+            near(x, want[name], 1e-12, name)
         gates = alone.component.gate, together.component.gate
         assert gates[0].weight.tolist() == gates[1].weight.tolist()
         near(gates[1].lowest, gates[0].lowest, 1e-12, "lowest")

@@ -90,8 +90,9 @@ def cut(batch, rows):
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("gap", ["pull", None])
 @each_task
-def test_gradients_of_the_features_are_multiplied_and_nothing_else_changes(task, gap, joint):
-    plain = make(task, gap=gap, joint=joint, gamma=0.3)
+def test_what_labels_do_to_features_is_multiplied_and_nothing_else_changes(task, gap, joint):
+    """Gap, penalty, loss and uncertainty; the descent of the features' size, values and heads stay."""
+    plain = make(task, gap=gap, joint=joint, gamma=0.3, alpha=0.2, descent=0.7)
     gated = observed(copy.deepcopy(plain), [1.0, 1.0, 1.0], [2.0, 0.5, 2.0], [3.0, 0.4, 0.9])
     assert gated.gate.weight.tolist() == [0.25, 1.0, 1.0]
     batch = make_batch(task, presence="some")
@@ -102,7 +103,9 @@ def test_gradients_of_the_features_are_multiplied_and_nothing_else_changes(task,
         results[-1].loss.backward()
     torch.testing.assert_close(results[0].loss, results[1].loss, rtol=0, atol=0)
     for (name, x), y, weight in zip(inputs[0].items(), inputs[1].values(), (0.25, 1.0, 1.0), strict=True):
-        torch.testing.assert_close(y.grad, weight * x.grad, msg=name)
+        here = batch.present[name][:, None]
+        size = 0.7 * 0.2 * torch.where(here, 2 * batch.features[name], 0.0) / DIMS[name] / here.sum()
+        torch.testing.assert_close(y.grad, weight * (x.grad - size) + size, msg=name)
         assert results[1].features[name] is y
     for x, y in zip(plain.heads.parameters(), gated.heads.parameters(), strict=True):
         torch.testing.assert_close(y.grad, x.grad)
