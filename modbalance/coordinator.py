@@ -119,7 +119,7 @@ class EnergyCoordinator(Balancer):
         >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}
         >>> out = balance(features, torch.arange(6) % 3)
         >>> sorted(out.scalars()), out.energy["audio"].shape
-        (['descent', 'fit', 'gap', 'loss', 'penalty', 'weight/audio', 'weight/video'], torch.Size([6]))
+        (['descent', 'fit', 'gap', 'loss', 'penalty'], torch.Size([6]))
     """
 
     class_weight: Tensor | None
@@ -195,7 +195,7 @@ class EnergyCoordinator(Balancer):
         sync = self.training and self.sync
         if self.training and target is not None:
             self.gate.close(sync)
-        given, features = features, self.gate.scale(features, list(self.dims))
+        given, features = features, self.gate.scale(features, self.dims)
         plain = self._by_weights()
         fused = None
         if plain and uncertainty is None and processes(sync) is None:
@@ -213,6 +213,8 @@ class EnergyCoordinator(Balancer):
             energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync, plain)
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
+        if self.gate.active and target is not None:
+            loss = loss + self._kept(problem, given, masks, sync)
         check_loss("EnergyCoordinator", loss, features)
         if target is not None:
             self._training_check.count("EnergyCoordinator", self, features)
@@ -224,7 +226,7 @@ class EnergyCoordinator(Balancer):
             fit,
             absent_like(energies, self.dims),
             self._descended(given, masks, problem, plain),
-            dict(zip(self.dims, self.gate.weight.clone().unbind(), strict=True)),
+            self.gate.weights(self.dims),
         )
 
     @torch.no_grad()
@@ -290,6 +292,18 @@ class EnergyCoordinator(Balancer):
             )
             self._say_route = False
         return False
+
+    def _kept(
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync
+    ) -> Tensor:
+        """A zero with the gradient that the gate took from the features' size, which it is not to touch."""
+        z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
+        sizes = [problem.norm_weight(x.shape[1]) * upcast(x).square().sum(-1) for x in z.values()]
+        (size,) = reduce([masked_sum(torch.stack(sizes), mask, dim=1)], sync)
+        weights = self.gate.weights(self.dims)
+        lost = 1 - torch.stack([weights[name] for name in z])
+        kept = self.descent * (lost * size.mean()).sum()
+        return kept - kept.detach()
 
     def _rows(
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
