@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.dataset import listed
+from ebmc_msa.data.task import MOSI
 from modbalance.tasks import Task
 
 TASKS: dict[str, Task] = {
@@ -31,6 +32,7 @@ class Spec:
     scale: float = 1.0
     labels: tuple[str, ...] = ()  # names, of a multilabel set
     text: dict[str, str] | None = None  # the model that reads text, if one is fine-tuned
+    range: tuple[float, float] | None = None  # of sentiment
 
     @property
     def task(self) -> Task:
@@ -41,7 +43,8 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
-        return cls(**{**values, "sequences": tuple(values["sequences"]), "labels": tuple(values.get("labels", ()))})
+        tuples = {name: tuple(values.get(name, ())) for name in ("sequences", "labels")}
+        return cls(**{**values, **tuples, "range": tuple(values["range"]) if values.get("range") else None})
 
     @classmethod
     def of(cls, dataset: Dataset, modalities: list[str] | None = None) -> Spec:
@@ -54,13 +57,20 @@ class Spec:
             return cls(dataset.kind, dims, sequences, dataset.classes, labels=dataset.labels, text=text)
         assert train.target is not None
         scale = train.target.std(correction=0).item() or 1.0
-        return cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale, text=text)
+        mean = train.target.mean().item()
+        return cls(dataset.kind, dims, sequences, 1, mean, scale, text=text, range=dataset.range)
 
     def check(self, dataset: Dataset, where: str) -> None:
         """Whether a model of this spec can read `dataset`; modalities may lack, others are not looked at."""
         if dataset.kind is not None and dataset.kind != self.kind:
             raise DataError(
                 f"{where}: the data are {dataset.kind}, expected {self.kind} as in training; pass data of that kind."
+            )
+        if dataset.kind == "sentiment" and (dataset.range or MOSI) != (self.range or MOSI):
+            (low, high), (lowest, highest) = dataset.range or MOSI, self.range or MOSI
+            raise DataError(
+                f"{where}: the data have sentiment from {low:g} to {high:g}, expected {lowest:g} to {highest:g} as "
+                f"in training; pass --range {lowest:g} {highest:g} if that is their scale."
             )
         if dataset.classes > self.num_outputs:
             raise DataError(

@@ -30,6 +30,7 @@ class Split:
     id: list[str]
     group: list[str] | None = None  # video, conversation or speaker
     words: list[str] | Tensor | None = None  # utterances as written, or MMSA's text_bert (N, 3, T)
+    own: dict[str, Tensor] = field(default_factory=dict)  # (N,) float32, CH-SIMS's labels of single modalities
 
     def __len__(self) -> int:
         return len(self.id)
@@ -57,6 +58,7 @@ class Dataset:
     note: str = ""  # what the loader decided, for the report: layout, split off by seed, ...
     labels: tuple[str, ...] = ()  # names, of a multilabel set
     text: dict[str, str] | None = None  # the model whose token ids stand for text
+    range: tuple[float, float] | None = None  # lowest and highest sentiment
 
     @property
     def modalities(self) -> list[str]:

@@ -59,6 +59,7 @@ def _rows(split: Split, keep: torch.Tensor) -> Split:
         [split.id[i] for i in rows],
         None if split.group is None else [split.group[i] for i in rows],
         _words(split.words, keep),
+        {name: y[keep] for name, y in split.own.items()},
     )
 
 

@@ -21,6 +21,8 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     if len(run.models) == 1 or len(run.test) > 1:
         rows = {name: run.test[condition] for condition, name in run.conditions().items()}
         _print(console, f"{run.title}: which modalities are present", "present", rows, protocol(results), mark=False)
+    for sentence in run.constant():
+        console.print(f"Note: {sentence}", markup=False, highlight=False)
 
 
 def _print(

@@ -56,7 +56,8 @@ def read_folder(path: Path) -> Dataset:
                 f"{path / fold}: y has class {int(y.max())}, expected {manifest['classes']} classes; "
                 "convert the source again."
             )
-    return Dataset(manifest["name"], kind, manifest["classes"], splits, manifest["note"], labels)
+    scale = tuple(manifest["range"]) if manifest.get("range") else None
+    return Dataset(manifest["name"], kind, manifest["classes"], splits, manifest["note"], labels, range=scale)
 
 
 def verify(path: Path) -> int:
@@ -102,6 +103,7 @@ def write_folder(dataset: Dataset, path: Path) -> None:
         "kind": dataset.kind,
         "classes": dataset.classes,
         "labels": dataset.labels,
+        "range": dataset.range,
         "note": dataset.note,
         "folds": folds,
     }
@@ -171,6 +173,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     folds, kind, classes = manifest["folds"], manifest["kind"], manifest["classes"]
     if not all(isinstance(text, str) for text in texts) or kind not in _KINDS or type(classes) is not int:
         raise ValueError("name, note, labels, kind or classes are not what they should be")
+    if (scale := manifest.get("range")) is not None:
+        low, high = scale
+        if not all(type(n) in (int, float) for n in scale) or not -1e9 < low < high < 1e9:
+            raise ValueError(f"range {str(scale)[:40]}")
     if len(manifest["labels"]) != (classes if kind == "multilabel" else 0) or not 0 <= classes < 2**31:
         raise ValueError(f"{len(manifest['labels'])} labels and {classes} classes for {kind}")
     if not folds or not set(folds) <= set(FOLDS):
