@@ -16,6 +16,7 @@ from modbalance.kernels import energy_penalty, reference
 from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import (
     absent_like,
     check_dims,
@@ -181,6 +182,8 @@ class EnergyCoordinator(nn.Module):
     ) -> CoordinatorOutput:
         masks = resolve("EnergyCoordinator", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        given = {"features": features, "present": present, "target": target, "uncertainty": uncertainty}
+        check_placement("EnergyCoordinator", self, **given)
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
         if self.validate:
@@ -229,7 +232,7 @@ class EnergyCoordinator(nn.Module):
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
-        z = {name: select(x, masks[name]) for name, x in features.items()}
+        z = {name: as_parameters(select(x, masks[name]), self.heads[name]) for name, x in features.items()}
         mask = torch.stack(list(masks.values()))
         valid = labelled(self.task, problem.target, self.num_outputs, self.ignore_index)
         return z, mask if valid is None else mask & valid
@@ -343,7 +346,7 @@ class EnergyCoordinator(nn.Module):
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
         for name, x in features.items():
-            z = select(x, masks[name])
+            z = as_parameters(select(x, masks[name]), self.heads[name])
             if self._linear:
                 weight, _ = self._linear_head(name)
                 new = descend(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
 from modbalance.output import scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import (
     Sum,
     absent_like,
@@ -153,6 +154,8 @@ class ComplementaryEnhancer(nn.Module):
     ) -> EnhancerOutput:
         masks = resolve("ComplementaryEnhancer", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        given = {"features": features, "shared": shared, "private": private, "target": target}
+        check_placement("ComplementaryEnhancer", self, **given, present=present, gates=gates)
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
         shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
@@ -207,7 +210,7 @@ class ComplementaryEnhancer(nn.Module):
         for name, x in inputs.items():
             if self.training and self.noise:
                 x = x + self.noise * torch.randn_like(x)
-            enhanced[name] = select(self.generators[name](x), anything)
+            enhanced[name] = select(self.generators[name](as_parameters(x, self.generators[name])), anything)
             imputed[name] = anything & ~masks[name]
         return enhanced, imputed
 

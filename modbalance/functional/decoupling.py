@@ -11,6 +11,7 @@ from einops import einsum
 from torch import Tensor
 
 from modbalance.distributed import Sync, gather, most_rows, processes
+from modbalance.placement import without_autocast
 from modbalance.presence import Sum, masked_sum, resolve, select, stack
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, output_width, task_loss
 
@@ -55,7 +56,7 @@ def alignment_sum(
     x: Tensor, mask: Tensor, temperature: float, sync: Sync = False, max_batch: int | None = None
 ) -> Sum:
     """The loss of this process's anchors `(M, B)`, the samples of all processes being their negatives."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         anchors, candidates, known = _pairs(x, mask)
         valid = mask & known
         if processes(sync) is None:
