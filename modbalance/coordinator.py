@@ -20,6 +20,7 @@ from modbalance.kernels import energy_penalty, reference
 from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.protocol import Balancer
 from modbalance.tasks import (
@@ -263,6 +264,7 @@ class EnergyCoordinator(Balancer):
     ) -> dict[str, Tensor]:
         masks = check_inputs("EnergyCoordinator", features, present, self.dims)
         rows, width, ignored = len(next(iter(masks.values()))), self.num_outputs, self.ignore_index
+        check_placement("EnergyCoordinator", self, features=features, present=present, target=target)
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, rows, width)
         check_values("EnergyCoordinator", self.task, features, masks, target, width, ignored, self.validate)
@@ -309,7 +311,7 @@ class EnergyCoordinator(Balancer):
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
-        z = {name: select(x, masks[name]) for name, x in features.items()}
+        z = {name: as_parameters(select(x, masks[name]), self.heads[name]) for name, x in features.items()}
         mask = torch.stack(list(masks.values()))
         valid = labelled(self.task, problem.target, self.num_outputs, self.ignore_index)
         return z, mask if valid is None else mask & valid
@@ -424,7 +426,7 @@ class EnergyCoordinator(Balancer):
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
         for name, x in features.items():
-            z = select(x, masks[name])
+            z = as_parameters(select(x, masks[name]), self.heads[name])
             if plain:
                 weight, _ = self._linear_head(name)
                 new = descend(

@@ -12,6 +12,7 @@ from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.decoupling import alignment_sum, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
 from modbalance.output import scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import absent_like, select, stack, zero_of
 from modbalance.tasks import IGNORE_INDEX, Task, check_loss, check_target, check_task, check_values, output_width
 from modbalance.training_check import TrainingCheck
@@ -121,6 +122,7 @@ class SemanticDecoupler(nn.Module):
     ) -> DecouplerOutput:
         masks = check_inputs("SemanticDecoupler", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        check_placement("SemanticDecoupler", self, features=features, present=present, target=target)
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)
         check_values(
@@ -135,7 +137,7 @@ class SemanticDecoupler(nn.Module):
         )
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
-        inputs = {name: select(x, masks[name]) for name, x in features.items()}
+        inputs = {name: as_parameters(select(x, masks[name]), self.shared[name]) for name, x in features.items()}
         shared = {name: select(self.shared[name](x), masks[name]) for name, x in inputs.items()}
         private = {name: select(self.private[name](x), masks[name]) for name, x in inputs.items()}
         predictions = {name: select(self.heads[name](x), masks[name]) for name, x in private.items()}

@@ -13,6 +13,7 @@ from modbalance.checks import check_inputs, check_positive, readable
 from modbalance.distributed import Sync, reduce
 from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
 from modbalance.output import scalars
+from modbalance.placement import check_placement
 from modbalance.presence import select
 from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
 
@@ -99,6 +100,7 @@ class TrustDistiller(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
     ) -> DistillerOutput:
+        check_placement("TrustDistiller", student=student, teachers=teachers)
         weights = self.trust(teachers, variances, present, bias)
         width = output_width(self.task, self.num_outputs)
         if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
@@ -124,6 +126,7 @@ class TrustDistiller(nn.Module):
         """The weights alone, before there is a student: what fusion needs."""
         width = output_width(self.task, self.num_outputs)
         masks = check_inputs("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
+        check_placement("TrustDistiller", teachers=teachers, variances=variances, present=present, bias=bias)
         if variances is None:
             if self.task == "regression":
                 raise ValueError(

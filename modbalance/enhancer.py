@@ -12,6 +12,7 @@ from modbalance.checks import check_dims, check_inputs, check_nonnegative, check
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
 from modbalance.output import scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import MaskedSum, absent_like, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
@@ -151,6 +152,8 @@ class ComplementaryEnhancer(nn.Module):
     ) -> EnhancerOutput:
         masks = check_inputs("ComplementaryEnhancer", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        given = {"features": features, "shared": shared, "private": private, "target": target}
+        check_placement("ComplementaryEnhancer", self, **given, present=present, gates=gates)
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
         shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
@@ -208,7 +211,7 @@ class ComplementaryEnhancer(nn.Module):
         for name, x in inputs.items():
             if self.training and self.noise:
                 x = x + self.noise * torch.randn_like(x)
-            enhanced[name] = select(self.generators[name](x), anything)
+            enhanced[name] = select(self.generators[name](as_parameters(x, self.generators[name])), anything)
             imputed[name] = anything & ~masks[name]
         return enhanced, imputed
 
