@@ -11,13 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_nonnegative, check_positive
+from modbalance.checks import (
+    Presence,
+    check_device,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.heads import check_heads, linear_heads, not_plain, probe, sharded, uncompiled
 from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
 from modbalance.kernels.problem import Problem
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
@@ -36,6 +44,7 @@ from modbalance.training_check import TrainingCheck
 __all__ = ["EnergyCoordinator"]
 
 
+@no_tensor
 class CoordinatorOutput(NamedTuple):
     loss: Tensor
     gap: Tensor
@@ -179,13 +188,31 @@ class EnergyCoordinator(nn.Module):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
+        """Energies and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            target: `(B,)` class indices or `(B, C)` probabilities for classification, else `(B, C)`, or `(B,)` for
+                one regression target. None gives losses of 0 and the label-free energies.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            uncertainty: `(B,)` by modality, in place of the entropy of the own head.
+
+        Returns:
+            `loss` and its terms `gap`, `penalty`, `descent` and `fit`, scalars; `energy` `(B,)` for every modality of
+            `dims`; `features` as they came, after the label-free descent if `step` > 0.
+        """
+        features = given(features)
         masks = check_inputs("EnergyCoordinator", features, present, self.dims)
-        batch = next(iter(masks.values())).shape[0]
+        first = next(iter(features.values()))
+        batch = first.shape[0]
+        self._check_heads_device(first)
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
+            check_device("EnergyCoordinator", "target", target, first.device)
         check_values(
             "EnergyCoordinator",
             self.task,
@@ -213,7 +240,7 @@ class EnergyCoordinator(nn.Module):
         plain = self._by_weights()
         fused = None
         if plain and uncertainty is None and processes(sync) is None:
-            fused = self._fused(problem, features, masks if present else None)
+            fused = self._fused(problem, features, masks if present is not None else None)
         if fused is not None:
             energy, gap, penalty, descent, loss = fused
             fit = energy[:0].sum()
@@ -259,6 +286,16 @@ class EnergyCoordinator(nn.Module):
             )
             self._say_route = False
         return False
+
+    def _check_heads_device(self, x: Tensor) -> None:
+        """Features of any floating type will do: energies are computed in float32 or float64."""
+        for name in self.dims:
+            p = next(self.heads[name].parameters(), None)
+            if p is not None and p.device != x.device:
+                raise ValueError(
+                    f"EnergyCoordinator: features are on {x.device} and heads[{name!r}] on {p.device}, expected one "
+                    f"device; move the heads with .to({str(x.device)!r}), before the optimiser gets their parameters."
+                )
 
     def _rows(
         self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]
@@ -322,10 +359,16 @@ class EnergyCoordinator(nn.Module):
 
     def _outputs(self, name: str, z: Tensor, plain: bool = False) -> Tensor:
         if plain:
-            return F.linear(upcast(z), *self._linear_head(name))
-        outputs = probe(self.heads[name], z, learn=self.joint)
+            z, (weight, bias) = upcast(z), self._linear_head(name)
+            return F.linear(z, weight.to(z.dtype), None if bias is None else bias.to(z.dtype))
+        outputs = probe(self.heads[name], self._for_head(name, z), learn=self.joint)
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
+
+    def _for_head(self, name: str, x: Tensor) -> Tensor:
+        """In the type of the head's parameters: features of any floating type will do."""
+        p = next(self.heads[name].parameters(), None)
+        return x if p is None else x.to(p.dtype)
 
     def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
         if not plain:
@@ -364,7 +407,11 @@ class EnergyCoordinator(nn.Module):
         assert problem.target is not None
         losses = [
             masked_loss(
-                self.task, upcast(self.heads[name](x.detach())), problem.target, self.class_weight, self.ignore_index
+                self.task,
+                upcast(self.heads[name](self._for_head(name, x.detach()))),
+                problem.target,
+                self.class_weight,
+                self.ignore_index,
             )
             for name, x in z.items()
         ]
