@@ -21,7 +21,7 @@ def check_placement(owner: str, module: nn.Module | None = None, **given: Tensor
             if device is not None:
                 raise ValueError(
                     f"{owner}: {name} is on {x.device}, expected {device} as {first}; "
-                    f"move it there with .to({str(device)!r})."
+                    f"pass {name}.to({str(device)!r})."
                 )
             first, device = name, x.device
     for x in () if module is None or device is None else (*module.parameters(), *module.buffers()):
@@ -43,12 +43,17 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def as_parameters(x: Tensor, module: nn.Module) -> Tensor:
-    """`x` in the floating type of the module's parameters where that one is wider; under autocast as it is.
+def as_parameters(owner: str, name: str, x: Tensor, module: nn.Module) -> Tensor:
+    """`x` in the floating type of the module's parameters, which must not be the narrower one; unless autocast is on.
 
     So half-precision features meet float32 parameters without a rounding and without autocast.
     """
     if autocasts(x):
         return x
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype)
-    return x.to(dtype) if dtype.itemsize > x.dtype.itemsize else x
+    if dtype.itemsize < x.dtype.itemsize:
+        raise ValueError(
+            f"{owner}: features[{name!r}] is {x.dtype} and the parameters {dtype}, expected one type outside "
+            f"torch.autocast; pass x.to({dtype}), or move the component with .to({x.dtype})."
+        )
+    return x.to(dtype)
