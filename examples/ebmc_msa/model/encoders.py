@@ -11,6 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.model.settings import Settings
+from ebmc_msa.model.text_encoder import TextEncoder
 from modbalance import masked_mean
 from modbalance.presence import select
 
@@ -60,6 +63,30 @@ class Encoder(nn.Module):
             valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
             x = masked_mean(self.frames(select(x, valid), valid), valid, dim=1)
         return self.body(x)
+
+
+def make_encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
+    return nn.ModuleDict({name: make_encoder(name, size, spec, settings) for name, size in spec.dims.items()})
+
+
+def make_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
+    if name == "text" and spec.text is not None:
+        return TextEncoder(spec.text, settings.dim, dropout=settings.dropout)
+    sequence = settings.encoder if name in spec.sequences else None
+    return Encoder(size, settings.dim, sequence=sequence, dropout=settings.dropout)
+
+
+def encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
+    """Features by modality, zero where absent."""
+    return {
+        name: select(encoder(batch.features[name], batch.lengths.get(name)), batch.present[name])
+        for name, encoder in encoders.items()
+    }
+
+
+def feature_std(encoders: nn.ModuleDict) -> dict[str, Tensor]:
+    """Standard deviation of each input feature in training, `(D,)` by modality; token ids have none."""
+    return {name: encoder.scale for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
 
 
 class Frames(nn.Module):

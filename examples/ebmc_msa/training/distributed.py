@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.model.concat import Prediction
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Model, Prediction
 
 T = TypeVar("T")
 
@@ -77,13 +76,11 @@ def share(rows: Tensor) -> Tensor:
     return rows[rank() :: count()]
 
 
-def parallel(model: nn.Module) -> Callable[[Batch], Prediction]:
+def parallel(model: Model) -> Callable[[Batch], Prediction]:
     """`model` for training: its gradients are averaged over the processes."""
     if count() == 1:
         return model
-    # What is left out, or waits for stage II, still has parameters.
-    partial = isinstance(model, EBMC) and bool(model.settings.without or model.settings.order == "balance-enhance")
-    return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=partial)
+    return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=model.partly_unused)
 
 
 class _OnlyLoss(nn.Module):
