@@ -74,7 +74,8 @@ def check_inputs(
         if x.dim() != 2 or (dims is not None and x.shape[1] != dims[name]):
             source = "" if dims is None else " from num_outputs" if argument == "teachers" else " from dims"
             raise ValueError(
-                f"{owner}: {argument}[{name!r}] has shape {tuple(x.shape)}, expected ({batch}, {size}){source}; {_size_remedy(argument, name, x, dims)}."
+                f"{owner}: {argument}[{name!r}] has shape {tuple(x.shape)}, expected ({batch}, {size}){source}; "
+                f"{_size_remedy(argument, name, x, dims)}."
             )
         if x.shape[0] != batch:
             raise ValueError(

@@ -5,9 +5,9 @@ import inspect
 import pytest
 
 import modbalance
-from modbalance import diagnostics, distributed, dropout, functional, kernels, presence, tasks
+from modbalance import diagnostics, distributed, dropout, functional, kernels, presence, tasks, tokens
 
-MODULES = (modbalance, functional, kernels, diagnostics, tasks, presence, dropout, distributed)
+MODULES = (modbalance, functional, kernels, diagnostics, tasks, presence, dropout, tokens, distributed)
 PUBLIC = {
     f"{value.__module__}.{name}": value
     for module in MODULES
