@@ -55,7 +55,7 @@ class UMT(Balancer):
             raise ValueError(f"UMT: weight is {weight}, expected a positive number; pass one above zero.")
         self.weight, self.sync = weight, sync
 
-    def forward(  # type: ignore[override]  # its teachers are one more input
+    def forward(
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
