@@ -135,7 +135,7 @@ class EnergyCoordinator(nn.Module):
         delta: float = 0.1,
         descent: float = 1.0,
         step: float = 0.0,
-        gap: Gap | None = "pull",
+        gap: Gap | None = None,
         temperature: float = 1.0,
         normalize: bool = True,
         backend: str = "auto",
