@@ -91,8 +91,8 @@ SPOKEN = {
         [("all_gather", 4 * 3 * 3), ("all_gather", 4 * 3), ("all_reduce", 6)],
     ),
     "enhancer": ("enhancer", {}, [("all_reduce", 4)]),
-    "coordinator": ("coordinator", {}, [("all_reduce", 6 * 3)]),
-    "coordinator_pull": ("coordinator", {"gap": "pull"}, [("all_reduce", 8 * 3)]),
+    "coordinator": ("coordinator", {}, [("all_reduce", 8 * 3)]),
+    "coordinator_no_gap": ("coordinator", {"gap": None}, [("all_reduce", 6 * 3)]),
     "coordinator_paper": ("coordinator", {"gap": "paper"}, [("all_reduce", 6 * 3 + 2 * 3**2)]),
     "distiller": ("distiller", {}, [("all_reduce", 2)]),
 }
