@@ -15,7 +15,7 @@ SEEDS = (1, 2)
 
 
 def load_views(noise):
-    """The profile (sums of columns and rows) and the image, with noise; labels; rows to train, observe and test on."""
+    """The profile (sums of columns and rows) and the noisy image; labels; rows to train, observe and test on."""
     pixels, y = (torch.tensor(x) for x in pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True))
     image = pixels.float().view(-1, 8, 8)
     views = {"profile": torch.cat([image.sum(1), image.sum(2)], 1), "image": image.flatten(1)}

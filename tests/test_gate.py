@@ -113,6 +113,18 @@ def test_what_labels_do_to_features_is_multiplied_and_nothing_else_changes(task,
     assert results[1].scalars()["weight/text"] == 0.0625
 
 
+@pytest.mark.slow
+def test_the_fused_kernels_take_the_weights():
+    pytest.importorskip("triton")
+    batch, results = make_batch("classification", presence="some", dtype=torch.float32), {}
+    model = observed(make(gap="pull"), [1.0, 1.0, 1.0], [2.0, 0.5, 2.0]).float()
+    for model.backend in ("triton", "analytic"):
+        z = leaves(batch.features)
+        loss = model(z, batch.target, batch.present).loss
+        results[model.backend] = [loss, *torch.autograd.grad(loss, list(z.values()))]
+    torch.testing.assert_close(results["triton"], results["analytic"])
+
+
 def test_a_constant_observation_equals_none():
     """Held-out energies that do not move change no number of the training."""
     heads, held_out = {n: nn.Linear(d, CLASSES).double() for n, d in DIMS.items()}, make_batch("classification")
