@@ -43,7 +43,7 @@ class Arm(NamedTuple):
     gate: float = 0.0  # 1: with `observe`
 
 
-# Every combination of the parts that the default could have been made of, and the default.
+# The parts, what was the default, the paper's gap; then the default, without and with `observe`.
 ARMS = {
     "joint": Arm(descent=0.0),
     "unimodal losses": Arm(),
@@ -52,6 +52,8 @@ ARMS = {
     "+ pull": Arm(pull=1.0),
     "+ all three": Arm(alpha=0.1, delta=0.1, pull=1.0),
     "paper's gap": Arm(alpha=0.1, delta=0.1, paper=1.0),
+    "default": Arm(alpha=0.1, delta=0.1),
+    "default, observe": Arm(alpha=0.1, delta=0.1, gate=1.0),
 }
 
 
@@ -113,12 +115,13 @@ def coordination(models: Batched, z: Tensor, target: Tensor, arms: dict[str, Ten
     loss = cross_entropy(outputs, target)
     slope = (outputs.softmax(-1) - target) @ fixed[0].transpose(-1, -2)
     gradient = (2 * arms["alpha"] / WIDTH)[None, :, None, None] * z + slope
-    energy = loss + arms["alpha"] * z.square().mean((-1, -2))
-    terms = arms["descent"] * energy + arms["delta"] * gradient.square().sum(-1).mean(-1)
+    size = arms["alpha"] * z.square().mean((-1, -2))
+    energy = loss + size
+    terms = arms["descent"] * loss + arms["delta"] * gradient.square().sum(-1).mean(-1)
     terms = terms + arms["pull"] * (loss - loss.detach().amin(0)).square() / len(z)
     pairs = (energy[:, None] - energy[None]).square().sum((0, 1)) / (len(z) * (len(z) - 1))
     fit = cross_entropy(z.detach() @ weight + bias, target)
-    return (gate * terms + fit).sum() + (arms["paper"] * pairs).sum()
+    return (gate * terms + arms["descent"] * size + fit).sum() + (arms["paper"] * pairs).sum()
 
 
 def train(data: Folds, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str, epochs: int = 20) -> np.ndarray:

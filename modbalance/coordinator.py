@@ -75,6 +75,9 @@ class EnergyCoordinator(Balancer):
       beta loss + gamma u alone, since ||z||^2 would let inflation close it; the paper's forms compare E.
     - `penalty` flattens the energy around each feature (`kernels.energy_penalty`).
     - `descent` is energy descent as a gradient: what reaches z is exactly lambda dE/dz.
+    - `observe`, one line in the validation loop, multiplies what gap, penalty, loss and uncertainty do to the
+      features of a modality by a weight from 0 to 1, which falls when its held-out energy rises
+      (`functional.gate_weights`). ||z||^2 keeps its full weight: it restrains a modality that over-fits.
     - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
       see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
 
@@ -92,7 +95,8 @@ class EnergyCoordinator(Balancer):
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
         step: lambda of the label-free descent of the returned features; 0 returns the input itself.
-        gap: `pull`, `paper`, `paper_per_sample` or None.
+        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise every gap has cost points,
+            and nowhere has it gained what the others had not. With `joint=True`, `paper` is the paper's own form.
         temperature: T of the entropy, > 0.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
         backend: of `kernels.energy_penalty`; heads that are not linear need `auto` or `reference`.
@@ -145,7 +149,7 @@ class EnergyCoordinator(Balancer):
         delta: float = 0.1,
         descent: float = 1.0,
         step: float = 0.0,
-        gap: Gap | None = "pull",
+        gap: Gap | None = None,
         temperature: float = 1.0,
         normalize: bool = True,
         backend: str = "auto",

@@ -151,7 +151,7 @@ def sharded(group, component, task):
     for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
         near(got.full_tensor().detach(), want.detach(), 1e-10, name)
     if component == "coordinator":
-        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.5] * 3
+        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.25] * 3
 
 
 def compiled(group, component):

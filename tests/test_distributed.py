@@ -97,6 +97,7 @@ SPOKEN = {
     ),
     "enhancer": ("enhancer", {}, [("all_reduce", 4)]),
     "coordinator": ("coordinator", {}, [("all_reduce", 8 * 3)]),
+    "coordinator_no_gap": ("coordinator", {"gap": None}, [("all_reduce", 6 * 3)]),
     "coordinator_paper": ("coordinator", {"gap": "paper"}, [("all_reduce", 6 * 3 + 2 * 3**2)]),
     "distiller": ("distiller", {}, [("all_reduce", 2)]),
 }

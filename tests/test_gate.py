@@ -36,12 +36,12 @@ def by_hand(energies, margin, floor):
     weight, seen = 1.0, []
     for energy in energies:
         if energy != energy or energy == float("inf"):
-            weight = max(weight / 2, floor)
+            weight = max(weight / 4, floor)
             continue
         if not seen or energy < min(seen):
             weight = 1.0
         elif energy - min(seen) > margin * (seen[0] - min(seen)):
-            weight = max(weight / 2, floor)
+            weight = max(weight / 4, floor)
         seen.append(energy)
     return weight
 
@@ -94,7 +94,7 @@ def test_what_labels_do_to_features_is_multiplied_and_nothing_else_changes(task,
     """Gap, penalty, loss and uncertainty; the descent of the features' size, values and heads stay."""
     plain = make(task, gap=gap, joint=joint, gamma=0.3, alpha=0.2, descent=0.7)
     gated = observed(copy.deepcopy(plain), [1.0, 1.0, 1.0], [2.0, 0.5, 2.0], [3.0, 0.4, 0.9])
-    assert gated.gate.weight.tolist() == [0.25, 1.0, 1.0]
+    assert gated.gate.weight.tolist() == [0.0625, 1.0, 1.0]
     batch = make_batch(task, presence="some")
     inputs = leaves(batch.features), leaves(batch.features)
     results = []
@@ -102,15 +102,27 @@ def test_what_labels_do_to_features_is_multiplied_and_nothing_else_changes(task,
         results.append(model(z, batch.target, batch.present))
         results[-1].loss.backward()
     torch.testing.assert_close(results[0].loss, results[1].loss, rtol=0, atol=0)
-    for (name, x), y, weight in zip(inputs[0].items(), inputs[1].values(), (0.25, 1.0, 1.0), strict=True):
+    for (name, x), y, weight in zip(inputs[0].items(), inputs[1].values(), (0.0625, 1.0, 1.0), strict=True):
         here = batch.present[name][:, None]
         size = 0.7 * 0.2 * torch.where(here, 2 * batch.features[name], 0.0) / DIMS[name] / here.sum()
         torch.testing.assert_close(y.grad, weight * (x.grad - size) + size, msg=name)
         assert results[1].features[name] is y
     for x, y in zip(plain.heads.parameters(), gated.heads.parameters(), strict=True):
         torch.testing.assert_close(y.grad, x.grad)
-    assert [float(x) for x in gated(batch.features, None, batch.present).weight.values()] == [0.25, 1.0, 1.0]
-    assert results[1].scalars()["weight/text"] == 0.25
+    assert [float(x) for x in gated(batch.features, None, batch.present).weight.values()] == [0.0625, 1.0, 1.0]
+    assert results[1].scalars()["weight/text"] == 0.0625
+
+
+@pytest.mark.slow
+def test_the_fused_kernels_take_the_weights():
+    pytest.importorskip("triton")
+    batch, results = make_batch("classification", presence="some", dtype=torch.float32), {}
+    model = observed(make(gap="pull"), [1.0, 1.0, 1.0], [2.0, 0.5, 2.0]).float()
+    for model.backend in ("triton", "analytic"):
+        z = leaves(batch.features)
+        loss = model(z, batch.target, batch.present).loss
+        results[model.backend] = [loss, *torch.autograd.grad(loss, list(z.values()))]
+    torch.testing.assert_close(results["triton"], results["analytic"])
 
 
 def test_a_constant_observation_equals_none():
@@ -151,7 +163,7 @@ def test_a_modality_that_nobody_has_keeps_its_weight():
         features = batch.features if left_out else {n: x for n, x in batch.features.items() if n != "text"}
         model.observe(poison(features, left_out), batch.target, left_out)
         model(batch.features, batch.target)
-        assert model.gate.weight[0] == 0.5
+        assert model.gate.weight[0] == 0.25
         assert model.gate.lowest[0] == kept[0]
         assert (model.gate.lowest[1:] != 99.0).all()
 
@@ -165,7 +177,7 @@ def test_rows_without_a_label_do_not_count():
 
 def test_energies_that_are_not_finite_count_as_risen_and_are_no_reference():
     model = observed(make(), [1.0, 1.0, 1.0], [NAN, NAN, 0.5])
-    assert model.gate.weight.tolist() == [0.5, 0.5, 1.0]
+    assert model.gate.weight.tolist() == [0.25, 0.25, 1.0]
     assert model.gate.lowest.tolist() == [1.0, 1.0, 0.5]
 
 
@@ -176,6 +188,8 @@ def test_state_dict_continues_where_it_was(when):
         model.observe(batches[0].features, batches[0].target)
     other = make()
     other.load_state_dict({key: x.clone() for key, x in model.state_dict().items()})
+    if when == "open":
+        assert torch.equal(other.gate.sums, model.gate.sums)
     for balance in (model, other):
         for batch in batches[1:]:
             balance.observe(batch.features, batch.target)
@@ -201,7 +215,7 @@ def test_precision(dtype):
     model.observe(batch.features, batch.target)
     out = model(batch.features, batch.target)
     assert out.loss.isfinite()
-    assert out.weight["text"] in (0.25, 1.0)
+    assert out.weight["text"] in (0.0625, 1.0)
 
 
 @compiles
@@ -218,7 +232,7 @@ def test_in_one_graph_before_and_after_an_observation():
             module.component.observe(batch.features, batch.target)
             module.component.gate.lowest.fill_(0.0)
             module.component.gate.first.fill_(0.0)
-    assert twin.component.gate.weight.tolist() == rig.component.gate.weight.tolist() == [0.25] * 3
+    assert twin.component.gate.weight.tolist() == rig.component.gate.weight.tolist() == [0.0625] * 3
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 import coordinator_map
 from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Folds, cases, developed, synthetic
-from coordinator_map import ARMS, main, train
+from coordinator_map import ARMS, Arm, main, train
 from modbalance import EnergyCoordinator
 
-SEEDS = (3, 4)
+SEEDS = (3,)
 
 
 def plain_loop(data, arm, seed, optimizer, epochs):
@@ -54,16 +54,17 @@ def plain_loop(data, arm, seed, optimizer, epochs):
     return (answers == data.y)[data.split == SCORED], balance.gate.weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_as_the_plain_loop(optimizer):
-    data = Folds(*synthetic(0.9, seed=1))
-    data = Folds({name: x[::4] for name, x in data.x.items()}, data.y[::4], data.split[::4])
-    epochs = 6
-    right = torch.from_numpy(train(data, list(ARMS.values()), SEEDS, optimizer, epochs))
+    x, y, split = synthetic(0.9, seed=1)
+    data = Folds({name: v[::4] for name, v in x.items()}, y[::4], split[::4])
+    arms = [ARMS["+ all three"], ARMS["paper's gap"], Arm(alpha=0.1, delta=0.1, pull=1.0, gate=1.0)]
+    right = torch.from_numpy(train(data, arms, SEEDS, optimizer, epochs=6))
     gates = []
-    for i, arm in enumerate(ARMS.values()):
+    for i, arm in enumerate(arms):
         for j, seed in enumerate(SEEDS):
-            expected, gate = plain_loop(data, arm, seed, optimizer, epochs)
+            expected, gate = plain_loop(data, arm, seed, optimizer, epochs=6)
             assert (right[i, j] != expected).sum() <= 1  # a tie may fall either way
             gates += gate.tolist() if arm.gate else []
     assert optimizer == "sgd" or min(gates) < 1
@@ -101,7 +102,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch)
     command += ["--epochs", "1", "--arms", "joint", "unimodal losses"]
     main(command)
     assert "left out: mosi" in capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "map/map.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "map/map.csv").read_text().splitlines()))
     assert [(row["optimizer"], row["arm"]) for row in rows] == [
         (optimizer, arm) for optimizer in ("sgd", "adam") for arm in ("joint", "unimodal losses")
     ]

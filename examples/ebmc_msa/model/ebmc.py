@@ -50,7 +50,7 @@ class EBMC(Model):
         self.enhance = ComplementaryEnhancer(
             dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
         )
-        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
+        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task, gap="pull")
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
