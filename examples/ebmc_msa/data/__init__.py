@@ -12,6 +12,7 @@ from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed
 from ebmc_msa.data.formats.bclstm import is_bclstm, read_bclstm
 from ebmc_msa.data.formats.clean import Assemble, in_memory
 from ebmc_msa.data.formats.converted import is_folder, read_folder
+from ebmc_msa.data.formats.erc import is_erc, read_erc
 from ebmc_msa.data.formats.gcnet import is_gcnet, read_gcnet
 from ebmc_msa.data.formats.mmsa import is_mmsa, read_mmsa
 from ebmc_msa.data.formats.mult import is_mult, read_mult
@@ -23,8 +24,8 @@ from ebmc_msa.data.validation_split import split_off_valid
 __all__ = ["DataError", "Dataset", "Split", "canonical", "load", "synthetic"]
 
 _LAYOUTS = (
-    "an MMSA or MulT pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, a bc-LSTM folder "
-    "with transcripts.csv, a folder that convert.py wrote, or an .npz with x_<modality>, y and split"
+    "an MMSA or MulT pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, a pickle of "
+    "conversations as DialogueRNN wrote it (tuple of 7 or more), a bc-LSTM folder with transcripts.csv, a folder that convert.py wrote, or an .npz with x_<modality>, y and split"
 )
 _ZIP = re.compile(rb"PK\x03\x04")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|[\]}]q|\([ld]p\d")  # protocols 2 to 5, 1, 0
@@ -68,6 +69,8 @@ def _read_file(file: Path, labels: bool, assemble: Assemble) -> Dataset:
         return read_mmsa(content, name, labels=labels, assemble=assemble)
     if is_mult(content):
         return read_mult(content, name, labels=labels, assemble=assemble)
+    if is_erc(content):
+        return read_erc(content, file, labels=labels, assemble=assemble)
     if is_gcnet(content):
         return read_gcnet(content, file, labels=labels, assemble=assemble)
     entries = f" of {listed(content)}" if isinstance(content, dict) else ""

@@ -9,6 +9,8 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, recall_score
 from torch import Tensor
 
+IEMOCAP4 = {"happy", "sad", "neutral", "angry"}
+
 Values = np.ndarray[Any, Any] | Tensor
 
 
@@ -19,7 +21,7 @@ def compute(
     if kind == "sentiment":
         return sentiment(prediction, target)
     if kind == "classes":
-        return classes(prediction, target, num_classes)
+        return classes(prediction, target, num_classes, labels)
     if kind == "multilabel":
         return multilabel(prediction, target, labels)
     if kind == "regression":
@@ -49,8 +51,14 @@ def sentiment(prediction: Values, target: Values) -> dict[str, float]:
     }
 
 
-def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, float]:
-    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1."""
+def classes(
+    prediction: Values, target: Values, num_classes: int, labels: Sequence[str] = ()
+) -> dict[str, float]:
+    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1.
+
+    Where the classes have names, the F1 of each too, NaN for one that does not occur. For IEMOCAP's four also what
+    papers report beside MulT: each emotion against the rest, as binary weighted F1, and the mean of the four.
+    """
     p, y = _pair(prediction, target)
     for name, values in (("prediction", p), ("target", y)):
         if (values != np.round(values)).any() or values.min() < 0 or values.max() >= num_classes:
@@ -60,7 +68,18 @@ def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, f
             )
     p, y = p.astype(int), y.astype(int)
     recall = recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0)
-    return {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    found = {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    if set(labels) == IEMOCAP4:
+        binary = {f"binary_f1_{label}": _f1(p == i, y == i) for i, label in enumerate(labels)}
+        found |= {"binary_f1": float(np.mean(list(binary.values()))), **binary}
+    if labels:
+        each = f1_score(y, p, labels=range(len(labels)), average=None, zero_division=0)
+        occurs = np.isin(range(len(labels)), y)
+        found |= {
+            f"f1_{label}": 100 * float(value) if there else float("nan")
+            for label, value, there in zip(labels, each, occurs, strict=True)
+        }
+    return found
 
 
 def multilabel(prediction: Values, target: Values, labels: Sequence[str]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.model.concat import Concat, Prediction, encode
+from ebmc_msa.model.concat import Concat, Prediction, encode, weighted_loss
 from ebmc_msa.model.settings import Settings
 from modbalance import Teacher
 from modbalance.diagnostics import shapley_values
@@ -31,7 +31,7 @@ class Fusion(Concat):
         outputs = self.head(fused)
         terms = {"task": outputs.new_zeros(())}
         if batch.target is not None:
-            terms = {"task": task_loss(self.spec.task, outputs, batch.target).mean()}
+            terms = {"task": weighted_loss(self.spec, outputs, batch.target).mean()}
             terms |= self.extra(features, batch)
         return Prediction(outputs, fused, {}, {}, torch.stack(list(terms.values())).sum(), terms)
 
@@ -65,7 +65,7 @@ class Auxiliary(Fusion):
 
     def extra(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         return {
-            name: over_present(task_loss(self.spec.task, self.heads[name](z), batch.target), batch.present[name])
+            name: over_present(weighted_loss(self.spec, self.heads[name](z), batch.target), batch.present[name])
             for name, z in features.items()
         }
 
@@ -181,7 +181,7 @@ class UMT(Fusion):
     def extra(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         terms = {}
         for name, z in features.items():
-            taught = self.teachers[name](batch.features[name], batch.lengths.get(name))
+            taught = self.teachers[name](*batch.inputs(name))
             terms[f"taught {name}"] = self.weight * over_present((z - taught).square().mean(-1), batch.present[name])
         return terms
 

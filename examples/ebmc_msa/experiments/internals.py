@@ -49,7 +49,7 @@ def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fol
     }
     for name, teacher in model.teachers.items():
         here = held.keep(held.present[name])
-        stated, target = said_of(here, lambda b, m=name, t=teacher: t(b.features[m], b.lengths.get(m)))
+        stated, target = said_of(here, lambda b, m=name, t=teacher: t(*b.inputs(m)))
         found["teachers"][name] = {
             "as stated": reliability(spec, stated, target),
             "calibrated": reliability(spec, calibrate(spec.task, stated, model.scales[name]), target),

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.model.context import ContextEncoder, Contextual
 from ebmc_msa.model.encoders import Encoder
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import TextEncoder
@@ -42,11 +44,28 @@ class Concat(nn.Module):
         return Prediction(outputs, fused, {}, {}, task, {"task": task})
 
 
+def spec_of(dataset: Dataset, settings: Settings, modalities: list[str] | None = None) -> Spec:
+    """What a model with these settings must know of the data."""
+    context = "none" if settings.context == "none" else "shuffled" if settings.shuffled else "ordered"
+    return Spec.of(dataset, modalities, context=context, balanced=settings.class_weight == "balanced")
+
+
 def make_encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
     return nn.ModuleDict({name: make_encoder(name, size, spec, settings) for name, size in spec.dims.items()})
 
 
 def make_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
+    """From an utterance's input to its features; with context, to features that have read the conversation too."""
+    encoder = make_utterance_encoder(name, size, spec, settings)
+    if spec.context == "none":
+        return encoder
+    context = ContextEncoder(
+        settings.dim, settings.context, causal=settings.causal, speakers=spec.speakers, dropout=settings.dropout
+    )
+    return Contextual(encoder, context)
+
+
+def make_utterance_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
     if name == "text" and spec.text is not None:
         return TextEncoder(spec.text, settings.dim, dropout=settings.dropout)
     sequence = settings.encoder if name in spec.sequences else None
@@ -55,7 +74,13 @@ def make_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Mod
 
 def scales(encoders: nn.ModuleDict) -> dict[str, Tensor]:
     """Standard deviation of each feature in training, `(D,)` by modality; tokens have none."""
-    return {name: encoder.scale for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
+    inner = {name: utterance_encoder(encoder) for name, encoder in encoders.items()}
+    return {name: encoder.scale for name, encoder in inner.items() if isinstance(encoder, Encoder)}
+
+
+def utterance_encoder(encoder: nn.Module) -> nn.Module:
+    """The encoder without its context."""
+    return encoder.encoder if isinstance(encoder, Contextual) else encoder
 
 
 def make_head(spec: Spec, settings: Settings) -> nn.Sequential:
@@ -66,7 +91,7 @@ def make_head(spec: Spec, settings: Settings) -> nn.Sequential:
 def encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
     """Features by modality, zero where absent."""
     return {
-        name: select(encoder(batch.features[name], batch.lengths.get(name)), batch.present[name])
+        name: select(encoder(*batch.inputs(name)), batch.present[name])
         for name, encoder in encoders.items()
     }
 
@@ -74,4 +99,14 @@ def encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
 def task_term(model: nn.Module, outputs: Tensor, target: Tensor | None) -> Tensor:
     if target is None:
         return outputs.new_zeros(())
-    return mean(task_loss(model.spec.task, outputs, target), sync=model.training)
+    return mean(weighted_loss(model.spec, outputs, target), sync=model.training)
+
+
+def weighted_loss(spec: Spec, outputs: Tensor, target: Tensor) -> Tensor:
+    """The task loss of each sample, `(B,)`, weighed by class where the spec says so."""
+    return task_loss(spec.task, outputs, target, class_weight=weight_of(spec, outputs.device))
+
+
+def weight_of(spec: Spec, device: torch.device | None = None) -> Tensor | None:
+    """Weight of each class, `(C,)`, as the components take it."""
+    return torch.tensor(spec.class_weight, device=device) if spec.class_weight else None

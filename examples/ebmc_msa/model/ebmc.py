@@ -14,7 +14,16 @@ from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold, by_length, said_of
-from ebmc_msa.model.concat import Prediction, encode, make_encoders, make_head, scales, task_term
+from ebmc_msa.model.concat import (
+    Prediction,
+    encode,
+    make_encoders,
+    make_head,
+    scales,
+    task_term,
+    weight_of,
+    weighted_loss,
+)
 from ebmc_msa.model.ensemble import Vote, calibrate, fit_scale, fit_vote, vote_for
 from ebmc_msa.model.ood import Typical
 from ebmc_msa.model.settings import Settings
@@ -27,7 +36,7 @@ from modbalance import (
 )
 from modbalance.distributed import mean
 from modbalance.presence import masked_softmax, select
-from modbalance.tasks import prediction_variance, task_loss
+from modbalance.tasks import prediction_variance
 
 
 class EBMC(nn.Module):
@@ -47,13 +56,14 @@ class EBMC(nn.Module):
         self.spec, self.settings = spec, settings
         dims = dict.fromkeys(spec.dims, settings.dim)
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
+        weight = weight_of(spec)
         self.encoders = make_encoders(spec, settings)
-        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
+        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, class_weight=weight, **lambdas)
         self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
         self.enhance = ComplementaryEnhancer(
-            dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
+            dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout, class_weight=weight
         )
-        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
+        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task, class_weight=weight)
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
@@ -142,7 +152,7 @@ class EBMC(nn.Module):
                     said = said_of(here, lambda batch, name=name: self.teach(name, batch))
                     self.scales[name] = fit_scale(self.spec.task, *said)
             for name, typical in self.typical.items():
-                typical.fit(name, train, valid, self.encoders[name].scale)
+                typical.fit(name, train, valid, scales(self.encoders)[name])
             self.reliability = self._reliability(valid)
         self.enhancing = self.balancing = True
         return before.copy
@@ -218,7 +228,7 @@ class EBMC(nn.Module):
 
     def teach(self, name: str, batch: Batch) -> Tensor:
         """What the teacher of one modality says, its uncertainty calibrated."""
-        outputs = self.teachers[name](batch.features[name], batch.lengths.get(name))
+        outputs = self.teachers[name](*batch.inputs(name))
         return calibrate(self.spec.task, outputs, self.scales[name])
 
     def _taught(self, batch: Batch) -> dict[str, Tensor]:
@@ -258,8 +268,8 @@ class EBMC(nn.Module):
         """Without MSD the T_m still learn, on private parts that they do not shape: teachers are made of them."""
         if batch.target is None:
             return torch.zeros(())
-        heads, task = self.decouple.heads, self.spec.task
-        losses = [task_loss(task, heads[name](x.detach()), batch.target) for name, x in private.items()]
+        heads = self.decouple.heads
+        losses = [weighted_loss(self.spec, heads[name](x.detach()), batch.target) for name, x in private.items()]
         return mean(torch.stack(losses), torch.stack([batch.present[name] for name in private]), sync=self.training)
 
 
@@ -270,8 +280,8 @@ class UnimodalPath(nn.Module):
         super().__init__()
         self.encoder, self.private, self.head = encoder, private, head
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.head(self.private(self.encoder(x, lengths)))
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.head(self.private(self.encoder(*inputs)))
 
 
 def _always(present: Mapping[str, Tensor]) -> dict[str, Tensor]:

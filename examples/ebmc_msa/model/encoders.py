@@ -93,12 +93,12 @@ class Transformer(nn.Module):
         # An empty sequence attends to its first frame, which nobody reads: a softmax over nothing is NaN.
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
         for block in self.blocks:
-            x = block(x, keys)
+            x = block(x, keys[:, None, None])
         return self.norm(x)
 
 
 class Block(nn.Module):
-    """Self-attention over the keys that count, then a perceptron, each added to its input."""
+    """Self-attention under a mask, `(B, heads, T, T)` or what broadcasts to it, then a perceptron, each a residual."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -108,9 +108,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         qkv = rearrange(self.qkv(self.attend(x)), "b t (n h d) -> n b h t d", n=3, h=self.heads)
-        seen = scaled_dot_product_attention(*qkv, attn_mask=keys[:, None, None])
+        seen = scaled_dot_product_attention(*qkv, attn_mask=mask)
         x = x + self.dropout(self.out(rearrange(seen, "b h t d -> b t (h d)")))
         return x + self.dropout(self.mlp(self.think(x)))
 

@@ -44,10 +44,10 @@ class _Metrics(dict[str, Metric]):
     """Metrics by key; those of a part of the data or of one label, `acc_happy`, `f1_happy`, are named after it."""
 
     def __missing__(self, key: str) -> Metric:
-        whole, _, part = key.partition("_")
-        if whole not in ("acc", "f1") or not part:
-            raise KeyError(key)
-        return Metric(f"{whole.capitalize()} {part}")
+        for whole, name in (("acc_", "Acc"), ("f1_", "F1"), ("binary_f1_", "Binary F1")):
+            if key.startswith(whole) and key != whole:
+                return Metric(f"{name} {key.removeprefix(whole)}")
+        raise KeyError(key)
 
 
 METRICS = _Metrics(
@@ -61,6 +61,7 @@ METRICS = _Metrics(
         "acc": Metric("Accuracy"),
         "ua": Metric("Unweighted accuracy"),
         "f1": Metric("Weighted F1"),
+        "binary_f1": Metric("Binary F1, mean"),
         "mae": Metric("MAE", percent=False, higher=False),
         "corr": Metric("Corr", percent=False),
         "r2": Metric("R²", percent=False),

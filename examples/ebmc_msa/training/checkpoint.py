@@ -41,7 +41,7 @@ def read(path: Path, device: torch.device) -> tuple[str, int, EBMC | Concat]:
                 f"checkpoint: {path} has version {content['version']}, expected {VERSION}; train it again."
             )
         spec, settings = Spec.from_dict(content["spec"]), Settings.from_dict(content["settings"])
-        model = build(content["model"], spec, settings).to(device)
+        model = build(content["model"].removesuffix("-shuffled"), spec, settings).to(device)
         model.load_state_dict(content["state"])
         return content["model"], content["seed"], model.eval()
     except DataError:

@@ -94,7 +94,7 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     values, variances = answer(spec, said.outputs), variance(spec, said.outputs)
     columns = {"prediction": values, "variance": variances}
-    if spec.labels:
+    if spec.kind == "multilabel":
         columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
     columns |= {f"trust_{m}": w for m, w in said.trust.items()}
     lists = {column: x.tolist() for column, x in columns.items()}

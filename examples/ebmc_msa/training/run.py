@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ebmc_msa.data import DataError, Dataset
-from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import SELECTION, by_condition, contribution, predict, truth
+from ebmc_msa.model.concat import spec_of
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import describe, tokenised
@@ -30,6 +31,7 @@ from ebmc_msa.training.resume import Unfinished, begin, making
 from ebmc_msa.training.stages import train as train_model
 
 FOLDS = ("train", "valid", "test")
+CONTROL = "-shuffled"  # after a model's name: its utterances in random order
 console = Console(quiet=rank() > 0)
 if "OMP_NUM_THREADS" not in os.environ:
     # Steps this small gain nothing from more threads, and on a busy machine lose tenfold to their waiting.
@@ -42,7 +44,7 @@ def train(
     """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
-    names = models(dataset, args.model, args.compare)
+    names = models(dataset, args.model, args.compare, settings.context != "none")
     device = pick_device(args.device)
     if args.predictions:
         writable(args.predictions)
@@ -87,8 +89,10 @@ def one(
 ) -> dict[str, Any]:
     """Train one model from one seed, or go on with that, and test it, once."""
     torch.manual_seed(seed)
-    spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
-    model = checkpoint.build(name, spec, settings).to(device)
+    base = name.removesuffix(CONTROL)
+    settings = replace(settings, shuffled=name != base)
+    spec = spec_of(dataset, settings, None if base in ("ebmc", "concat") else [base])
+    model = checkpoint.build(base, spec, settings).to(device)
     if spec.text is not None:
         model.encoders["text"].load(Path(settings.finetune_text))
     train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
@@ -190,7 +194,8 @@ def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     console.print(f"Written to {path}: {len(rows)} predictions.")
 
 
-def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
+def models(dataset: Dataset, model: str, compare: bool, context: bool = False) -> list[str]:
+    """What to train; with context and `compare` also each model's control, on conversations in random order."""
     for name in dataset.modalities:
         if name in ("ebmc", "concat") or set(name) & set(".+/") or hasattr(torch.nn.ModuleDict(), name):
             raise DataError(
@@ -201,6 +206,8 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
     if model not in known:
         raise DataError(f"--model: {model}, expected {', '.join(known)}; the modalities are those of the data.")
     names = known if compare else [model]
+    if compare and context:
+        names = [*names, *(f"{name}{CONTROL}" for name in names)]
     if len(dataset.modalities) < 2 and "ebmc" in names:
         raise DataError(
             f"--model: ebmc with {dataset.modalities} alone, expected at least two modalities to balance; "

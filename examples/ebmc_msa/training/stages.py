@@ -141,7 +141,7 @@ def run_stage(
     if history:
         model.load_state_dict(best)
         history[_best(model, history) - 1]["selected"] = True
-    seconds, steps = sum(entry["seconds"] for entry in history), len(history) * -(-len(train) // settings.batch_size)
+    seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
 
 
@@ -163,7 +163,7 @@ def watch(model: EBMC, valid: Fold) -> None:
     for name in model.spec.dims:
         path, here = model.path(name), valid.keep(valid.present[name])
         if len(here):
-            said = said_of(here, lambda b, path=path, name=name: path(b.features[name], b.lengths.get(name)))
+            said = said_of(here, lambda b, path=path, name=name: path(*b.inputs(name)))
             now = worth(model.spec, *said)
             if name not in model.paths or now > model.paths[name][0]:
                 model.paths[name] = (now, copy.deepcopy(path.state_dict()))
@@ -183,10 +183,11 @@ def _epoch(
     deviations = scales(model.encoders)
     batches = shuffled(train, settings.batch_size, alike)
     for rows in batches:
-        batch, present = train.rows(share(rows)), train.presence(rows)
+        places = share(rows, train.conversation)
+        batch, present = train.rows(rows[places]), train.presence(rows)
         if settings.modality_dropout:
             present = random_drop(present, settings.modality_dropout, alike)
-        batch = batch.showing({name: share(here) for name, here in present.items()})
+        batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
             batch = spoil(batch, deviations, settings.corruption, own)
         out = step(batch)
@@ -199,7 +200,7 @@ def _epoch(
         _add(sums["train"], out.terms)
         _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
-    return {**means, "gradient": shares(means["gradient"])}
+    return {**means, "gradient": shares(means["gradient"]), "steps": len(batches)}
 
 
 def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:

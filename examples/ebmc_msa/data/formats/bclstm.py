@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.gcnet import modality_of
 
 _FOLDS = ("train", "test")
@@ -69,7 +71,13 @@ def read_bclstm(folder: Path, *, labels: bool, assemble: Assemble = in_memory) -
             ids,
             [i.rpartition("_")[0] or i for i in ids],
         )
-    return Dataset(folder.resolve().name, "classes", 2, splits, "bc-LSTM layout: 0 negative, 1 positive")
+    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "_")
+    if conversations:
+        splits = {fold: replace(split, conversation=conversations[fold]) for fold, split in splits.items()}
+    note, names = "bc-LSTM layout: 0 negative, 1 positive", ("negative", "positive")
+    return Dataset(
+        folder.resolve().name, "classes", 2, splits, note, names, conversational=conversations is not None
+    )
 
 
 def _first_column(file: Path) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 
 from ebmc_msa.data.dataset import DataError, Dataset, Kind, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import numbered
+from ebmc_msa.data.formats.labels import iemocap
 from ebmc_msa.data.formats.npy import open_npy
 
 # What people call their feature folders. The longest word wins, so that hubert is not read as bert.
@@ -34,7 +36,7 @@ def is_gcnet(content: Any) -> bool:
 
 def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
     """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation fold."""
-    utterances, values, _, _, *folds = content
+    utterances, values, speakers, _, *folds = content
     utterances = {video: scalars(f"{path}: {video}", "the first entry", names) for video, names in utterances.items()}
     folds = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(folds, 5)]
     utterances = dict(zip(scalars(str(path), "the first entry", utterances), utterances.values(), strict=True))
@@ -61,6 +63,13 @@ def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = i
         x, present = _read(folders[name], ids)
         modalities[name] = clean(f"{folders[name]}, {name}", x, present=present, ids=ids, assemble=assemble)
 
+    spoken = _speakers(utterances, speakers)
+    conversations = numbered(
+        str(path),
+        {fold: [video for video, _ in pairs] for fold, pairs in rows.items()},
+        {fold: range(len(pairs)) for fold, pairs in rows.items()},
+        spoken and {fold: [spoken[pair] for pair in pairs] for fold, pairs in rows.items()},
+    )
     splits, start = {}, 0
     for fold, pairs in rows.items():
         part = slice(start, start := start + len(pairs))
@@ -75,10 +84,14 @@ def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = i
             target,
             [u for _, u in pairs],
             [video for video, _ in pairs],
+            conversation=conversations[fold],
         )
     classes = max(numbers.values()) + 1 if kind == "classes" else 1
     used = ", ".join(f"{name} from {folders[name].name}" for name in canonical(folders))
-    return Dataset(path.resolve().parent.name, kind, classes, splits, f"GCNet layout: {used}")
+    names = iemocap(utterances, classes) if kind == "classes" else ()
+    return Dataset(
+        path.resolve().parent.name, kind, classes, splits, f"GCNet layout: {used}", names, conversational=True
+    )
 
 
 def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tuple[str, str], Any]:
@@ -104,6 +117,18 @@ def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tupl
             "recode the second entry of the pickle."
         )
     return flat
+
+
+def _speakers(utterances: dict[str, list[str]], speakers: Any) -> dict[tuple[str, str], str] | None:
+    """By video and utterance; None where they are not told."""
+    found = {str(video): names for video, names in speakers.items()} if isinstance(speakers, dict) else {}
+    if any(len(found.get(video, ())) != len(names) for video, names in utterances.items()):
+        return None
+    return {
+        (video, name): str(speaker)
+        for video, names in utterances.items()
+        for name, speaker in zip(names, found[video], strict=True)
+    }
 
 
 def _flat(values: Any) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,16 @@ from torch import Tensor
 from ebmc_msa.data.dataset import DataError
 
 EMOTIONS = ("neutral", "happy", "sad", "angry")  # MulT's order
+# As DialogueRNN and GCNet number them; with four classes excited counts as happy.
+IEMOCAP = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+MELD = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+MELD_SENTIMENTS = ("neutral", "positive", "negative")
+
+
+def iemocap(conversations: Iterable[str], classes: int) -> tuple[str, ...]:
+    """Names of IEMOCAP's four or six classes, known by its conversations; else none."""
+    known = classes in (4, 6) and all(re.match(r"Ses0\d[MF]_", name) for name in conversations)
+    return IEMOCAP[:classes] if known else ()
 
 
 def sentiment(who: str, what: str, values: Any) -> Tensor:

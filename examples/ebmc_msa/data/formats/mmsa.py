@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory, numbers
+from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.labels import sentiment
 
 _MODALITIES = ("text", "audio", "vision")
@@ -32,6 +34,8 @@ def read_mmsa(
     ignored = {key for fields in folds for key in fields} - _OTHER - set(_MODALITIES)
     ignored |= set(content) - set(FOLDS)
     splits = {fold: _fold(f"{name}[{fold!r}]", content[fold], labels, assemble) for fold in FOLDS if fold in content}
+    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "$_$") or {}
+    splits = {fold: replace(split, conversation=conversations.get(fold)) for fold, split in splits.items()}
     note = "MMSA layout" + (f"; ignored {listed(sorted(map(str, ignored)))}" if ignored else "")
     return Dataset(name=name, kind="sentiment", classes=1, splits=splits, note=note)
 

@@ -2,7 +2,8 @@
 
 `x_<modality>` (N, D), or (N, T, D) with `length_<modality>` (N,); `y` (integers: classes, floats:
 regression; integers (N, C): C labels that hold, 1, or not, 0, named by `labels` (C,)); `split` (0 train,
-1 valid, 2 test); optional `present_<modality>`, `id`, `task`, `group`.
+1 valid, 2 test); optional `present_<modality>`, `id`, `task`, `group` (never split apart); `conversation` with
+`order` (greater is later) and perhaps `speaker`, where rows are utterances of conversations.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Kind, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.npy import read_npy
 
-_PLAIN = ("y", "split", "id", "task", "group", "labels")
+_PLAIN = ("y", "split", "id", "task", "group", "labels", "conversation", "order", "speaker")
 _MOST_UNPACKED = 2**28  # bytes, and 200 times the file: zeros compress well
 _TASKS = ("sentiment", "classes", "multilabel", "regression")
 
@@ -38,7 +41,10 @@ def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dat
             "write them from the same list of utterances."
         )
     kind, classes, target = _target(path, fields, labels)
-    label_names = _label_names(path, fields, classes) if kind == "multilabel" else ()
+    label_names: tuple[str, ...] = ()
+    if kind == "multilabel" or (kind == "classes" and target is not None and "labels" in fields):
+        label_names = _label_names(path, fields, classes, exactly=kind == "multilabel")
+        classes = len(label_names)
     split = _split(path, fields, len(fields[f"x_{names[0]}"]), labels)
     for name in names:
         if fields[f"x_{name}"].ndim == 3 and f"length_{name}" not in fields:
@@ -51,6 +57,7 @@ def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dat
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
     # whether a fold may be missing is decided for all layouts alike
     rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
+    conversations = _conversations(path, fields, rows_of)
     modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
     for name in names:
         x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
@@ -73,10 +80,13 @@ def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dat
             None if target is None else target[rows],
             [ids[i] for i in rows],
             None if group is None else [group[i] for i in rows],
+            conversation=conversations.get(fold),
         )
         for fold, rows in rows_of.items()
     }
-    return Dataset(path.stem, kind, classes, splits, ".npz layout", label_names)
+    return Dataset(
+        path.stem, kind, classes, splits, ".npz layout", label_names, conversational="conversation" in fields
+    )
 
 
 def _fields(path: Path) -> dict[str, Any]:
@@ -162,11 +172,12 @@ def _floats(y: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(y.astype(np.float32))
 
 
-def _label_names(path: Path, fields: dict[str, Any], classes: int) -> tuple[str, ...]:
+def _label_names(path: Path, fields: dict[str, Any], classes: int, *, exactly: bool) -> tuple[str, ...]:
     names = tuple(scalars(str(path), "labels", fields.get("labels", range(classes))))
-    if len(set(names)) != classes:
+    if len(set(names)) != len(names) or len(names) < classes or (exactly and len(names) > classes):
         raise DataError(
-            f"{path}: labels names {listed(names)}, expected {classes} names, one per column of y; correct it."
+            f"{path}: labels names {listed(names)}, expected {classes} names, "
+            + ("one per column of y; correct it." if exactly else "one per class of y, 0 first; correct it.")
         )
     return names
 
@@ -185,6 +196,29 @@ def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.nd
             "it."
         )
     return split
+
+
+def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
+    given = [key for key in ("conversation", "order", "speaker") if key in fields]
+    if given and not {"conversation", "order"} <= set(given):
+        lacks = " and ".join(key for key in ("conversation", "order") if key not in given)
+        raise DataError(
+            f"{path}: has {' and '.join(given)} without {lacks}, expected conversation and order together; add {lacks}."
+        )
+    if not given:
+        return {}
+    if fields["order"].ndim != 1 or fields["order"].dtype.kind not in "fiu":
+        raise DataError(
+            f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers (N,), "
+            "greater for what was said later; recode it."
+        )
+    texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
+
+    def by_split(values: np.ndarray[Any, Any]) -> dict[str, list[Any]]:
+        return {fold: values[rows].tolist() for fold, rows in rows_of.items()}
+
+    speakers = by_split(texts["speaker"]) if "speaker" in texts else None
+    return numbered(str(path), by_split(texts["conversation"]), by_split(fields["order"]), speakers)
 
 
 def _present(path: Path, name: str, values: Any) -> Any:
