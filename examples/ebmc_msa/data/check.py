@@ -78,8 +78,8 @@ def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -
         for row, conversation in enumerate(split.conversation.id.tolist()):
             if seen.setdefault(conversation, fold) != fold:
                 raise DataError(
-                    f"{who}: the conversation of {split.id[row]} lies in {seen[conversation]} and in {fold}, expected "
-                    "whole conversations in each split; move them, or pass --context none."
+                    f"{who}: the conversation of {split.id[row]} lies in {seen[conversation]} and in {fold}, "
+                    "expected whole conversations in each split; move them, or pass --context none."
                 )
 
 
@@ -163,8 +163,8 @@ def _findings(dataset: Dataset) -> Iterator[str]:
             yield f"{name}: {columns} of {x.shape[-1]} columns constant in {fold}"
     if dataset.conversational and (share := _sorted_share(dataset)) is not None:
         yield (
-            f"consecutive utterances of a conversation share their label in {100 * share:.0f} % of cases, hardly less "
-            "than if rows were sorted by label: if they are, a context reads the label from the position; pass "
+            f"consecutive utterances of a conversation share their label in {100 * share:.0f} % of cases, hardly "
+            "less than if rows were sorted by label: if they are, a context reads the label from the position; pass "
             "--context none"
         )
     groups = [set(split.group) for split in dataset.splits.values() if split.group is not None]

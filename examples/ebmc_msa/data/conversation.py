@@ -31,8 +31,9 @@ class Conversation(NamedTuple):
 
     def apart(self) -> list[Tensor]:
         """The rows of each conversation in the order of time, on the CPU."""
-        rows = self.in_time().cpu()
-        return [] if not len(rows) else list(rows.split(self.id.cpu()[rows].unique_consecutive(return_counts=True)[1].tolist()))
+        rows, ids = self.in_time().cpu(), self.id.cpu()
+        lengths = ids[rows].unique_consecutive(return_counts=True)[1]
+        return list(rows.split(lengths.tolist())) if len(rows) else []
 
     def shuffled(self, seed: int) -> Conversation:
         """The control: the rows of each conversation in random order, so that only its mood is left."""

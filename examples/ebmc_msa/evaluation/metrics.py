@@ -51,9 +51,7 @@ def sentiment(prediction: Values, target: Values) -> dict[str, float]:
     }
 
 
-def classes(
-    prediction: Values, target: Values, num_classes: int, labels: Sequence[str] = ()
-) -> dict[str, float]:
+def classes(prediction: Values, target: Values, num_classes: int, labels: Sequence[str] = ()) -> dict[str, float]:
     """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1.
 
     Where the classes have names, the F1 of each too, NaN for one that does not occur. For IEMOCAP's four also what

@@ -90,10 +90,7 @@ def make_head(spec: Spec, settings: Settings) -> nn.Sequential:
 
 def encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
     """Features by modality, zero where absent."""
-    return {
-        name: select(encoder(*batch.inputs(name)), batch.present[name])
-        for name, encoder in encoders.items()
-    }
+    return {name: select(encoder(*batch.inputs(name)), batch.present[name]) for name, encoder in encoders.items()}
 
 
 def task_term(model: nn.Module, outputs: Tensor, target: Tensor | None) -> Tensor:

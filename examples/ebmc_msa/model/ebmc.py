@@ -58,7 +58,9 @@ class EBMC(nn.Module):
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
         weight = weight_of(spec)
         self.encoders = make_encoders(spec, settings)
-        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, class_weight=weight, **lambdas)
+        self.decouple = SemanticDecoupler(
+            dims, settings.dim, spec.num_outputs, spec.task, class_weight=weight, **lambdas
+        )
         self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
         self.enhance = ComplementaryEnhancer(
             dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout, class_weight=weight

@@ -98,7 +98,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention under a mask, `(B, heads, T, T)` or what broadcasts to it, then a perceptron, each a residual."""
+    """Self-attention under a mask, `(B, heads, T, T)` or broadcast to it, then a perceptron, each a residual."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from ebmc_msa.data.files import read_tensors, write_tensors
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.run_view import CONTROL
 
 VERSION = 3
 
@@ -41,7 +42,7 @@ def read(path: Path, device: torch.device) -> tuple[str, int, EBMC | Concat]:
                 f"checkpoint: {path} has version {content['version']}, expected {VERSION}; train it again."
             )
         spec, settings = Spec.from_dict(content["spec"]), Settings.from_dict(content["settings"])
-        model = build(content["model"].removesuffix("-shuffled"), spec, settings).to(device)
+        model = build(content["model"].removesuffix(CONTROL), spec, settings).to(device)
         model.load_state_dict(content["state"])
         return content["model"], content["seed"], model.eval()
     except DataError:

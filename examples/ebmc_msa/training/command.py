@@ -15,7 +15,16 @@ from typing import Any
 
 from ebmc_msa.data import DataError, Dataset, load, synthetic
 from ebmc_msa.data.check import check_class_weight, context_of
-from ebmc_msa.model.settings import CLASS_WEIGHTS, COMPONENTS, CONTEXTS, ENCODERS, ORDERS, PROTOCOLS, SYNTHETIC, Settings
+from ebmc_msa.model.settings import (
+    CLASS_WEIGHTS,
+    COMPONENTS,
+    CONTEXTS,
+    ENCODERS,
+    ORDERS,
+    PROTOCOLS,
+    SYNTHETIC,
+    Settings,
+)
 
 
 def options() -> argparse.ArgumentParser:
@@ -85,8 +94,8 @@ def options() -> argparse.ArgumentParser:
     )  # fmt: skip
     how.add_argument(
         "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME",
-        help="read the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where the "
-        "data tell conversations and their order (%(default)s)",
+        help="read the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where "
+        "the data tell conversations and their order (%(default)s)",
     )  # fmt: skip
     how.add_argument("--causal", action="store_true", help="context of earlier utterances only")
     how.add_argument(

@@ -17,9 +17,10 @@ from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import SELECTION, answer, truth, variance
-from ebmc_msa.model.concat import Concat, Prediction
+from ebmc_msa.model.concat import Concat, Prediction, spec_of
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.run_view import CONTROL
 
 
 def summary(
@@ -30,6 +31,12 @@ def summary(
         "dataset": dataset.name,
         "kind": dataset.kind,
         "task": Spec.of(dataset).task,
+        "context": {
+            "encoder": settings.context,
+            "causal": settings.causal,
+            "speakers": spec_of(dataset, settings).speakers,
+            "control": any(record["model"].endswith(CONTROL) for record in records),
+        },
     }
     tail = {
         "versions": {

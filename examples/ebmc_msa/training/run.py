@@ -24,6 +24,7 @@ from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import describe, tokenised
 from ebmc_msa.report.report import print_table, write_report
+from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
 from ebmc_msa.training.distributed import count, from_first, rank, together
 from ebmc_msa.training.results import errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
@@ -31,7 +32,6 @@ from ebmc_msa.training.resume import Unfinished, begin, making
 from ebmc_msa.training.stages import train as train_model
 
 FOLDS = ("train", "valid", "test")
-CONTROL = "-shuffled"  # after a model's name: its utterances in random order
 console = Console(quiet=rank() > 0)
 if "OMP_NUM_THREADS" not in os.environ:
     # Steps this small gain nothing from more threads, and on a busy machine lose tenfold to their waiting.

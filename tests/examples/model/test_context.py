@@ -230,7 +230,8 @@ def test_the_shuffled_control_keeps_the_conversation_and_loses_its_order():
     assert torch.equal(fold.conversation.id, split.conversation.id)
     assert len(fold.conversation.order.unique()) == len(split)
     drawn, ordered = (
-        [split.conversation.order[rows].tolist() for rows in c.apart()] for c in (fold.conversation, split.conversation)
+        [split.conversation.order[rows].tolist() for rows in c.apart()]
+        for c in (fold.conversation, split.conversation)
     )
     assert drawn != ordered
     assert [sorted(rows) for rows in drawn] == ordered

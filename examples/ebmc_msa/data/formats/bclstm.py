@@ -75,9 +75,7 @@ def read_bclstm(folder: Path, *, labels: bool, assemble: Assemble = in_memory) -
     if conversations:
         splits = {fold: replace(split, conversation=conversations[fold]) for fold, split in splits.items()}
     note, names = "bc-LSTM layout: 0 negative, 1 positive", ("negative", "positive")
-    return Dataset(
-        folder.resolve().name, "classes", 2, splits, note, names, conversational=conversations is not None
-    )
+    return Dataset(folder.resolve().name, "classes", 2, splits, note, names, conversational=conversations is not None)
 
 
 def _first_column(file: Path) -> list[str]:

@@ -62,7 +62,7 @@ def numbered(
 
 
 def by_clip(ids: Mapping[str, Names], separator: str) -> dict[str, Conversation] | None:
-    """Conversations by the ids of the rows, `video<separator>clip`; None where one is not, or where numbers repeat."""
+    """Conversations by the ids of the rows, `video<separator>clip`; None where one is not, or numbers repeat."""
     apart = {split: [name.rpartition(separator) for name in names] for split, names in ids.items()}
     if not all(video and clip.isdecimal() for rows in apart.values() for video, _, clip in rows):
         return None

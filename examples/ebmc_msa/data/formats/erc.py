@@ -70,7 +70,8 @@ def read_erc(
     order = [split for split in ("train", "valid", "test") if split in videos]
     rows = {split: [(video, i) for video in videos[split] for i in range(len(ids[video]))] for split in order}
     unique = len({u for names in ids.values() for u in names}) == sum(map(len, ids.values()))
-    row_ids = {split: [ids[v][i] if unique else f"{v}_{ids[v][i]}" for v, i in pairs] for split, pairs in rows.items()}
+    name_of = "{1}" if unique else "{0}_{1}"
+    row_ids = {split: [name_of.format(v, ids[v][i]) for v, i in pairs] for split, pairs in rows.items()}
     tables = [_by_name(who, ids, part, "features") for part in features]
     spoken = _speakers(who, ids, speakers)
     conversations = numbered(
@@ -113,8 +114,8 @@ def _labels(
     """Kind, number of classes, labels by conversation and the names of the classes."""
     if which == "sentiment" and not others:
         raise DataError(
-            f"{path}: holds emotions alone, expected a last entry of sentiments for --labels sentiment; pass --labels "
-            "emotions, or the pickle of MELD that has both."
+            f"{path}: holds emotions alone, expected a last entry of sentiments for --labels sentiment; pass "
+            "--labels emotions, or the pickle of MELD that has both."
         )
     chosen = others[0] if which == "sentiment" else emotions
     if not chosen and not labels:
@@ -170,7 +171,7 @@ def _mean(tables: list[list[Any]]) -> np.ndarray[Any, Any] | list[Any]:
     try:
         return np.mean([np.asarray(table, np.float64) for table in tables], 0)
     except (ValueError, TypeError) as error:
-        raise DataError(f"text: four features of different shape ({error}), expected one; pass one of them.") from None
+        raise DataError(f"text: four features of different shape ({error}), expected one; leave one.") from None
 
 
 def _first(part: Mapping[Any, Any]) -> Any:

@@ -203,14 +203,15 @@ def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) 
     if given and not {"conversation", "order"} <= set(given):
         lacks = " and ".join(key for key in ("conversation", "order") if key not in given)
         raise DataError(
-            f"{path}: has {' and '.join(given)} without {lacks}, expected conversation and order together; add {lacks}."
+            f"{path}: has {' and '.join(given)} without {lacks}, expected conversation and order together; "
+            f"add {lacks}."
         )
     if not given:
         return {}
     if fields["order"].ndim != 1 or fields["order"].dtype.kind not in "fiu":
         raise DataError(
-            f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers (N,), "
-            "greater for what was said later; recode it."
+            f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers "
+            "(N,), greater for what was said later; recode it."
         )
     texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
 
