@@ -25,8 +25,8 @@ __all__ = ["DataError", "Dataset", "Split", "canonical", "load", "synthetic"]
 
 _LAYOUTS = (
     "an MMSA or MulT pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, a pickle of "
-    "conversations as DialogueRNN wrote it (tuple of 7 or more), a bc-LSTM folder with transcripts.csv, a folder that "
-    "convert.py wrote, or an .npz with x_<modality>, y and split"
+    "conversations as DialogueRNN wrote it (tuple of 7 or more), a bc-LSTM folder with transcripts.csv, a folder "
+    "that convert.py wrote, or an .npz with x_<modality>, y and split"
 )
 _ZIP = re.compile(rb"PK\x03\x04")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|[\]}]q|\([ld]p\d")  # protocols 2 to 5, 1, 0
