@@ -4,6 +4,7 @@ from modbalance import functional, kernels
 from modbalance.coordinator import EnergyCoordinator
 from modbalance.decoupler import SemanticDecoupler
 from modbalance.distiller import TrustDistiller
+from modbalance.dropout import ModalityDropout
 from modbalance.enhancer import ComplementaryEnhancer
 from modbalance.presence import masked_mean
 from modbalance.teacher import Teacher
@@ -11,6 +12,7 @@ from modbalance.teacher import Teacher
 __all__ = [
     "ComplementaryEnhancer",
     "EnergyCoordinator",
+    "ModalityDropout",
     "SemanticDecoupler",
     "Teacher",
     "TrustDistiller",

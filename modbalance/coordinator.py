@@ -9,23 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import check_dims, check_inputs, check_positive
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
+from modbalance.gate import HeldOutGate
 from modbalance.heads import check_heads, linear_heads, probe
-from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
-from modbalance.kernels.problem import Problem
+from modbalance.kernels import energy_penalty, reference
+from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
+from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import scalars
-from modbalance.presence import (
-    absent_like,
-    check_dims,
-    check_positive,
-    masked_mean,
-    masked_sum,
-    resolve,
-    select,
-    upcast,
-    zero_of,
-)
+from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
+from modbalance.protocol import Balancer
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
@@ -49,13 +43,14 @@ class CoordinatorOutput(NamedTuple):
     fit: Tensor
     energy: dict[str, Tensor]
     features: dict[str, Tensor]
+    weight: dict[str, Tensor]
 
     def scalars(self) -> dict[str, Tensor]:
-        """The scalar terms by name, detached."""
-        return scalars(self)
+        """The scalar terms by name and the weight of each modality as `weight/audio`, detached."""
+        return scalars(self) | {f"weight/{name}": x for name, x in self.weight.items()}
 
 
-class EnergyCoordinator(nn.Module):
+class EnergyCoordinator(Balancer):
     r"""Keep the strong modality from starving the others, with one more term in the loss.
 
     $$E_i(m) = \alpha\lVert z_i^m\rVert^2 + \beta\,\ell(T_m(z_i^m), y_i) + \gamma\,u(T_m(z_i^m))$$
@@ -116,7 +111,7 @@ class EnergyCoordinator(nn.Module):
         >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}
         >>> out = balance(features, torch.arange(6) % 3)
         >>> sorted(out.scalars()), out.energy["audio"].shape
-        (['descent', 'fit', 'gap', 'loss', 'penalty'], torch.Size([6]))
+        (['descent', 'fit', 'gap', 'loss', 'penalty', 'weight/audio', 'weight/video'], torch.Size([6]))
     """
 
     class_weight: Tensor | None
@@ -157,10 +152,11 @@ class EnergyCoordinator(nn.Module):
             check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs))
         self.num_outputs, self.task = num_outputs, task
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
-        self.descent, self.step, self.gap, self.temperature = descent, step, gap, temperature
+        self.descent, self.step_size, self.gap, self.temperature = descent, step, gap, temperature
         self.normalize, self.backend, self.joint = normalize, backend, joint
         self.ignore_index, self.validate, self.sync = ignore_index, validate, sync
         self.register_buffer("class_weight", class_weight, persistent=False)
+        self.gate = HeldOutGate(len(self.dims))
         self.owns_heads = heads is None
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
@@ -178,7 +174,7 @@ class EnergyCoordinator(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
-        masks = resolve("EnergyCoordinator", features, present, self.dims)
+        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
@@ -187,17 +183,11 @@ class EnergyCoordinator(nn.Module):
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
-        problem = Problem.of(
-            self.task,
-            self.alpha,
-            self.beta,
-            self.gamma if uncertainty is None else 0.0,
-            self.temperature,
-            self.normalize,
-            target,
-            self.class_weight,
-        )
+        problem = self._problem(target, self.gamma if uncertainty is None else 0.0)
         sync = self.training and self.sync
+        if self.training and target is not None:
+            self.gate.close(sync)
+        given, features = features, self.gate.scale(features, list(self.dims))
         fused = None
         if uncertainty is None and processes(sync) is None:
             fused = self._fused(problem, features, masks if present else None)
@@ -221,11 +211,48 @@ class EnergyCoordinator(nn.Module):
             descent,
             fit,
             absent_like(energies, self.dims),
-            self._descended(features, masks, problem),
+            self._descended(given, masks, problem),
+            dict(zip(self.dims, self.gate.weight.clone().unbind(), strict=True)),
+        )
+
+    @torch.no_grad()
+    def observe(
+        self, features: Mapping[str, Tensor], target: Tensor, present: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Take in a batch of held-out data, in the validation loop: from it comes the weight of each modality.
+
+        The next training forward ends the observation and sets the weights by `functional.gate_weights`, from the
+        mean of beta loss + gamma u over all batches and processes. Until then nothing changes. Whatever is chosen on
+        the same data afterwards, an epoch for example, looks better there than it is; never pass test data.
+
+        Among several processes each must call it at least once between two training forwards, or none; a process
+        without held-out rows passes an empty batch.
+
+        Args:
+            features: held-out features, as `forward` takes them. Encoders belong in eval mode.
+            target: their targets.
+            present: as in `forward`.
+
+        Raises:
+            ValueError: as `forward` does.
+        """
+        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
+        check_target("EnergyCoordinator", self.task, target, len(next(iter(masks.values()))), self.num_outputs)
+        if self.validate:
+            check_values("EnergyCoordinator", self.task, features, masks, target, self.num_outputs, self.ignore_index)
+        problem = self._problem(target, self.gamma)
+        z, mask = self._rows(problem, features, masks)
+        energy = {name: problem.potential(self._outputs(name, x)) for name, x in z.items()}
+        masks = absent_like(dict(zip(z, mask, strict=True)), dict.fromkeys(self.dims, 0))
+        self.gate.observe(torch.stack([*absent_like(energy, self.dims).values()]), torch.stack([*masks.values()]))
+
+    def _problem(self, target: Tensor | None, gamma: float) -> EnergyTerms:
+        return EnergyTerms.of(
+            self.task, self.alpha, self.beta, gamma, self.temperature, self.normalize, target, self.class_weight
         )
 
     def _rows(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
         z = {name: select(x, masks[name]) for name, x in features.items()}
@@ -234,7 +261,7 @@ class EnergyCoordinator(nn.Module):
         return z, mask if valid is None else mask & valid
 
     def _fused(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
     ) -> Coordination | None:
         """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
         if problem.target is None or self.joint or not self._linear or self.gap not in ("pull", None):
@@ -255,7 +282,7 @@ class EnergyCoordinator(nn.Module):
 
     def _terms(
         self,
-        problem: Problem,
+        problem: EnergyTerms,
         z: dict[str, Tensor],
         mask: Tensor,
         uncertainty: Mapping[str, Tensor] | None,
@@ -289,7 +316,7 @@ class EnergyCoordinator(nn.Module):
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
 
-    def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         if not self._linear:
             heads = [partial(self._outputs, name) for name in z]
             return reference.energy_penalty(problem, mask, [upcast(x) for x in z.values()], heads)
@@ -311,13 +338,15 @@ class EnergyCoordinator(nn.Module):
             return head.weight, head.bias
         return head.weight.detach(), None if head.bias is None else head.bias.detach()
 
-    def _gap_energy(self, problem: Problem, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None) -> Tensor:
+    def _gap_energy(
+        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None
+    ) -> Tensor:
         if self.gap != "pull":
             return energy
         potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
-    def _fit(self, problem: Problem, z: dict[str, Tensor]) -> Tensor:
+    def _fit(self, problem: EnergyTerms, z: dict[str, Tensor]) -> Tensor:
         """Loss of each head on detached features, `(M, B)`."""
         assert problem.target is not None
         losses = [
@@ -333,9 +362,9 @@ class EnergyCoordinator(nn.Module):
         return torch.stack(losses)
 
     def _descended(
-        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: Problem
+        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms
     ) -> dict[str, Tensor]:
-        if not self.step:
+        if not self.step_size:
             return dict(features)
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
@@ -347,7 +376,7 @@ class EnergyCoordinator(nn.Module):
                     z,
                     self._outputs(name, z),
                     weight,
-                    step=self.step,
+                    step=self.step_size,
                     task=self.task,
                     alpha=problem.alpha,
                     gamma=problem.gamma,
@@ -356,7 +385,7 @@ class EnergyCoordinator(nn.Module):
                 )
             else:
                 _, gradient = reference.energy_and_gradient(label_free, upcast(z), partial(self._outputs, name))
-                new = z - self.step * gradient
+                new = z - self.step_size * gradient
             moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
         return moved
 

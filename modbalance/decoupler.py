@@ -7,11 +7,12 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from modbalance.checks import check_dims, check_inputs, check_positive
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.decoupling import alignment_sum, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
 from modbalance.output import scalars
-from modbalance.presence import absent_like, check_dims, check_positive, resolve, select, stack, zero_of
+from modbalance.presence import absent_like, select, stack, zero_of
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, output_width
 
 __all__ = ["SemanticDecoupler"]
@@ -113,7 +114,7 @@ class SemanticDecoupler(nn.Module):
         target: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> DecouplerOutput:
-        masks = resolve("SemanticDecoupler", features, present, self.dims)
+        masks = check_inputs("SemanticDecoupler", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import check_inputs, check_positive
 from modbalance.distributed import Sync, reduce
 from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
 from modbalance.output import scalars
-from modbalance.presence import check_positive, resolve, select
+from modbalance.presence import select
 from modbalance.tasks import Task, check_task, output_width, prediction_variance
 
 __all__ = ["TrustDistiller"]
@@ -117,7 +118,7 @@ class TrustDistiller(nn.Module):
     ) -> dict[str, Tensor]:
         """The weights alone, before there is a student: what fusion needs."""
         width = output_width(self.task, self.num_outputs)
-        masks = resolve("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
+        masks = check_inputs("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
         if variances is None:
             if self.task == "regression":
                 raise ValueError(
@@ -149,7 +150,7 @@ class TrustDistiller(nn.Module):
         return torch.full((self.num_outputs,), 1.0 if p is None else p * (1 - p))
 
     def fuse(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        """Sum of `tensors` by `weights`, per sample; see `functional.trust_fusion`."""
+        """MaskedSum of `tensors` by `weights`, per sample; see `functional.trust_fusion`."""
         return trust_fusion(tensors, weights)
 
     def extra_repr(self) -> str:

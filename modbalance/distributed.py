@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.presence import Sum, absent_like, masked_sum, upcast
+from modbalance.presence import MaskedSum, absent_like, masked_sum, upcast
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,7 +53,7 @@ def mean(x: Tensor, mask: Tensor | None = None, *, sync: Sync = True) -> Tensor:
     return reduce([masked_sum(upcast(x), mask)], sync)[0].mean()
 
 
-def reduce(sums: Sequence[Sum], sync: Sync) -> list[Sum]:
+def reduce(sums: Sequence[MaskedSum], sync: Sync) -> list[MaskedSum]:
     """Totals and counts over all processes, in one all-reduce. Shapes are the same on every process."""
     group = processes(sync)
     if group is None:
@@ -64,7 +64,7 @@ def reduce(sums: Sequence[Sum], sync: Sync) -> list[Sum]:
     scale = dist.get_world_size(group)
     # The difference is zero: it adds no value, only the gradient.
     return [
-        Sum(next(parts).view_as(s.total) + scale * (s.total - s.total.detach()), next(parts).view_as(s.entries))
+        MaskedSum(next(parts).view_as(s.total) + scale * (s.total - s.total.detach()), next(parts).view_as(s.entries))
         for s in sums
     ]
 

@@ -8,19 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import check_dims, check_inputs, check_positive
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
 from modbalance.output import scalars
-from modbalance.presence import (
-    Sum,
-    absent_like,
-    check_dims,
-    check_positive,
-    masked_sum,
-    resolve,
-    select,
-    zero_of,
-)
+from modbalance.presence import MaskedSum, absent_like, masked_sum, select, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
@@ -151,7 +143,7 @@ class ComplementaryEnhancer(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         gates: Mapping[str, Tensor] | None = None,
     ) -> EnhancerOutput:
-        masks = resolve("ComplementaryEnhancer", features, present, self.dims)
+        masks = check_inputs("ComplementaryEnhancer", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
@@ -219,7 +211,7 @@ class ComplementaryEnhancer(nn.Module):
         imputed: dict[str, Tensor],
         predict: Callable[[Mapping[str, Tensor]], Tensor],
         target: Tensor,
-    ) -> Sum:
+    ) -> MaskedSum:
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         losses, counted = [], []
         for name in self.dims:
@@ -244,7 +236,7 @@ class ComplementaryEnhancer(nn.Module):
     def _check_parts(
         self, argument: str, parts: Mapping[str, Tensor], features: Mapping[str, Tensor], batch: int
     ) -> None:
-        resolve("ComplementaryEnhancer", parts, None, dict.fromkeys(self.dims, self.dim), argument)
+        check_inputs("ComplementaryEnhancer", parts, None, dict.fromkeys(self.dims, self.dim), argument)
         rows = {name: parts[name].shape[0] if name in parts else "missing" for name in features}
         if any(n != batch for n in rows.values()):
             raise ValueError(

@@ -45,6 +45,11 @@ def test_the_monitor_sees_what_all_processes_saw(ranks, size):
     ranks.run(jobs.monitored, size=size)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_held_out_energies_of_all_processes_decide(ranks, size):
+    ranks.run(jobs.observed, size=size)
+
+
 OPTIONS = {
     "paper": ("coordinator", {"gap": "paper"}),
     "paper_per_sample": ("coordinator", {"gap": "paper_per_sample"}),

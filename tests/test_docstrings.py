@@ -5,9 +5,9 @@ import inspect
 import pytest
 
 import modbalance
-from modbalance import diagnostics, distributed, functional, kernels, presence, tasks
+from modbalance import diagnostics, distributed, dropout, functional, kernels, presence, tasks
 
-MODULES = (modbalance, functional, kernels, diagnostics, tasks, presence, distributed)
+MODULES = (modbalance, functional, kernels, diagnostics, tasks, presence, dropout, distributed)
 PUBLIC = {
     f"{value.__module__}.{name}": value
     for module in MODULES

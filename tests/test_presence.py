@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cases import NAN, gradients
-from modbalance import presence
+from modbalance import checks, presence
 from modbalance.presence import masked_mean, masked_softmax, select
 
 INF = float("inf")
@@ -57,4 +57,4 @@ def test_only_float64_stays_wider_than_float32(dtype):
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "forward", "training", 3])
 def test_reserved_modality_names_raise(name):
     with pytest.raises(ValueError, match=r"^Who: dims has the modality name .*; rename the modality\.$"):
-        presence.check_dims("Who", {name: 3, "audio": 2})
+        checks.check_dims("Who", {name: 3, "audio": 2})

@@ -3,7 +3,7 @@ import torch
 
 import oracle
 from cases import CLASSES, TASKS, gradients, make_target, width
-from modbalance import tasks
+from modbalance import task_formulas, tasks
 
 OUTPUTS = ["usual", "wide", "clamp"]
 
@@ -40,8 +40,8 @@ def test_loss_with_slope_and_curvature(task, class_weight, kind):
     check_derivatives(
         expected,
         s,
-        tasks.loss_slope(task, tasks.Point(s.T), y, class_weight).T,
-        lambda t: tasks.loss_curvature(task, tasks.Point(s.T), y, t.T, class_weight).T,
+        task_formulas.loss_slope(task, task_formulas.HeadOutputs(s.T), y, class_weight).T,
+        lambda t: task_formulas.loss_curvature(task, task_formulas.HeadOutputs(s.T), y, t.T, class_weight).T,
     )
     torch.testing.assert_close(gradients(ours.sum(), [s]), gradients(expected.sum(), [s]))
 
@@ -57,8 +57,8 @@ def test_uncertainty_with_slope_and_curvature(task, kind, temperature):
     check_derivatives(
         ours,
         s,
-        tasks.uncertainty_slope(task, tasks.Point(s.T), temperature).T,
-        lambda t: tasks.uncertainty_curvature(task, tasks.Point(s.T), t.T, temperature).T,
+        task_formulas.uncertainty_slope(task, task_formulas.HeadOutputs(s.T), temperature).T,
+        lambda t: task_formulas.uncertainty_curvature(task, task_formulas.HeadOutputs(s.T), t.T, temperature).T,
     )
 
 
@@ -108,14 +108,14 @@ def test_huge_outputs_stay_finite_in_float32(task, size):
     s[:, 0] = -size
     s.requires_grad_()
     y = make_target(task, 2, dtype=torch.float32)
-    at, t = tasks.Point(s.T), torch.randn_like(s)
+    at, t = task_formulas.HeadOutputs(s.T), torch.randn_like(s)
     values = [
         tasks.task_loss(task, s, y),
         tasks.task_uncertainty(task, s),
-        tasks.loss_slope(task, at, y),
-        tasks.loss_curvature(task, at, y, t.T),
-        tasks.uncertainty_slope(task, at),
-        tasks.uncertainty_curvature(task, at, t.T),
+        task_formulas.loss_slope(task, at, y),
+        task_formulas.loss_curvature(task, at, y, t.T),
+        task_formulas.uncertainty_slope(task, at),
+        task_formulas.uncertainty_curvature(task, at, t.T),
     ]
     total = sum(v.sum() for v in values)
     assert all(v.isfinite().all() for v in (*values, *gradients(total, [s])))

@@ -1,7 +1,7 @@
 """See the imbalance: what each modality knows, what the fused model makes of it, and what is lost on the way."""
 
 from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
-from modbalance.diagnostics.contribution import imbalance, shapley_values, shares
+from modbalance.diagnostics.contribution import imbalance, modality_subsets, shapley_values, shares
 from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.gradients import gradient_norms
 from modbalance.diagnostics.monitor import ModalityMonitor
@@ -17,6 +17,7 @@ __all__ = [
     "gaussian_coverage",
     "gradient_norms",
     "imbalance",
+    "modality_subsets",
     "plot",
     "probe_outputs",
     "shapley_values",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import upcast
-from modbalance.tasks import Task, as_matrix, check_target, output_width, split_gaussian
+from modbalance.task_formulas import as_matrix, split_gaussian
+from modbalance.tasks import Task, check_target, output_width
 
 __all__ = ["calibration_error", "gaussian_coverage"]
 

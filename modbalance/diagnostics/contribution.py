@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
-__all__ = ["imbalance", "shapley_values", "shares"]
+__all__ = ["imbalance", "modality_subsets", "shapley_values", "shares"]
+
+
+def modality_subsets(modalities: Iterable[str], sizes: Iterable[int] | None = None) -> list[tuple[str, ...]]:
+    """The subsets of the modalities, smaller ones first, each in the order given.
+
+    Args:
+        modalities: M distinct names.
+        sizes: how many modalities a subset has; from 1 to M by default, which leaves out the empty one.
+
+    Returns:
+        2^M - 1 tuples by default, the full set last.
+
+    Raises:
+        ValueError: there are no names, or one is there twice.
+
+    Examples:
+        >>> modality_subsets(["text", "audio"])
+        [('text',), ('audio',), ('text', 'audio')]
+        >>> modality_subsets(["text", "audio", "vision"], sizes=[2])
+        [('text', 'audio'), ('text', 'vision'), ('audio', 'vision')]
+    """
+    names = list(modalities)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"modality_subsets: modalities is {names}, expected distinct names, at least one; correct them."
+        )
+    sizes = range(1, len(names) + 1) if sizes is None else sizes
+    return [subset for size in sizes for subset in combinations(names, size)]
 
 
 def shapley_values(value: Callable[[tuple[str, ...]], float], players: Sequence[str]) -> dict[str, float]:
@@ -28,7 +56,7 @@ def shapley_values(value: Callable[[tuple[str, ...]], float], players: Sequence[
         {'text': 1.0, 'audio': 1.0}
     """
     total = len(players)
-    worth = {s: value(s) for size in range(total + 1) for s in combinations(players, size)}
+    worth = {s: value(s) for s in modality_subsets(players, range(total + 1))}
     result = dict.fromkeys(players, 0.0)
     for coalition, with_it in worth.items():
         for player in coalition:

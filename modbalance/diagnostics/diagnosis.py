@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from modbalance.diagnostics.plot import plot
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -68,8 +70,6 @@ class Diagnosis:
 
     def plot(self) -> Figure:
         """`modbalance.diagnostics.plot` of this diagnosis."""
-        from modbalance.diagnostics.plot import plot
-
         return plot(self)
 
     def _by_modality(self) -> dict[str, Figures]:

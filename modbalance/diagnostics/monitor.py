@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from modbalance.checks import check_dims, check_inputs
 from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
-from modbalance.diagnostics.contribution import imbalance, shapley_values
+from modbalance.diagnostics.contribution import imbalance, modality_subsets, shapley_values
 from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.gradients import gradient_norms
 from modbalance.diagnostics.probe import probe_outputs
 from modbalance.diagnostics.score import constant_outputs, task_score
 from modbalance.distributed import Sync, gather
 from modbalance.functional.energy import energy
-from modbalance.presence import absent_like, check_dims, resolve, select, upcast
+from modbalance.presence import absent_like, select, upcast
 from modbalance.tasks import Task, check_outputs, check_target, check_task, labelled, task_loss, task_uncertainty
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ModalityMonitor:
         self.modalities, self.num_outputs, self.task = tuple(modalities), num_outputs, task
         self.score, self.probe = score or (lambda outputs, target: task_score(task, outputs, target)), probe
         self.alpha, self.beta, self.gamma, self.sync = alpha, beta, gamma, sync
-        self.coalitions = [s for size in range(1, len(modalities) + 1) for s in combinations(self.modalities, size)]
+        self.coalitions = modality_subsets(self.modalities)
         self.device: torch.device | None = None
         self.reset()
 
@@ -192,7 +192,7 @@ class ModalityMonitor:
         """The mask of every modality, after the checks that all components share."""
         known = x if isinstance(x, Mapping) else {}
         sizes = {m: known[m].shape[-1] if m in known and known[m].dim() else 1 for m in self.modalities}
-        masks = resolve(OWNER, x, present, sizes, argument)
+        masks = check_inputs(OWNER, x, present, sizes, argument)
         return absent_like(masks, sizes)
 
     def compute(self) -> Diagnosis:

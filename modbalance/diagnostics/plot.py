@@ -1,4 +1,4 @@
-"""One figure that says what a diagnosis found."""
+"""Draw a diagnosis, or several side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from modbalance.diagnostics.diagnosis import Diagnosis
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from modbalance.diagnostics.diagnosis import Diagnosis
 
 __all__ = ["plot"]
 
@@ -40,6 +40,7 @@ def plot(found: Diagnosis | Mapping[str, Diagnosis | Sequence[Diagnosis]]) -> Fi
         ImportError: matplotlib is not installed.
 
     Examples:
+        >>> from modbalance.diagnostics import Diagnosis
         >>> found = Diagnosis(score=0.9, imbalance=0.5, shapley={"text": 0.6, "audio": 0.2})
         >>> [panel.get_title(loc="left") for panel in plot({"before": found, "after": [found, found]}).axes]
         ['Its part of the gain over a guess\\n(Shapley value)']
@@ -50,8 +51,8 @@ def plot(found: Diagnosis | Mapping[str, Diagnosis | Sequence[Diagnosis]]) -> Fi
         raise ImportError(
             'plot: matplotlib is not installed, expected version 3.8 or later; run pip install "modbalance[plot]".'
         ) from problem
-    given = {"": found} if isinstance(found, Diagnosis) else found
-    models = {name: [x] if isinstance(x, Diagnosis) else list(x) for name, x in given.items()}
+    given = found if isinstance(found, Mapping) else {"": found}
+    models = {name: list(x) if isinstance(x, Sequence) else [x] for name, x in given.items()}
     everything = [one for several in models.values() for one in several]
     names = list(everything[0].shapley)
     panels = [panel for panel in PANELS if all(getattr(one, panel) for one in everything)]
@@ -62,8 +63,8 @@ def plot(found: Diagnosis | Mapping[str, Diagnosis | Sequence[Diagnosis]]) -> Fi
     for i, panel in enumerate(panels):
         _bars(figure.add_subplot(rows, columns, i + 1), panel, models, names)
     lines = [
-        f"{name + ': ' if name else ''}score with all modalities {_said([x.score for x in several])}, "
-        f"imbalance {_said([x.imbalance for x in several])}"
+        f"{name + ': ' if name else ''}score with all modalities {_spread([x.score for x in several])}, "
+        f"imbalance {_spread([x.imbalance for x in several])}"
         for name, several in models.items()
     ]
     lines.append("(imbalance 0: equal Shapley shares, 1: one modality does everything)")
@@ -116,6 +117,6 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return fmean(known) if known else math.nan, stdev(known) if len(known) > 1 else 0.0
 
 
-def _said(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     mean, spread = _mean_and_spread(values)
     return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")

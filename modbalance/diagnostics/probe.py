@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import upcast
-from modbalance.tasks import LOG_VARIANCE_LIMIT, Point, Task, as_matrix, check_target, loss_slope, loss_value
+from modbalance.task_formulas import LOG_VARIANCE_LIMIT, HeadOutputs, as_matrix, loss_slope, loss_value
+from modbalance.tasks import Task, check_target
 
 __all__ = ["probe_outputs"]
 
@@ -89,7 +90,7 @@ def _logits(task: Task, seen: Tensor, y: Tensor, unseen: Tensor, num_outputs: in
     solver = torch.optim.LBFGS([weight], max_iter=50, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def objective() -> float:
-        at = Point(weight @ seen.T)
+        at = HeadOutputs(weight @ seen.T)
         weight.grad = loss_slope(task, at, y) @ seen / len(seen) + 2 * decay * weight
         return (loss_value(task, at, y).mean() + (decay * weight.square()).sum()).item()
 

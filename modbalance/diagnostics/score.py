@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import upcast
-from modbalance.tasks import LOG_VARIANCE_LIMIT, Task, as_matrix, check_target, output_width
+from modbalance.task_formulas import LOG_VARIANCE_LIMIT, as_matrix
+from modbalance.tasks import Task, check_target, output_width
 
 __all__ = ["constant_outputs", "task_score"]
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
+from modbalance.checks import check_inputs
 from modbalance.distributed import Sync, gather, most_rows, processes
-from modbalance.presence import Sum, masked_sum, resolve, select, stack
+from modbalance.presence import MaskedSum, masked_sum, select, stack
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, output_width, task_loss
 
 
@@ -47,13 +48,13 @@ def alignment_loss(
         >>> alignment_loss({"a": x, "b": x}) < alignment_loss({"a": x, "b": x.roll(1, 0)})
         tensor(True)
     """
-    masks = resolve("alignment_loss", shared, present, argument="shared")
+    masks = check_inputs("alignment_loss", shared, present, argument="shared")
     return alignment_sum(*stack("alignment_loss", shared, masks), temperature).mean()
 
 
 def alignment_sum(
     x: Tensor, mask: Tensor, temperature: float, sync: Sync = False, max_batch: int | None = None
-) -> Sum:
+) -> MaskedSum:
     """The loss of this process's anchors `(M, B)`, the samples of all processes being their negatives."""
     with torch.autocast(x.device.type, enabled=False):
         anchors, candidates, known = _pairs(x, mask)
@@ -72,7 +73,7 @@ def alignment_sum(
         partitions = gather(partition.T, rows, sync=sync).T[..., None]
         weight = select((drawn.detach() - partitions).exp(), (all_mask & all_known)[..., None] & known[:, None])
         drawn = (weight * drawn).sum()
-        return Sum(total + (drawn - drawn.detach()), count)
+        return MaskedSum(total + (drawn - drawn.detach()), count)
 
 
 def _pairs(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,11 +121,11 @@ def redundancy_loss(
     """
     if cosine not in ("squared", "plain"):
         raise ValueError(f"redundancy_loss: cosine is {cosine!r}, expected 'squared' or 'plain'; pass one of them.")
-    masks = resolve("redundancy_loss", private, present, argument="private")
+    masks = check_inputs("redundancy_loss", private, present, argument="private")
     return redundancy_sum(*stack("redundancy_loss", private, masks), cosine).mean()
 
 
-def redundancy_sum(x: Tensor, mask: Tensor, cosine: str) -> Sum:
+def redundancy_sum(x: Tensor, mask: Tensor, cosine: str) -> MaskedSum:
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
     unit = _unit(x)
     similarity = (unit[first] * unit[second]).sum(-1)
@@ -165,7 +166,7 @@ def preservation_loss(
         >>> preservation_loss({"a": torch.zeros(2, 4)}, torch.tensor([0, 1]))
         tensor(1.3863)
     """
-    masks = resolve("preservation_loss", predictions, present, argument="predictions")
+    masks = check_inputs("preservation_loss", predictions, present, argument="predictions")
     outputs, mask = stack("preservation_loss", predictions, masks)
     width = outputs.shape[-1]
     num_outputs = width // 2 if task == "gaussian" else width
@@ -175,7 +176,7 @@ def preservation_loss(
 
 def preservation_sum(
     outputs: Tensor, mask: Tensor, target: Tensor, task: Task, class_weight: Tensor | None, ignore_index: int
-) -> Sum:
+) -> MaskedSum:
     valid = labelled(task, target, outputs.shape[-1] // output_width(task, 1), ignore_index)
     mask = mask if valid is None else mask & valid
     losses = [task_loss(task, s, target, class_weight=class_weight, ignore_index=ignore_index) for s in outputs]

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modbalance.presence import Sum, masked_mean, masked_sum, select, upcast
-from modbalance.tasks import Point, Task, uncertainty_slope
+from modbalance.presence import MaskedSum, masked_mean, masked_sum, select, upcast
+from modbalance.task_formulas import HeadOutputs, uncertainty_slope
+from modbalance.tasks import Task
 
 Gap = Literal["pull", "paper", "paper_per_sample"]
 
@@ -95,7 +96,7 @@ def energy_gap(energies: Tensor, present: Tensor, kind: Gap = "pull") -> Tensor:
     return gap_of_sum(gap_sum(energies, present, kind), kind)
 
 
-def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> Sum:
+def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> MaskedSum:
     """What the gap compares, summed over samples: `(M,)` for `pull`, else `(M, M)`."""
     energies = upcast(energies)
     if kind == "pull":
@@ -111,13 +112,48 @@ def gap_sum(energies: Tensor, present: Tensor, kind: Gap) -> Sum:
     )
 
 
-def gap_of_sum(sums: Sum, kind: Gap) -> Tensor:
+def gap_of_sum(sums: MaskedSum, kind: Gap) -> Tensor:
     means, there = sums.mean(), sums.entries > 0
     if kind == "pull":
         reference = torch.where(there, means, torch.inf).amin().detach()
         return masked_mean(select(means - reference, there).square(), there)
     gaps = (means - means.T).square() if kind == "paper" else means
     return masked_mean(gaps, there & ~torch.eye(len(means), dtype=torch.bool, device=means.device))
+
+
+def gate_weights(
+    energies: Tensor, reference: Tensor, weights: Tensor, *, decay: float = 0.5, floor: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    r"""Weights of the modalities after one more look at held-out data.
+
+    $$w_m \leftarrow \begin{cases} 1 & E_m < R_m \\ w_m & E_m = R_m \\ \max(w_m / 2, f) & \text{else}
+      \end{cases} \qquad R_m \leftarrow E_m$$
+
+    A modality whose held-out energy falls gets the full weight, one whose energy rises half of what it had. An energy
+    that stays exactly as it is tells nothing and changes nothing.
+
+    Args:
+        energies: mean held-out energy E of each modality, `(M,)`. One that is not finite counts as risen.
+        reference: R, `(M,)`; infinity before the first look.
+        weights: w, `(M,)`; 1 before the first look.
+        decay: what a weight is multiplied by where the energy rises; 1/2 is ours.
+        floor: f, the least weight.
+
+    Returns:
+        the new weights and the new reference, `(M,)` each.
+
+    Source: ours.
+
+    Examples:
+        >>> gate_weights(torch.tensor([0.9, 1.0, 1.1]), torch.ones(3), torch.tensor([0.25, 0.25, 0.25]))
+        (tensor([1.0000, 0.2500, 0.1250]), tensor([0.9000, 1.0000, 1.1000]))
+    """
+    energies = energies.to(reference.dtype)
+    finite = energies.isfinite()
+    fallen, same = finite & (energies < reference), finite & (energies == reference)
+    shrunk = (decay * weights).clamp(min=floor)
+    new = torch.where(fallen, torch.ones_like(weights), torch.where(same, weights, shrunk))
+    return new, torch.where(finite, energies, reference)
 
 
 def descend(
@@ -159,4 +195,4 @@ def descend(
         tensor([[0.5000, 0.5000]])
     """
     scale = 2 * alpha / z.shape[1] if normalize else 2 * alpha
-    return z - step * (scale * z + gamma * uncertainty_slope(task, Point(outputs.T), temperature).T @ weight)
+    return z - step * (scale * z + gamma * uncertainty_slope(task, HeadOutputs(outputs.T), temperature).T @ weight)

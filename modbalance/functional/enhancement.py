@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modbalance.presence import Sum, masked_sum, resolve, select, upcast
+from modbalance.checks import check_inputs
+from modbalance.presence import MaskedSum, masked_sum, select, upcast
 
 
 def reconstruction_loss(
@@ -37,13 +38,13 @@ def reconstruction_loss(
         >>> reconstruction_loss({"a": torch.ones(2, 4)}, {"a": torch.zeros(2, 4)})
         tensor(1.)
     """
-    masks = resolve("reconstruction_loss", enhanced, present, argument="enhanced")
+    masks = check_inputs("reconstruction_loss", enhanced, present, argument="enhanced")
     return reconstruction_sum(enhanced, features, masks).mean()
 
 
 def reconstruction_sum(
     enhanced: Mapping[str, Tensor], features: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> Sum:
+) -> MaskedSum:
     losses = []
     for name, x in enhanced.items():
         if name not in features or features[name].shape != x.shape:

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.presence import Sum, masked_softmax, masked_sum, resolve, select, upcast
-from modbalance.tasks import Task, split_gaussian
+from modbalance.checks import check_inputs
+from modbalance.presence import MaskedSum, masked_softmax, masked_sum, select, upcast
+from modbalance.task_formulas import split_gaussian
+from modbalance.tasks import Task
 
 Direction = Literal["paper", "forward"]
 
@@ -65,7 +67,7 @@ def trust_weights(
             f"trust_weights: min_variance is {min_variance}, expected a positive number; the default is 1e-6."
         )
     variances = {name: v[:, None] if isinstance(v, Tensor) and v.dim() == 1 else v for name, v in variances.items()}
-    masks = resolve("trust_weights", variances, present, argument="variances")
+    masks = check_inputs("trust_weights", variances, present, argument="variances")
     if bias is not None and set(bias) != set(variances):
         raise ValueError(
             f"trust_weights: bias has {sorted(bias)}, expected {sorted(variances)}; pass one for each of variances."
@@ -140,7 +142,7 @@ def distillation_sum(
     task: Task,
     temperature: float,
     direction: Direction,
-) -> Sum:
+) -> MaskedSum:
     if direction not in ("paper", "forward"):
         raise ValueError(
             f"distillation_loss: direction is {direction!r}, expected 'paper' (student || teacher) or 'forward' "
@@ -185,7 +187,7 @@ def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
         >>> trust_fusion(x, {"a": torch.tensor([0.5]), "b": torch.tensor([0.5])})
         tensor([[2., 2.]])
     """
-    resolve("trust_fusion", tensors, None, argument="tensors")
+    check_inputs("trust_fusion", tensors, None, argument="tensors")
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     first = next(iter(shapes.values()))
     if any(shape != first for shape in shapes.values()):

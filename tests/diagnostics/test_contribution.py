@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from modbalance.diagnostics import imbalance, shapley_values, shares
+from modbalance.diagnostics import imbalance, modality_subsets, shapley_values, shares
 
 PLAYERS = ["text", "audio", "vision"]
 
@@ -72,3 +72,19 @@ def test_imbalance_is_the_part_that_would_have_to_change_hands(values, expected)
     shares = [x / sum(values) for x in values]
     moved = sum(max(p - 1 / len(values), 0) for p in shares)
     assert imbalance(dict(enumerate(values))) == pytest.approx(moved / (1 - 1 / len(values))) == expected
+
+
+@pytest.mark.parametrize("sizes", [None, [0, 1], range(4), [1, 2, 3]])
+def test_subsets_are_those_of_the_bits(sizes):
+    names = ["text", "audio", "vision"]
+    every = [tuple(n for i, n in enumerate(names) if bits >> i & 1) for bits in range(8)]
+    sizes_ = {1, 2, 3} if sizes is None else set(sizes)
+    found = modality_subsets(names, sizes)
+    assert sorted(found) == sorted(s for s in every if len(s) in sizes_)
+    assert [len(s) for s in found] == sorted(len(s) for s in found)
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_subsets_of_doubtful_names_raise(names):
+    with pytest.raises(ValueError, match=r"modality_subsets: modalities is .*, expected distinct names.*correct"):
+        modality_subsets(names)

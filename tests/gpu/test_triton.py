@@ -10,7 +10,7 @@ if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs a CUDA device and TRITON_INTERPRET unset", allow_module_level=True)
 
 from cases import gradients
-from modbalance.kernels import energy_penalty, ops
+from modbalance.kernels import energy_penalty, triton_ops
 from penalty import make_inputs, random_sum
 from triton_suite import *  # noqa: F403
 
@@ -35,8 +35,8 @@ def run(inputs):
 def test_auto_picks_the_kernels(monkeypatch):
     monkeypatch.delenv("MODBALANCE_BACKEND", raising=False)
     calls = []
-    kernel = ops.energy_penalty
-    monkeypatch.setattr(ops, "energy_penalty", lambda *a: calls.append(1) or kernel(*a))
+    kernel = triton_ops.energy
+    monkeypatch.setattr(triton_ops, "energy", lambda *a, **k: calls.append(1) or kernel(*a, **k))
     inputs = large(batch=8)
     energy_penalty(*inputs)
     energy_penalty(*inputs.to(torch.float64))

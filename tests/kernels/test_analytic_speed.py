@@ -6,7 +6,7 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import CLASSES, TASKS, compiles, gradients, make_target, width
-from modbalance import tasks
+from modbalance import task_formulas, tasks
 from modbalance.kernels import analytic, energy_penalty
 
 MODALITIES = 3
@@ -129,4 +129,4 @@ def test_compiles_to_one_graph(task):
 
 def test_classes_are_the_first_axis_of_a_point():
     s = torch.randn(5, CLASSES)
-    torch.testing.assert_close(tasks.Point(s.T).softmax(), s.softmax(-1).T)
+    torch.testing.assert_close(task_formulas.HeadOutputs(s.T).softmax(), s.softmax(-1).T)

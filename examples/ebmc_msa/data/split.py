@@ -114,10 +114,10 @@ def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
     return total_frames(fold).argsort(stable=True).split(size)
 
 
-def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+def outputs_and_targets(fold: Fold, predict: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
     """Outputs and targets of a whole fold."""
     chunks = (fold.rows(rows) for rows in by_length(fold))
-    outputs, targets = zip(*((say(batch), batch.target) for batch in chunks), strict=True)
+    outputs, targets = zip(*((predict(batch), batch.target) for batch in chunks), strict=True)
     return torch.cat(outputs), torch.cat(targets)
 
 

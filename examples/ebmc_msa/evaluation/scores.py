@@ -13,12 +13,10 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold, by_length
 from ebmc_msa.evaluation import metrics
-from ebmc_msa.model.concat import Concat, Prediction
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Model, Prediction
 from modbalance.diagnostics import shapley_values, shares
 from modbalance.tasks import prediction_variance, task_loss
 
-Model = EBMC | Concat
 Change = Callable[[Batch, Tensor], Batch]
 SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc", "multilabel": "f1"}
 

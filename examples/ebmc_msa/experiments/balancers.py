@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.model.concat import Concat, Prediction, encode, weighted_loss
+from ebmc_msa.model.concat import Concat
+from ebmc_msa.model.encoders import encode
+from ebmc_msa.model.prediction import Prediction, weighted_loss
 from ebmc_msa.model.settings import Settings
 from modbalance import Teacher
 from modbalance.diagnostics import shapley_values
@@ -43,9 +45,6 @@ class Fusion(Concat):
         """What the fused model says with the features of all but `names` set to zero."""
         kept = [x if name in names else torch.zeros_like(x) for name, x in features.items()]
         return self.head(self.mix(torch.cat(kept, -1)))
-
-    def backward(self, out: Prediction) -> None:
-        out.loss.backward()
 
 
 class Auxiliary(Fusion):

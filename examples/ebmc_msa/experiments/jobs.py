@@ -39,8 +39,9 @@ from ebmc_msa.experiments import internals
 from ebmc_msa.experiments.baselines import METHODS, NAMES, NEED_ALONE, Work, trained
 from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.summary import MEASURES, ordered, report, result_path, stored, sweep_plot
-from ebmc_msa.model.concat import Concat, spec_of
+from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import CLASS_WEIGHTS, COMPONENTS, CONTEXTS, ORDERS, Settings
 from ebmc_msa.training.run import with_something
 from ebmc_msa.training.stages import train
@@ -202,8 +203,8 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
     work = Work(spec, settings, with_something(folds["train"]), folds["valid"], job.seed, alone)
     result: dict[str, Any] = {"kind": spec.kind, "conditions": list(conditions(spec.dims))}
     if name == "ebmc":
-        model = EBMC(spec, settings)
-        stages, before = train(model, work.train, work.valid, settings, job.seed, lambda *_: None)
+        ebmc = train(EBMC(spec, settings), work.train, work.valid, settings, job.seed, lambda *_: None)
+        model = ebmc.model
     else:
         model = trained(Concat(spec, settings), work) if modality else METHODS[name](work)
     for fold in folds.keys() & {"valid", "test"}:
@@ -222,7 +223,7 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
         result["noise"] = robustness.spoil(model, folds["test"], sizes)
     result |= {"settings": settings.as_dict(), "seconds": time.process_time() - started}
     if name == "ebmc":
-        result["inside"] = internals.look(model, before, stages, folds | {"train": work.train})
+        result["inside"] = internals.look(ebmc, folds | {"train": work.train})
     write_tensors(result_path(out, *job), result)
     metric = SELECTION[spec.kind]
     return f"valid {metric} {measure(model, work.valid)[metric]:.3f}, {result['seconds']:.0f} s"

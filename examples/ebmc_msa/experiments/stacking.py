@@ -13,7 +13,8 @@ from ebmc_msa.data.missing import conditions
 from ebmc_msa.data.split import Fold, by_length
 from ebmc_msa.evaluation.scores import worth
 from ebmc_msa.experiments.balancers import over_present
-from ebmc_msa.model.concat import Prediction, encode, make_encoders, make_head, weighted_loss
+from ebmc_msa.model.encoders import encode, make_encoders
+from ebmc_msa.model.prediction import Model, Prediction, make_head, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
 from modbalance.presence import select
@@ -22,7 +23,7 @@ from modbalance.tasks import output_width, task_loss
 Coalition = tuple[str, ...]
 
 
-class Coalitions(nn.Module):
+class Coalitions(Model):
     """An encoder and a linear head per modality, and a fused head that is told which modalities are there."""
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
@@ -54,7 +55,7 @@ class Coalitions(nn.Module):
         return self.head(self.mix(torch.cat([*shown, torch.stack(list(here.values()), -1).float()], -1)))
 
 
-class Composite(nn.Module):
+class Composite(Model):
     """Every coalition at its own best epoch; a sample gets the mixture fitted for the modalities that it has."""
 
     def __init__(

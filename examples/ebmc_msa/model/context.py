@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.model.encoders import Block, positions
+from ebmc_msa.model.attention import Block, positions
 
 Context = Literal["gru", "transformer"]
 WINDOW = 128  # utterances; a longer conversation is read in windows that overlap by half

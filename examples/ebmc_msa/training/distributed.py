@@ -16,8 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.model.concat import Prediction
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Model, Prediction
 
 T = TypeVar("T")
 
@@ -88,13 +87,11 @@ def share(rows: Tensor, conversation: Conversation | None = None) -> Tensor:
     return torch.cat([places[:0], *taken[rank()]])
 
 
-def parallel(model: nn.Module) -> Callable[[Batch], Prediction]:
+def parallel(model: Model) -> Callable[[Batch], Prediction]:
     """`model` for training: its gradients are averaged over the processes."""
     if count() == 1:
         return model
-    # What is left out, or waits for stage II, still has parameters.
-    partial = isinstance(model, EBMC) and bool(model.settings.without or model.settings.order == "balance-enhance")
-    return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=partial)
+    return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=model.partly_unused)
 
 
 class _OnlyLoss(nn.Module):

@@ -17,8 +17,7 @@ from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import SELECTION, answer, truth, variance
-from ebmc_msa.model.concat import Concat, Prediction, spec_of
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Model, Prediction, spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.run_view import CONTROL
 
@@ -128,13 +127,12 @@ def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:
     return (answer(spec, outputs) - truth(spec, test.target)).abs()
 
 
-def parameters(model: EBMC | Concat) -> dict[str, int]:
+def parameters(model: Model) -> dict[str, int]:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    frozen = [*model.teachers.values(), model.before] if isinstance(model, EBMC) and model.teachers else []
     return {
         "student": count(model),
-        "teachers": sum(count(t.copy) for t in frozen),
+        "teachers": sum(map(count, model.frozen())),
         "encoders": count(model.encoders),
     }

@@ -19,8 +19,7 @@ from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import SELECTION, by_condition, contribution, predict, truth
-from ebmc_msa.model.concat import spec_of
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import describe, tokenised
 from ebmc_msa.report.report import print_table, write_report
@@ -106,7 +105,8 @@ def one(
     save, state = run.saver(name, seed), run.training(name, seed)
     together()  # all have read it before the first goes on to remove it
     train_fold = with_something(train_fold)
-    stages, before = train_model(model, train_fold, valid, settings, seed, tell, save=save, state=state)
+    trained = train_model(model, train_fold, valid, settings, seed, tell, save=save, state=state)
+    model, stages, stage1 = trained.model, trained.stages, trained.stage1
     progress.update(bar, total=1, completed=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
     if rank() > 0:
         return {}
@@ -115,21 +115,21 @@ def one(
     after = contribution(model, valid)
     said = predict(model, test)
     fused = {"after": said.fused.tolist()}
-    if before is not None:
-        fused["before"] = predict(before, test).fused.tolist()
+    if stage1 is not None:
+        fused["before"] = predict(stage1, test).fused.tolist()
     record = {
         "model": name,
         "seed": seed,
         "history": [entry for stage in stages for entry in stage.history],
         "epochs": {stage.name: stage.epoch for stage in stages},
         "test": by_condition(model, test, dataset.splits["test"].parts),
-        "contribution": {"before": after if before is None else contribution(before, valid), "after": after},
+        "contribution": {"before": after if stage1 is None else contribution(stage1, valid), "after": after},
         "trust": {m: w.tolist() for m, w in said.trust.items()} or None,
         "present": {m: here.tolist() for m, here in test.present.items()},
         "error": errors(spec, said.outputs, test).tolist(),
         "fused": fused,
         "target": truth(spec, test.target).tolist(),
-        "calibration": dict(model.scales) if isinstance(model, EBMC) else None,
+        "calibration": model.temperatures(),
         "cost": {s.name: {"seconds": s.seconds, "epochs": s.epochs, "step_ms": s.step_ms} for s in stages},
         "parameters": parameters(model),
         "rows": prediction_rows(name, seed, spec, dataset.splits["test"].id, said, test),

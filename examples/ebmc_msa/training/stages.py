@@ -14,10 +14,10 @@ from torch import nn
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import random_drop
-from ebmc_msa.data.split import Fold, said_of, shuffled
+from ebmc_msa.data.split import Fold, outputs_and_targets, shuffled
 from ebmc_msa.evaluation.scores import measure, score, worth
-from ebmc_msa.model.concat import Concat, Prediction, scales
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.encoders import feature_std
+from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
 from ebmc_msa.training.distributed import from_first, parallel, rank, share
@@ -26,6 +26,16 @@ from modbalance.diagnostics import gradient_norms, shares
 
 Progress = Callable[[str, int, dict[str, Any]], None]
 Save = Callable[[dict[str, Any]], None]
+
+
+Branches = dict[str, tuple[tuple[float, float], dict[str, torch.Tensor]]]  # best score so far, and its weights
+
+
+class Trained(NamedTuple):
+    model: Model  # what predicts
+    student: Model  # what was trained; of EBMC one of the experts of `model`
+    stages: list[Stage]
+    stage1: Model | None  # EBMC after its first stage
 
 
 class Stage(NamedTuple):
@@ -38,7 +48,7 @@ class Stage(NamedTuple):
 
 
 def train(
-    model: EBMC | Concat,
+    model: Model,
     train: Fold,
     valid: Fold,
     settings: Settings,
@@ -47,59 +57,60 @@ def train(
     *,
     save: Save | None = None,
     state: dict[str, Any] | None = None,
-) -> tuple[list[Stage], EBMC | None]:
-    """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing.
+) -> Trained:
+    """Train all stages of a model; each ends at the epoch selected on validation.
 
-    After each epoch `save` is given all that the next one depends on. With that as `state`, and the model as it is
-    first built, training goes on from there to the same bits.
+    After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
+    is first built, training continues from there to the same bits.
     """
-    first, second = settings.stage1_epochs, settings.stage2_epochs
-    plan = {"train": first + second}
-    if isinstance(model, EBMC):
-        names = settings.order.split("-")
-        plan = dict(zip(names, (first, second), strict=True)) if len(names) == 2 else {names[0]: first + second}
-    stages, before = [], None
+    plan = model.stages(settings)
+    stages: list[Stage] = []
+    stage1: Model | None = None
+    branches: Branches = {}
     if state is None:
         for name, encoder in model.encoders.items():
             encoder.standardise(train.frames(name))
     else:
         stages = [Stage(**stage) for stage in state["stages"]]
-        if state["before"] is not None:
-            before = copy.deepcopy(model)
-            before.load_state_dict(state["before"])
+        if state["stage1"] is not None:
+            stage1 = copy.deepcopy(model)
+            stage1.load_state_dict(state["stage1"])
         model.load_state_dict(state["model"])
-        model.paths = state["paths"]
+        branches = state["branches"]
 
-    def keep(running: dict[str, Any]) -> None:
+    def save_all(running: dict[str, Any]) -> None:
         if save is not None:
-            earlier = None if before is None else before.state_dict()
-            done = [stage._asdict() for stage in stages]
-            paths = getattr(model, "paths", {})
-            save({"stages": done, "before": earlier, "model": model.state_dict(), "paths": paths, **running})
+            first = None if stage1 is None else stage1.state_dict()
+            finished = [stage._asdict() for stage in stages]
+            save({"stages": finished, "stage1": first, "model": model.state_dict(), "branches": branches, **running})
+
+    def start_balancing() -> Model | None:
+        return model.start_balancing(train, valid, {name: weights for name, (_, weights) in branches.items()})
 
     for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
-        if place and before is None:
+        if place and stage1 is None:
             if not epochs:
-                return stages, copy.deepcopy(model)
-            before = model.start_balancing(train, valid)
-        stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
+                return Trained(model, model, stages, copy.deepcopy(model))
+            stage1 = start_balancing()
+        stages.append(
+            run_stage(name, model, train, valid, settings, epochs, seed, progress, branches, save_all, state)
+        )
         state = None
-    if isinstance(model, EBMC):
-        if before is None:
-            before = model.start_balancing(train, valid)
-        model.settle(valid)
-    return stages, before
+    if stage1 is None:
+        stage1 = start_balancing()
+    return Trained(model.finalize(valid, stage1), model, stages, stage1)
 
 
 def run_stage(
     name: str,
-    model: EBMC | Concat,
+    model: Model,
     train: Fold,
     valid: Fold,
     settings: Settings,
     epochs: int,
     seed: int,
     progress: Progress,
+    branches: Branches,
     save: Save,
     state: dict[str, Any] | None,
 ) -> Stage:
@@ -122,8 +133,7 @@ def run_stage(
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
         entry = _epoch(model, step, optimizer, train, settings, alike, own)
         metrics = from_first(lambda: measure(model, valid))
-        if isinstance(model, EBMC) and not (model.teachers or "imtd" in settings.without):
-            watch(model, valid)
+        keep_best_branches(model, valid, branches)
         history.append(
             {
                 **entry,
@@ -145,7 +155,7 @@ def run_stage(
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
 
 
-def _best(model: EBMC | Concat, history: list[dict[str, Any]]) -> int:
+def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
     scores = [score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
@@ -157,20 +167,20 @@ def _draw(*what: int | str) -> int:
 
 
 @torch.no_grad()
-def watch(model: EBMC, valid: Fold) -> None:
-    """Keep each unimodal path as it is at its own best epoch: they are not at their best together."""
+def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
+    """Keep each unimodal branch from its own best epoch, because these epochs differ."""
     model.eval()
-    for name in model.spec.dims:
-        path, here = model.path(name), valid.keep(valid.present[name])
-        if len(here):
-            said = said_of(here, lambda b, path=path, name=name: path(*b.inputs(name)))
-            now = worth(model.spec, *said)
-            if name not in model.paths or now > model.paths[name][0]:
-                model.paths[name] = (now, copy.deepcopy(path.state_dict()))
+    for name, branch in model.unimodal_branches().items():
+        rows = valid.keep(valid.present[name])
+        if len(rows):
+            outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
+            now = worth(model.spec, outputs, target)
+            if name not in best or now > best[name][0]:
+                best[name] = now, copy.deepcopy(branch.state_dict())
 
 
 def _epoch(
-    model: EBMC | Concat,
+    model: Model,
     step: Callable[[Batch], Prediction],
     optimizer: torch.optim.Optimizer,
     train: Fold,
@@ -180,7 +190,7 @@ def _epoch(
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    deviations = scales(model.encoders)
+    std = feature_std(model.encoders)
     batches = shuffled(train, settings.batch_size, alike)
     for rows in batches:
         places = share(rows, train.conversation)
@@ -189,11 +199,10 @@ def _epoch(
             present = random_drop(present, settings.modality_dropout, alike)
         batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
-            batch = spoil(batch, deviations, settings.corruption, own)
+            batch = spoil(batch, std, settings.corruption, own)
         out = step(batch)
         optimizer.zero_grad()
-        # Some balancers change gradients rather than the loss.
-        model.backward(out) if hasattr(model, "backward") else out.loss.backward()
+        model.backward(out)
         _add(sums["gradient"], gradient_norms(model.encoders))
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()

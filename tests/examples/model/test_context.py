@@ -12,11 +12,14 @@ from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import Fold, by_length, shuffled
 from ebmc_msa.evaluation.scores import by_condition, predict
 from ebmc_msa.experiments.stacking import fit_composite
-from ebmc_msa.model.concat import Concat, encode, spec_of
+from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.context import ContextEncoder, windows
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.encoders import encode
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
+from modbalance import Teacher
 
 CPU = torch.device("cpu")
 KINDS = ("gru", "transformer")
@@ -48,14 +51,22 @@ def dataset(**splits):
 
 
 def trained(kind="gru", model=EBMC, **changes):
-    """A model after an epoch of each stage, and its folds."""
+    """What training for an epoch of each stage gives, and the folds."""
     data, settings = dataset(), Settings(context=kind, **(SMALL | changes))
     spec = spec_of(data, settings)
     torch.manual_seed(0)
     network = model(spec, settings)
     folds = {fold: Fold.of(split, spec, CPU) for fold, split in data.splits.items()}
-    train(network, folds["train"], folds["valid"], settings, 0, lambda *_: None)
-    return network.eval(), folds
+    return train(network, folds["train"], folds["valid"], settings, 0, lambda *_: None), folds
+
+
+def contexts(model):
+    """All its context encoders, those of frozen copies too."""
+    for module in model.modules():
+        if isinstance(module, ContextEncoder):
+            yield module
+        elif isinstance(module, Teacher):
+            yield from contexts(module.copy)
 
 
 def encoder(kind, **options):
@@ -157,7 +168,8 @@ def test_a_gru_is_that_of_torch_over_each_conversation():
 @pytest.mark.parametrize("model", [EBMC, Concat])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_conversation_reads_another(model, kind):
-    network, folds = trained(kind, model)
+    out, folds = trained(kind, model)
+    network = out.model
     ids = folds["test"].conversation.id
     before = predict(network, folds["test"])
     after = predict(network, changed(folds["test"], ids == 2))
@@ -170,10 +182,11 @@ def test_no_conversation_reads_another(model, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_causal_predictions_do_not_know_the_future(kind):
-    network, folds = trained(kind, causal=True)
-    for part in (network, network.before.copy, *(teacher.copy for teacher in network.teachers.values())):
-        for context in (m for m in part.modules() if isinstance(m, ContextEncoder)):
-            context.window = 4
+    out, folds = trained(kind, causal=True)
+    network = out.model
+    assert len(list(contexts(network))) == 6  # of the model, of the one after stage I, and of the teachers
+    for context in contexts(network):
+        context.window = 4
     test = folds["test"]
     before = predict(network, test).outputs
     later = test.conversation.order >= 5
@@ -186,7 +199,8 @@ def test_causal_predictions_do_not_know_the_future(kind):
 
 @pytest.mark.parametrize("model", [EBMC, Concat])
 def test_a_modality_reads_no_other_before_the_components(model):
-    network, folds = trained(model=model)
+    out, folds = trained(model=model)
+    network = out.student.eval()
     batch = folds["test"].rows(torch.arange(23))
     other = changed(folds["test"], slice(None), ["audio"]).rows(torch.arange(23))
     hidden = batch.showing(batch.present | {"audio": torch.zeros(23, dtype=torch.bool)})
@@ -194,14 +208,15 @@ def test_a_modality_reads_no_other_before_the_components(model):
     for one in (other, hidden):
         assert torch.equal(text, encode(network.encoders, one)["text"])
         if model is EBMC:
-            assert torch.equal(network.teach("text", batch), network.teach("text", one))
+            assert torch.equal(network.teachers.predict("text", batch), network.teachers.predict("text", one))
 
 
 def test_a_teacher_is_a_whole_unimodal_branch_with_its_context():
-    network, folds = trained()
+    out, folds = trained()
+    predict_text = out.student.teachers.predict
     batch = folds["test"].rows(torch.arange(23))
     other = changed(folds["test"], torch.tensor([19]), ["text"]).rows(torch.arange(23))
-    said, after = network.teach("text", batch), network.teach("text", other)
+    said, after = predict_text("text", batch), predict_text("text", other)
     assert torch.equal(said[:8], after[:8])
     assert (said[8:19] != after[8:19]).any(1).all()
 
@@ -239,9 +254,9 @@ def test_the_shuffled_control_keeps_the_conversation_and_loses_its_order():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions_and_stacking_work_with_it(kind):
-    network, folds = trained(kind)
-    found = by_condition(network, folds["test"])
+    out, folds = trained(kind)
+    found = by_condition(out.model, folds["test"])
     assert set(found) == {"text", "audio", "text+audio"}
     settings = Settings(context=kind, **SMALL)
-    stacked = fit_composite(network.spec, settings, folds["train"], folds["valid"], 0)
+    stacked = fit_composite(out.model.spec, settings, folds["train"], folds["valid"], 0)
     assert predict(stacked, folds["test"]).outputs.shape == (23, 3)

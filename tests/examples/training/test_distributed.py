@@ -88,7 +88,7 @@ def trained(name, without=()):
     torch.manual_seed(0)
     model = build(name, spec, settings).double()
     folds = (Fold.of(data.splits[fold], spec, torch.device("cpu")) for fold in ("train", "valid"))
-    stages, _ = train(model, *folds, settings, 0, lambda *_: None)
+    stages = train(model, *folds, settings, 0, lambda *_: None).stages
     return {"history": [entry for stage in stages for entry in stage.history], "state": model.state_dict()}
 
 

@@ -151,15 +151,14 @@ def test_checkpoint_holds_teachers_and_calibration(compared):
     from ebmc_msa.training import checkpoint
 
     content = torch.load(compared / "runs/a/ebmc-1.pt", weights_only=True)
-    beside = content["state"]["_extra_state"]
-    assert set(beside["teachers"]) == set(beside["reliability"]) == {"sound", "lidar"}
-    assert set(beside["scales"]) == {"sound", "lidar", "before", "fused"}
-    assert set(beside["votes"]) == {"sound", "lidar", "sound+lidar"}
-    assert beside["before"]
-    assert not any(key.startswith(("teachers", "before")) for key in content["state"])
+    state = content["state"]
+    teachers, ensemble = state["student.teachers._extra_state"], state["_extra_state"]
+    assert set(teachers["branches"]) == set(teachers["temperatures"]) == {"sound", "lidar"}
+    assert set(ensemble["mixtures"]) == {"sound", "lidar", "sound+lidar"}
+    assert ensemble["stage1"]
     _, _, model = checkpoint.read(compared / "runs/a/ebmc-1.pt", torch.device("cpu"))
     model.train()
-    assert not any(m.training for t in model.teachers.values() for m in t.copy.modules())
+    assert not any(m.training for frozen in model.frozen() for m in frozen.modules())
 
 
 @pytest.mark.parametrize("part", ["msd", "cce", "emc", "imtd"])

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-def once(
+def forbid_double_backward(
     backend: str, backward: Callable[..., tuple[Tensor | None, ...]], *arguments: Any
 ) -> tuple[Tensor | None, ...]:
     """`backward(*arguments)`, all of them positional and no tensor inside a container."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         # Compiled or without a graph there is no second backward, and torch says so itself.
         return backward(*arguments)
-    gradients: tuple[Tensor | None, ...] = _Once.apply(backend, backward, *arguments)  # type: ignore[no-untyped-call]
+    gradients: tuple[Tensor | None, ...] = _ForbidDoubleBackward.apply(backend, backward, *arguments)  # type: ignore[no-untyped-call]
     return gradients
 
 
@@ -33,7 +33,7 @@ def apply(function: type[torch.autograd.Function], differentiable: Sequence[Tens
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-class _Once(torch.autograd.Function):
+class _ForbidDoubleBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod

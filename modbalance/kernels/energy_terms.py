@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from modbalance import tasks
+from modbalance import task_formulas as formulas
 
 
-class Problem(NamedTuple):
-    task: tasks.Task
+class EnergyTerms(NamedTuple):
+    task: formulas.Task
     alpha: float
     beta: float
     gamma: float
@@ -22,12 +22,14 @@ class Problem(NamedTuple):
     class_weight: Tensor | None
 
     @classmethod
-    def of(cls, task: tasks.Task, alpha: float, beta: float, gamma: float, temperature: float, *rest: Any) -> Problem:
+    def of(
+        cls, task: formulas.Task, alpha: float, beta: float, gamma: float, temperature: float, *rest: Any
+    ) -> EnergyTerms:
         """Adding zero has Dynamo read the numbers here: read first inside an autograd.Function they are lost."""
         return cls(task, alpha + 0.0, beta + 0.0, gamma + 0.0, temperature + 0.0, *rest)
 
-    def with_target(self, target: Tensor | None, class_weight: Tensor | None) -> Problem:
-        return Problem(*self[:6], target, class_weight)
+    def with_target(self, target: Tensor | None, class_weight: Tensor | None) -> EnergyTerms:
+        return EnergyTerms(*self[:6], target, class_weight)
 
     def norm_weight(self, dim: int) -> float:
         return self.alpha / dim if self.normalize else self.alpha
@@ -37,34 +39,34 @@ class Problem(NamedTuple):
 
     def potential(self, outputs: Tensor) -> Tensor:
         """beta loss + gamma uncertainty, `(B,)`: the part of the energy that a head sees."""
-        return self.value(tasks.Point(outputs.T))
+        return self.value(formulas.HeadOutputs(outputs.T))
 
-    def value(self, at: tasks.Point) -> Tensor:
+    def value(self, at: formulas.HeadOutputs) -> Tensor:
         """The potential of outputs in columns `(width, ..., B)`."""
         terms = []
         if self.beta and self.target is not None:
             # Ignored labels are masked by the caller, so any label that is out of range will do here.
-            terms.append((self.beta, tasks.loss_value(self.task, at, self.target, self.class_weight)))
+            terms.append((self.beta, formulas.loss_value(self.task, at, self.target, self.class_weight)))
         if self._has_uncertainty:
-            terms.append((self.gamma, tasks.uncertainty_value(self.task, at, self.temperature)))
+            terms.append((self.gamma, formulas.uncertainty_value(self.task, at, self.temperature)))
         return _weighted_sum(terms) if terms else at.outputs.new_zeros(at.outputs.shape[1:])
 
-    def slope(self, at: tasks.Point) -> Tensor:
+    def slope(self, at: formulas.HeadOutputs) -> Tensor:
         """v = d potential / d outputs."""
         terms = []
         if self.beta and self.target is not None:
-            terms.append((self.beta, tasks.loss_slope(self.task, at, self.target, self.class_weight)))
+            terms.append((self.beta, formulas.loss_slope(self.task, at, self.target, self.class_weight)))
         if self._has_uncertainty:
-            terms.append((self.gamma, tasks.uncertainty_slope(self.task, at, self.temperature)))
+            terms.append((self.gamma, formulas.uncertainty_slope(self.task, at, self.temperature)))
         return _weighted_sum(terms) if terms else torch.zeros_like(at.outputs)
 
-    def curvature(self, at: tasks.Point, t: Tensor) -> Tensor:
+    def curvature(self, at: formulas.HeadOutputs, t: Tensor) -> Tensor:
         """J t, J = dv / d outputs."""
         terms = []
         if self.beta and self.target is not None:
-            terms.append((self.beta, tasks.loss_curvature(self.task, at, self.target, t, self.class_weight)))
+            terms.append((self.beta, formulas.loss_curvature(self.task, at, self.target, t, self.class_weight)))
         if self._has_uncertainty:
-            terms.append((self.gamma, tasks.uncertainty_curvature(self.task, at, t, self.temperature)))
+            terms.append((self.gamma, formulas.uncertainty_curvature(self.task, at, t, self.temperature)))
         return _weighted_sum(terms) if terms else torch.zeros_like(t)
 
     @property

@@ -1,0 +1,122 @@
+"""Checks of arguments: one clear error that names what came, what was expected and what to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from modbalance.presence import select
+
+
+def check_dims(owner: str, dims: Mapping[str, int]) -> dict[str, int]:
+    """The sizes by modality that a component is built for, or one clear error."""
+    if not isinstance(dims, Mapping) or len(dims) < 2:
+        raise ValueError(
+            f"{owner}: dims is {dims!r}, expected a mapping of at least two modality names to sizes; "
+            'pass for example dims={"text": 768, "audio": 74}.'
+        )
+    reserved = nn.ModuleDict()
+    for name, size in dims.items():
+        if not isinstance(name, str) or not name or "." in name or hasattr(reserved, name):
+            raise ValueError(
+                f"{owner}: dims has the modality name {name!r}, expected a non-empty string without a dot "
+                "that is no attribute of torch.nn.ModuleDict; rename the modality."
+            )
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(
+                f"{owner}: dims[{name!r}] is {size!r}, expected a positive int; "
+                "pass the feature size of that modality."
+            )
+    return dict(dims)
+
+
+def check_inputs(
+    owner: str,
+    features: Mapping[str, Tensor],
+    present: Mapping[str, Tensor] | None,
+    dims: Mapping[str, int] | None = None,
+    argument: str = "features",
+) -> dict[str, Tensor]:
+    """Check features and presence; give the bool `(B,)` mask of every modality in `features`.
+
+    A modality that is not in `present` is present for all. With `dims`, features are checked against it.
+    """
+    if not isinstance(features, Mapping) or not features:
+        raise ValueError(
+            f"{owner}: {argument} is {_short(features)}, expected a mapping of modality names to tensors "
+            f'with at least one modality; pass for example {argument}={{"audio": x}}.'
+        )
+    known = features if dims is None else dims
+    for kind, given in ((argument, features), ("present", present or {})):
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"{owner}: {kind} has the modality {name!r}, expected one of {sorted(known)}; "
+                    "correct the name or build the component with it."
+                )
+    first, reference = next(iter(features.items()))
+    batch = reference.shape[0] if isinstance(reference, Tensor) and reference.dim() else None
+    masks = {}
+    for name, x in features.items():
+        size = "D" if dims is None else dims[name]
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"{owner}: {argument}[{name!r}] is {_short(x)}, expected a floating-point tensor ({batch}, {size}); "
+                "convert it with .float()."
+            )
+        if x.dim() != 2 or (dims is not None and x.shape[1] != dims[name]):
+            remedy = (
+                "pool or flatten it to two dimensions"
+                if x.dim() != 2
+                else f'pass {dims and dims[name]} features or set dims={{"{name}": {x.shape[1]}}}'
+            )
+            raise ValueError(
+                f"{owner}: {argument}[{name!r}] has shape {tuple(x.shape)}, expected ({batch}, {size})"
+                f"{' from dims' if dims is not None else ''}; {remedy}."
+            )
+        if x.shape[0] != batch:
+            raise ValueError(
+                f"{owner}: {argument}[{name!r}] has {x.shape[0]} rows, expected {batch} as in "
+                f"{argument}[{first!r}]; pass the same samples for every modality and mark absent ones in "
+                "present."
+            )
+        mask = (present or {}).get(name)
+        if mask is None:
+            masks[name] = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+        else:
+            masks[name] = _check_mask(owner, name, mask, x.shape[0])
+    return masks
+
+
+def _check_mask(owner: str, name: str, mask: Tensor, batch: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (batch,):
+        raise ValueError(
+            f"{owner}: present[{name!r}] is {_short(mask)}, expected a bool tensor ({batch},); "
+            "pass one flag a sample, for example mask.bool()."
+        )
+    return mask
+
+
+def check_positive(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{owner}: {name} is {value}, expected a positive number; pass one above zero.")
+
+
+def check_finite(owner: str, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """For `validate=True`: NaN or inf in a present row is an error. Synchronises the device."""
+    for name, x in features.items():
+        bad = int((~torch.isfinite(select(x, masks[name]))).any(-1).sum())
+        if bad:
+            raise ValueError(
+                f"{owner}: features[{name!r}] has NaN or inf in {bad} present rows, expected finite numbers; "
+                "clean the data or mark the rows absent in present."
+            )
+
+
+def _short(x: object) -> str:
+    if isinstance(x, Tensor):
+        return f"a {x.dtype} tensor {tuple(x.shape)}"
+    return f"{type(x).__name__} {x!r}"[:80]
