@@ -44,7 +44,7 @@ class Conversation(NamedTuple):
 def batches(
     conversation: Conversation, size: int, generator: torch.Generator | None = None, window: int = 16
 ) -> list[Tensor]:
-    """Whole conversations in batches of about `size` rows, those of similar length together.
+    """Whole conversations in batches of at least `size` rows, those of similar length together.
 
     With a `generator` their order is drawn, and lengths are sorted within windows of `window` batches only, as
     `split.shuffled` does.
@@ -63,10 +63,10 @@ def batches(
 
 
 def packed(parts: Iterable[Tensor], size: int) -> list[Tensor]:
-    """Neighbours joined as long as that brings a batch nearer to `size` rows."""
+    """Neighbours joined until a batch has at least `size` rows; the last may have fewer."""
     found: list[Tensor] = []
     for part in parts:
-        if found and abs(len(found[-1]) + len(part) - size) < abs(len(found[-1]) - size):
+        if found and len(found[-1]) < size:
             found[-1] = torch.cat([found[-1], part])
         else:
             found.append(part)

@@ -130,7 +130,7 @@ def shuffled(fold: Fold, size: int, generator: torch.Generator, window: int = 16
     """Batches of one epoch: every row once, at random, samples of similar length together.
 
     Rows are shuffled, sorted by length within windows of `window` batches, cut, and the batches shuffled. With one
-    frame a sample this is a plain shuffle. With context batches hold whole conversations, about `size` rows of them.
+    frame a sample this is a plain shuffle. With context batches hold whole conversations, of at least `size` rows.
     """
     if fold.conversation is not None:
         return batches(fold.conversation, size, generator, window)
