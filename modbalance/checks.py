@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -105,13 +106,50 @@ def check_positive(owner: str, **values: float) -> None:
             raise ValueError(f"{owner}: {name} is {value}, expected a positive number; pass one above zero.")
 
 
-def check_finite(owner: str, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """For `validate=True`: NaN or inf in a present row is an error. Synchronises the device."""
+def check_nonnegative(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{owner}: {name} is {value}, expected a number of at least 0; 0 leaves the term out.")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether looking at values is free and sound: on a CPU, not while anything traces or transforms."""
+    return x.device.type == "cpu" and not traced(x)
+
+
+def assert_on_device(ok: Tensor, message: str) -> None:
+    """An error on the device without waiting for it; nothing under compile, transforms and graph capture."""
+    if not traced(ok) and not (ok.is_cuda and torch.cuda.is_current_stream_capturing()):
+        torch._assert_async(ok, message)
+
+
+def traced(x: Tensor) -> bool:
+    """Whether something traces, compiles or transforms: values are no numbers then."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or x.is_meta
+        or type(x) not in (Tensor, nn.Parameter)
+        or bool(torch._C._functorch.get_interpreter_stack())
+    )
+
+
+def all_finite(x: Tensor) -> bool:
+    """By the sum first: one pass without a mask, enough wherever it is finite."""
+    return math.isfinite(x.detach().sum().item()) or bool(torch.isfinite(x).all())
+
+
+def check_finite(
+    owner: str, features: Mapping[str, Tensor], masks: Mapping[str, Tensor], argument: str = "features"
+) -> None:
+    """NaN or inf in a present row is an error. Looks at values: synchronises a device."""
     for name, x in features.items():
+        if all_finite(x):
+            continue
         bad = int((~torch.isfinite(select(x, masks[name]))).any(-1).sum())
         if bad:
             raise ValueError(
-                f"{owner}: features[{name!r}] has NaN or inf in {bad} present rows, expected finite numbers; "
+                f"{owner}: {argument}[{name!r}] has NaN or inf in {bad} present rows, expected finite numbers; "
                 "clean the data or mark the rows absent in present."
             )
 

@@ -7,13 +7,14 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_positive
+from modbalance.checks import check_dims, check_inputs, check_nonnegative, check_positive
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.decoupling import alignment_sum, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
 from modbalance.output import scalars
 from modbalance.presence import absent_like, select, stack, zero_of
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, output_width
+from modbalance.tasks import IGNORE_INDEX, Task, check_loss, check_target, check_task, check_values, output_width
+from modbalance.training_check import TrainingCheck
 
 __all__ = ["SemanticDecoupler"]
 
@@ -52,7 +53,9 @@ class SemanticDecoupler(nn.Module):
         cosine: `squared` (least at orthogonal parts) or `plain` in L_dis.
         class_weight: weight of each class in L_uni, `(C,)`; classification only.
         ignore_index: label of the rows that L_uni leaves out; classification only.
-        validate: check values (NaN, label range) as well; this synchronises the device.
+        validate: let a NaN or a label out of range on a GPU raise an error that names it, which waits for the device.
+            On a CPU this always happens; a GPU without it stops at an assertion on the device, which torch.compile
+            and graph capture leave out.
         sync: in training, take every mean over all processes of a distributed run: True for the default process
             group, a process group, or False for this process alone; see `modbalance.distributed`.
         max_batch: rows of the largest batch of any process: spares the exchange of InfoNCE's negatives one more
@@ -99,10 +102,12 @@ class SemanticDecoupler(nn.Module):
         self.dims = check_dims("SemanticDecoupler", dims)
         check_task("SemanticDecoupler", task, num_outputs, class_weight)
         check_positive("SemanticDecoupler", temperature=temperature, dim=dim)
+        check_nonnegative("SemanticDecoupler", lambda_1=lambda_1, lambda_2=lambda_2)
         self.dim, self.num_outputs, self.task = dim, num_outputs, task
         self.temperature, self.lambda_1, self.lambda_2, self.cosine = temperature, lambda_1, lambda_2, cosine
         self.ignore_index, self.validate = ignore_index, validate
         self.sync, self.max_batch = sync, max_batch
+        self._training_check = TrainingCheck()
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.shared = nn.ModuleDict({name: _projection(size, dim) for name, size in self.dims.items()})
         self.private = nn.ModuleDict({name: _projection(size, dim) for name, size in self.dims.items()})
@@ -118,9 +123,16 @@ class SemanticDecoupler(nn.Module):
         batch = next(iter(masks.values())).shape[0]
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)
-        if self.validate:
-            check_values("SemanticDecoupler", self.task, features, masks, target, self.num_outputs, self.ignore_index)
-
+        check_values(
+            "SemanticDecoupler",
+            self.task,
+            features,
+            masks,
+            target,
+            self.num_outputs,
+            self.ignore_index,
+            self.validate,
+        )
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
         inputs = {name: select(x, masks[name]) for name, x in features.items()}
@@ -137,6 +149,8 @@ class SemanticDecoupler(nn.Module):
         alignment, redundancy, *labelled = (s.mean() for s in reduce(sums, sync))
         preservation = labelled[0] if labelled else zero_of(predictions)
         loss = alignment + self.lambda_1 * redundancy + self.lambda_2 * preservation
+        check_loss("SemanticDecoupler", loss, features)
+        self._training_check.count("SemanticDecoupler", self)
         return DecouplerOutput(
             loss,
             alignment,

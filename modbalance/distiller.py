@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import check_inputs, check_positive
+from modbalance.checks import check_inputs, check_positive, readable
 from modbalance.distributed import Sync, reduce
 from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
 from modbalance.output import scalars
 from modbalance.presence import select
-from modbalance.tasks import Task, check_task, output_width, prediction_variance
+from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
 
 __all__ = ["TrustDistiller"]
 
@@ -105,9 +106,13 @@ class TrustDistiller(nn.Module):
                 f"TrustDistiller: student has shape {tuple(student.shape)}, expected "
                 f"({len(next(iter(teachers.values())))}, {width}) as the teachers; pass the fused model's outputs."
             )
-        taught = distillation_sum(student, teachers, weights, self.task, self.temperature, self.direction)
-        (taught,) = reduce([taught], self.training and self.sync)
-        return DistillerOutput(taught.mean(), weights)
+        taught = torch.stack(list(weights.values())).any(0)
+        _check_nan("student", {"": student}, {"": taught})
+        terms = distillation_sum(student, teachers, weights, self.task, self.temperature, self.direction)
+        (terms,) = reduce([terms], self.training and self.sync)
+        loss = terms.mean()
+        check_loss("TrustDistiller", loss, {"student": student})
+        return DistillerOutput(loss, weights)
 
     def trust(
         self,
@@ -140,6 +145,8 @@ class TrustDistiller(nn.Module):
                     f"TrustDistiller: variances[{name!r}] has shape {tuple(v.shape)}, expected ({batch},) or "
                     f"({batch}, {self.num_outputs}); pass one variance a sample or one an output."
                 )
+        _check_nan("teachers", teachers, masks)
+        _check_nan("variances", variances, masks)
         return trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance(), bias=bias)
 
     def chance(self) -> Tensor | None:
@@ -155,3 +162,16 @@ class TrustDistiller(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_outputs={self.num_outputs}, task={self.task!r}, direction={self.direction!r}"
+
+
+def _check_nan(argument: str, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """On a CPU. A logit of -inf rules a class out and is fine."""
+    for name, x in tensors.items():
+        if readable(x) and math.isnan(x.detach().sum().item()):
+            rows = int(select(x.isnan().reshape(len(x), -1).any(1), masks[name]).sum())
+            what = f"{argument}[{name!r}]" if name else argument
+            if rows:
+                raise ValueError(
+                    f"TrustDistiller: {what} has NaN in {rows} present rows, expected numbers; correct the model "
+                    "that gave them, or mark the rows absent in present."
+                )

@@ -94,7 +94,7 @@ def test_gradients_of_the_features_are_multiplied_and_nothing_else_changes(task,
         assert results[1].features[name] is y
     for x, y in zip(plain.heads.parameters(), gated.heads.parameters(), strict=True):
         torch.testing.assert_close(y.grad, x.grad)
-    assert [float(x) for x in gated(batch.features).weight.values()] == [0.25, 1.0, 1.0]
+    assert [float(x) for x in gated(batch.features, None, batch.present).weight.values()] == [0.25, 1.0, 1.0]
     assert results[1].scalars()["weight/text"] == 0.25
 
 

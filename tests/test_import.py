@@ -15,7 +15,7 @@ MEASURE = """
 import sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
-import modbalance, modbalance.diagnostics
+import modbalance, modbalance.balancers, modbalance.diagnostics
 print(time.process_time() - start, *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 
@@ -40,7 +40,9 @@ def test_only_declared_dependencies_are_imported(path):
     )  # imported inside a call
 
 
-@pytest.mark.parametrize("name", ["modbalance", "modbalance.functional", "modbalance.diagnostics"])
+@pytest.mark.parametrize(
+    "name", ["modbalance", "modbalance.balancers", "modbalance.functional", "modbalance.diagnostics"]
+)
 def test_all_is_complete(name):
     module = importlib.import_module(name)
     public = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from modbalance.checks import check_inputs
 from modbalance.distributed import Sync, gather, most_rows, processes
 from modbalance.presence import MaskedSum, masked_sum, select, stack
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, output_width, task_loss
+from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, labelled, masked_loss, output_width
 
 
 def alignment_loss(
@@ -171,6 +171,7 @@ def preservation_loss(
     width = outputs.shape[-1]
     num_outputs = width // 2 if task == "gaussian" else width
     check_target("preservation_loss", task, target, outputs.shape[1], num_outputs)
+    check_labels("preservation_loss", task, target, num_outputs, ignore_index)
     return preservation_sum(outputs, mask, target, task, class_weight, ignore_index).mean()
 
 
@@ -179,7 +180,7 @@ def preservation_sum(
 ) -> MaskedSum:
     valid = labelled(task, target, outputs.shape[-1] // output_width(task, 1), ignore_index)
     mask = mask if valid is None else mask & valid
-    losses = [task_loss(task, s, target, class_weight=class_weight, ignore_index=ignore_index) for s in outputs]
+    losses = [masked_loss(task, s, target, class_weight, ignore_index) for s in outputs]
     return masked_sum(torch.stack(losses), mask)
 
 
