@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from ebmc_msa.paired import Interval, interval
 
 Cell = tuple[str, str, str]  # data, condition, optimizer

@@ -12,6 +12,7 @@ from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.check import check_conversations
 from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.dataset import listed
+from ebmc_msa.data.task import MOSI
 from modbalance.tasks import Task
 
 TASKS: dict[str, Task] = {
@@ -37,6 +38,7 @@ class Spec:
     context: Literal["none", "ordered", "shuffled"] = "none"  # whether conversations are read whole; the control
     speakers: bool = False  # whether it reads who speaks
     class_weight: tuple[float, ...] = ()  # of the loss, by class; all alike if empty
+    range: tuple[float, float] | None = None  # of sentiment
 
     @property
     def task(self) -> Task:
@@ -48,7 +50,7 @@ class Spec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
         tuples = {name: tuple(values.get(name, ())) for name in ("sequences", "labels", "class_weight")}
-        return cls(**{**values, **tuples})
+        return cls(**{**values, **tuples, "range": tuple(values["range"]) if values.get("range") else None})
 
     @classmethod
     def of(
@@ -81,7 +83,8 @@ class Spec:
             return replace(spec, **conversations, class_weight=weights)
         assert train.target is not None
         scale = train.target.std(correction=0).item() or 1.0
-        spec = cls(dataset.kind, dims, sequences, 1, train.target.mean().item(), scale, text=text)
+        mean = train.target.mean().item()
+        spec = cls(dataset.kind, dims, sequences, 1, mean, scale, text=text, range=dataset.range)
         return replace(spec, **conversations)
 
     def check(self, dataset: Dataset, where: str) -> None:
@@ -89,6 +92,12 @@ class Spec:
         if dataset.kind is not None and dataset.kind != self.kind:
             raise DataError(
                 f"{where}: the data are {dataset.kind}, expected {self.kind} as in training; pass data of that kind."
+            )
+        if dataset.kind == "sentiment" and (dataset.range or MOSI) != (self.range or MOSI):
+            (low, high), (lowest, highest) = dataset.range or MOSI, self.range or MOSI
+            raise DataError(
+                f"{where}: the data have sentiment from {low:g} to {high:g}, expected {lowest:g} to {highest:g} as "
+                f"in training; pass --range {lowest:g} {highest:g} if that is their scale."
             )
         if dataset.classes > self.num_outputs:
             raise DataError(

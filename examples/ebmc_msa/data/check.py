@@ -10,6 +10,8 @@ import torch
 
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
 from ebmc_msa.data.formats.clean import row_blocks
+from ebmc_msa.data.task import MOSI
+from ebmc_msa.data.values import LARGEST, outliers
 
 
 def check(dataset: Dataset, *, labels: bool) -> Dataset:
@@ -135,16 +137,20 @@ def _check_target(who: str, dataset: Dataset, split: Split) -> None:
             f"{split.id[int((~finite).nonzero()[0])]}), expected numbers; label these utterances or leave "
             "them out."
         )
-    low, high = {"sentiment": (-3, 3), "classes": (0, float("inf")), "multilabel": (0, 1)}.get(
-        dataset.kind or "", (None, None)
-    )
+    low, high = {
+        "sentiment": dataset.range or MOSI,
+        "classes": (0, float("inf")),
+        "multilabel": (0, 1),
+        "regression": (-LARGEST, LARGEST),
+    }.get(dataset.kind or "", (None, None))
     if low is not None and len(y) and (y.min() < low or y.max() > high):
         raise DataError(
             f"{who}: labels run from {y.min().item():g} to {y.max().item():g}, expected "
             + {
-                "sentiment": "sentiment from -3 to 3; rescale them.",
+                "sentiment": f"sentiment from {low:g} to {high:g}; pass --range LOW HIGH or --task regression.",
                 "classes": "classes 0, 1, …; recode or leave out the others.",
                 "multilabel": "0 or 1 for each label; recode them.",
+                "regression": "values of a size that can be squared; rescale them.",
             }[dataset.kind]
         )
 
@@ -161,6 +167,7 @@ def _findings(dataset: Dataset) -> Iterator[str]:
             yield f"{name} is constant in {fold}: it says nothing"
         elif columns:
             yield f"{name}: {columns} of {x.shape[-1]} columns constant in {fold}"
+    yield from outliers(dataset)
     if dataset.conversational and (share := _sorted_share(dataset)) is not None:
         yield (
             f"consecutive utterances of a conversation share their label in {100 * share:.0f} % of cases, hardly "

@@ -33,6 +33,7 @@ class Split:
     group: list[str] | None = None  # video, conversation or speaker
     words: list[str] | Tensor | None = None  # utterances as written, or MMSA's text_bert (N, 3, T)
     conversation: Conversation | None = None  # which one each row belongs to, and its place in it
+    own: dict[str, Tensor] = field(default_factory=dict)  # (N,) float32, CH-SIMS's labels of single modalities
 
     def __len__(self) -> int:
         return len(self.id)
@@ -61,6 +62,7 @@ class Dataset:
     labels: tuple[str, ...] = ()  # names of the labels or of the classes, as far as the file tells
     text: dict[str, str] | None = None  # the model whose token ids stand for text
     conversational: bool = False  # its rows are conversations in order: `--context auto` reads them so
+    range: tuple[float, float] | None = None  # lowest and highest sentiment
 
     @property
     def modalities(self) -> list[str]:

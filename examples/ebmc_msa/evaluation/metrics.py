@@ -9,17 +9,27 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, recall_score
 from torch import Tensor
 
+from ebmc_msa.data.task import MOSI
+
 IEMOCAP4 = {"happy", "sad", "neutral", "angry"}
 
 Values = np.ndarray[Any, Any] | Tensor
 
 
 def compute(
-    kind: str, prediction: Values, target: Values, num_classes: int = 1, labels: Sequence[str] = ()
+    kind: str,
+    prediction: Values,
+    target: Values,
+    num_classes: int = 1,
+    labels: Sequence[str] = (),
+    range: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a data set's kind: sentiment, classes (predicted labels), multilabel or regression."""
+    """The metrics of a data set's kind: sentiment, classes (predicted labels), multilabel or regression.
+
+    `range` is that of sentiment, -3 to 3 without it.
+    """
     if kind == "sentiment":
-        return sentiment(prediction, target)
+        return sentiment(prediction, target) if range in (None, MOSI) else scaled(prediction, target, *range)
     if kind == "classes":
         return classes(prediction, target, num_classes, labels)
     if kind == "multilabel":
@@ -46,6 +56,31 @@ def sentiment(prediction: Values, target: Values) -> dict[str, float]:
         "f1_non0": _f1(*non0),
         "acc7": _accuracy(*(np.round(np.clip(v, -3, 3)).astype(int) for v in (p, y))),
         "acc5": _accuracy(*(np.round(np.clip(v, -2, 2)).astype(int) for v in (p, y))),
+        "mae": float(mean_absolute_error(y, p)),
+        "corr": _pearson(p, y),
+    }
+
+
+def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[str, float]:
+    """CH-SIMS's metrics of sentiment: Acc-2, Acc-3, Acc-5, weighted F1 of the two classes, MAE, Pearson.
+
+    On CH-SIMS's own scale from -1 to 1, values are clipped to it and cut at 0 (two classes: `> 0` or not); at -0.1
+    and 0.1; and at -0.7, -0.1, 0.1 and 0.7, each class with its upper end. On another scale the cut points move with
+    it. MAE and Pearson are of the clipped values, in label units. Cut points: Yu et al., CH-SIMS, ACL 2020, as MMSA
+    computes them.
+    """
+    p, y = (np.clip(values, low, high) for values in _pair(prediction, target))
+    # float32 labels of 0.1 lie above 0.1, and so may be what was standardised and is not any more
+    unit_p, unit_y = (np.round((2 * values - low - high) / (high - low), 6) for values in (p, y))
+
+    def cut(*points: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        return np.digitize(unit_p, points, right=True), np.digitize(unit_y, points, right=True)
+
+    return {
+        "acc2": _accuracy(*cut(0.0)),
+        "acc3": _accuracy(*cut(-0.1, 0.1)),
+        "acc5": _accuracy(*cut(-0.7, -0.1, 0.1, 0.7)),
+        "f1": _f1(*cut(0.0)),
         "mae": float(mean_absolute_error(y, p)),
         "corr": _pearson(p, y),
     }

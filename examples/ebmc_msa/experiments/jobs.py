@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,11 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data import DataError, Dataset, LabelOptions
 from ebmc_msa.data.check import check_class_weight, context_of
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.data.missing import conditions, restrict
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
+from ebmc_msa.data.task import MOSI
 from ebmc_msa.evaluation import robustness
 from ebmc_msa.evaluation.scores import SELECTION, answer, measure, predict, truth
 from ebmc_msa.experiments import internals
@@ -55,11 +58,12 @@ class Job(NamedTuple):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="PATH", type=Path, help="as for train.py; the synthetic set without it")
     data.add_argument("--imbalance", type=float, default=0.8, metavar="I", help="of the synthetic set (%(default)s)")
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help="as for train.py (%(default)s)")
+    add_label_options(data)
     data.add_argument("--modalities", nargs="+", default=[], metavar="NAME", help="only these")
     data.add_argument(
         "--noisy", nargs="+", default=[], metavar="NAME=SIZE", type=_noise,
@@ -125,7 +129,13 @@ def compare(args: argparse.Namespace, command: str) -> int:
     for method in given:
         settings_of(" ".join([method, *args.set]))
     source = Source(
-        args.data, args.imbalance, args.split_seed, tuple(args.modalities), tuple(args.noisy), not args.valid
+        args.data,
+        args.imbalance,
+        args.split_seed,
+        tuple(args.modalities),
+        tuple(args.noisy),
+        not args.valid,
+        label_options(args),
     )
     dataset = read(source)
     if dataset.kind not in MEASURES:
@@ -201,7 +211,8 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
         return model.eval()
 
     work = Work(spec, settings, with_something(folds["train"]), folds["valid"], job.seed, alone)
-    result: dict[str, Any] = {"kind": spec.kind, "conditions": list(conditions(spec.dims))}
+    kind = spec.kind if spec.range in (None, MOSI) else "regression"  # Acc-2 has0 is of MOSI's scale
+    result: dict[str, Any] = {"kind": kind, "conditions": list(conditions(spec.dims))}
     if name == "ebmc":
         ebmc = train(EBMC(spec, settings), work.train, work.valid, settings, job.seed, lambda *_: None)
         model = ebmc.model
@@ -231,9 +242,9 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
 
 def claim(out: Path, source: Source) -> None:
     """Results of different data must not meet in one folder."""
-    data = json.dumps(
-        {**source._asdict(), "path": source.path and str(source.path.resolve()), "test": None}, indent=2
-    )
+    held = {**source._asdict(), "path": source.path and str(source.path.resolve()), "test": None}
+    stated = held.pop("options")
+    data = json.dumps(held | (asdict(stated) if stated != LabelOptions() else {}), indent=2)
     path = out / "source.json"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,8 @@ METRICS = _Metrics(
         "acc2_non0": Metric("Acc-2 non0"),
         "f1_has0": Metric("F1 has0"),
         "f1_non0": Metric("F1 non0"),
+        "acc2": Metric("Acc-2"),
+        "acc3": Metric("Acc-3"),
         "acc7": Metric("Acc-7"),
         "acc5": Metric("Acc-5"),
         "acc": Metric("Accuracy"),
@@ -110,6 +112,20 @@ class Run(NamedTuple):
         return {
             self.display(name): found["test"][full_condition(found["test"])] for name, found in self.models.items()
         }
+
+    def constant(self) -> list[str]:
+        """A sentence for each metric in percent that has one value for all models, sets of modalities and seeds."""
+        tests = [scores for found in self.models.values() for scores in found["test"].values()]
+        found: dict[str, set[float]] = {}
+        for key in [key for key in tests[0] if METRICS[key].percent]:
+            found.setdefault(key, {value for scores in tests for value in scores[key]["values"]})
+        return [
+            f"{METRICS[key].name} is {METRICS[key].text(value)} everywhere, whichever modalities are present: the "
+            "labels of the test split, or all predictions, are of one class. If these labels are not what you meant, "
+            "state --task, --range or --labels."
+            for key, values in found.items()
+            if len(values) == 1 and (value := min(values)) == value and (len(tests) > 1 or value == 100)
+        ]
 
     def conditions(self) -> dict[str, str]:
         """{condition: its name in words}, the full one first, then by how little is missing."""

@@ -38,7 +38,9 @@ def results(run: Run) -> str:
         note += "With one seed, small differences may be chance." if few else "Differences within ± may be chance."
     for title, columns in tables.items():
         body += p(f"{title[0].upper()}{title[1:]}:") + by_model(scores, columns)
-    return body + p(protocol(run.results) + note, "quiet") + (p(HAS0, "quiet") if "acc2_has0" in metrics else "")
+    flags = "".join(p(sentence, "flag") for sentence in run.constant())
+    has0 = p(HAS0, "quiet") if "acc2_has0" in metrics else ""
+    return body + flags + p(protocol(run.results) + note, "quiet") + has0
 
 
 def by_model(scores: Mapping[str, Scores], metrics: Mapping[str, Metric]) -> str:
@@ -172,7 +174,7 @@ def missing(run: Run) -> str:
     rival = run.models["concat"]["test"] if run.model == "ebmc" and "concat" in run.models else {}
     legend = (run.display(run.model), "concatenation") if rival else None
     figures = []
-    for key in SHOWN[run.results["kind"]]:
+    for key in ("acc2", "mae") if "acc2" in metrics else SHOWN[run.results["kind"]]:
         rows = []
         for condition, name in names.items():
             kind, _, modality = name.partition(" ")
@@ -250,7 +252,7 @@ def features(run: Run) -> str:
     label = {
         "classes": "class",
         "multilabel": "labels that hold",
-        "sentiment": "sentiment (-3 negative, 3 positive)",
+        "sentiment": "sentiment, from negative to positive",
     }.get(kind, "target value")
     figures = []
     for when in ("before", "after"):
@@ -308,7 +310,8 @@ def provenance(run: Run) -> str:
 
 def in_line(values: dict[str, Any]) -> str:
     texts = {
-        key: " ".join(value) or "nothing" if isinstance(value, list | tuple) else value
+        key: " ".join(value) if isinstance(value, list | tuple) else value
         for key, value in values.items()
+        if value not in (None, [], ())
     }
     return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in texts.items())

@@ -26,6 +26,8 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
         for part, metrics in in_tables(results["kind"], next(iter(rows.values()))).items():
             whole = f"{title}, {part}" if part else title
             _print(console, whole, corner, rows, metrics, protocol(results), mark=corner == "model")
+    for sentence in run.constant():
+        console.print(f"Note: {sentence}", markup=False, highlight=False)
 
 
 def _print(

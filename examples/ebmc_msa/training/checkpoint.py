@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,17 @@ def save(path: Path, name: str, seed: int, model: Model, settings: Settings) -> 
         "state": model.state_dict(),
     }
     write_tensors(path, content)
+
+
+def expected(run: Path) -> tuple[Any, tuple[float, float] | None] | None:
+    """Kind and range of the labels that the models of a run were trained on; None without a checkpoint to read."""
+    for path in sorted(run.glob("*.pt")):
+        try:
+            spec = Spec.from_dict(read_tensors(path)["spec"])
+        except Exception:  # told when it is read as a whole
+            return None
+        return spec.kind, spec.range
+    return None
 
 
 def read(path: Path, device: torch.device) -> tuple[str, int, Model]:

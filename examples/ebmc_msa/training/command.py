@@ -10,11 +10,14 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ebmc_msa.data import DataError, Dataset, load, synthetic
 from ebmc_msa.data.check import check_class_weight, context_of
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.model.settings import (
     CLASS_WEIGHTS,
     COMPONENTS,
@@ -29,7 +32,7 @@ from ebmc_msa.model.settings import (
 
 def options() -> argparse.ArgumentParser:
     d, small = Settings(), Settings(**SYNTHETIC)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
         "validation; the test fold is opened once, at the end. Writes OUT/NAME/ with\n"
         "metrics.json, report.html and a checkpoint per model and seed.",
@@ -57,6 +60,7 @@ def options() -> argparse.ArgumentParser:
         "--split-seed", type=int, default=0, metavar="N",
         help="draws the validation fold where the data have none (%(default)s)",
     )  # fmt: skip
+    add_label_options(data)
     what = parser.add_argument_group("what to train")
     what.add_argument(
         "--model", default="ebmc", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (ebmc)"
@@ -179,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(args: argparse.Namespace, argv: list[str]) -> None:
-    from ebmc_msa.training import distributed, resume, run
+    from ebmc_msa.training import checkpoint, distributed, resume, run
 
     begun = None
     if args.resume is not None:
@@ -187,11 +191,14 @@ def work(args: argparse.Namespace, argv: list[str]) -> None:
         args = parse_again(argv, begun.about)
     if args.evaluate is not None and distributed.rank() > 0:
         return
-    dataset = (
-        synthetic(imbalance=args.imbalance)
-        if args.data is None
-        else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None or args.missing == "noise")
-    )
+    if args.data is None:
+        dataset = synthetic(imbalance=args.imbalance)
+    else:
+        stated = label_options(args)
+        if args.evaluate is not None:
+            stated = replace(stated, expected=checkpoint.expected(args.evaluate))
+        labels = args.evaluate is None or args.missing == "noise"
+        dataset = load(args.data, split_seed=args.split_seed, labels=labels, options=stated)
     if args.missing:
         from ebmc_msa.evaluation import robustness
 

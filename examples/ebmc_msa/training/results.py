@@ -100,6 +100,8 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     values, variances = answer(spec, said.outputs), variance(spec, said.outputs)
     columns = {"prediction": values, "variance": variances}
+    if test.target is not None:
+        columns = {"label": truth(spec, test.target), **columns}
     if spec.kind == "multilabel":
         columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
     columns |= {f"trust_{m}": w for m, w in said.trust.items()}

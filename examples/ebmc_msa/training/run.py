@@ -58,7 +58,9 @@ def train(
             "data; put them back, or start another run."
         )
     with making(run):
-        console.print(f"{dataset.name}: {sizes(dataset)}" + (f"\n{dataset.note}" if dataset.note else ""))
+        console.print(
+            f"{dataset.name}: {sizes(dataset)}" + (f"\n{dataset.note}" if dataset.note else ""), markup=False
+        )
         with bars() as progress:
             records = [
                 from_first(partial(run.record, name, seed))
@@ -74,7 +76,8 @@ def train(
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record["rows"]])
     print_table(results, console)
-    console.print(f"Written to {run.final}: report.html, metrics.json, {len(records)} checkpoints.")
+    count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
+    console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
 
 
 def one(
@@ -151,6 +154,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
     if predictions is not None:
         writable(predictions)
     device = pick_device(device_name)
+    introduce(dataset)
     records, rows = [], []
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
@@ -191,7 +195,7 @@ def checkpoints(run: Path, dataset: Dataset) -> list[Path]:
 
 def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     write_predictions(path, rows)
-    console.print(f"Written to {path}: {len(rows)} predictions.")
+    console.print(f"Written to {path}: {len(rows)} prediction{'s' * (len(rows) != 1)}.")
 
 
 def models(dataset: Dataset, model: str, compare: bool, context: bool = False) -> list[str]:
@@ -221,8 +225,13 @@ def with_something(fold: Fold) -> Fold:
     return fold.keep(torch.stack(list(fold.present.values())).any(0))
 
 
+def introduce(dataset: Dataset) -> None:
+    """Sizes, and what was decided about the data."""
+    console.print(f"{dataset.name}: {sizes(dataset)}", *filter(None, [dataset.note]), sep="\n", markup=False)
+
+
 def sizes(dataset: Dataset) -> str:
-    folds = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS)
+    folds = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
     return f"{folds}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())
 
 

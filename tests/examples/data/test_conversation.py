@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebmc_msa.data import DataError, load
+from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.batch import Spec, class_weights
 from ebmc_msa.data.check import check_conversations, context_of
 from ebmc_msa.data.convert import convert
@@ -229,6 +229,17 @@ def test_meld_with_seven_emotions(tmp_path):
             assert (voices[1:] != voices[:-1]).all()
 
 
+def test_meld_with_three_sentiments(tmp_path):
+    path, entries = erc(tmp_path / "MELD_features_raw.pkl")
+    data = load(path, options=LabelOptions(labels="sentiment"))
+    assert (data.classes, data.labels) == (3, ("neutral", "positive", "negative"))
+    split = data.splits["test"]
+    assert split.target.tolist() == [label for video in (5, 6) for label in entries["sentiments"][video]]
+    path, _ = erc(tmp_path / "IEMOCAP_features.pkl", kind="iemocap")
+    with pytest.raises(DataError, match="--labels: sentiment, but .* holds emotions; pass one of emotions"):
+        load(path, options=LabelOptions(labels="sentiment"))
+
+
 def test_iemocap_with_vision_and_sets_of_conversations(tmp_path):
     path, _ = erc(tmp_path / "IEMOCAP_features.pkl", kind="iemocap", form=list)
     data = load(path)
@@ -258,7 +269,10 @@ def test_four_layers_of_text_are_averaged_and_three_splits_are_train_test_valid(
     [
         ({"train": [0, 1, 99]}, "split 'train' names 99, expected conversations of the first entry"),
         ({"audio": {0: np.zeros((3, 4))}}, "has 0 features for 1 utterances"),
-        ({"labels": {k: [0.5] * n for k, n in zip(range(7), (3, 1, 4, 2, 5, 3, 2), strict=True)}}, "a class 0, 1"),
+        (
+            {"labels": {k: [0.5] * n for k, n in zip(range(7), (3, 1, 4, 2, 5, 3, 2), strict=True)}},
+            "expected classes 0, 1, …",
+        ),
         ({"audio": None, "text": {k: np.zeros((1, 1)) for k in range(7)}}, "expected an MMSA or MulT pickle"),
     ],
 )

@@ -59,8 +59,17 @@ def read_folder(path: Path) -> Dataset:
                 f"{path / fold}: y has class {int(y.max())}, expected {manifest['classes']} classes; "
                 "convert the source again."
             )
-    told = manifest.get("conversational") is True
-    return Dataset(manifest["name"], kind, manifest["classes"], splits, manifest["note"], labels, conversational=told)
+    scale = tuple(manifest["range"]) if manifest.get("range") else None
+    return Dataset(
+        manifest["name"],
+        kind,
+        manifest["classes"],
+        splits,
+        manifest["note"],
+        labels,
+        conversational=manifest.get("conversational") is True,
+        range=scale,
+    )
 
 
 def verify(path: Path) -> int:
@@ -110,6 +119,7 @@ def write_folder(dataset: Dataset, path: Path) -> None:
         "classes": dataset.classes,
         "labels": dataset.labels,
         "conversational": dataset.conversational,
+        "range": dataset.range,
         "note": dataset.note,
         "folds": folds,
     }
@@ -179,6 +189,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     folds, kind, classes = manifest["folds"], manifest["kind"], manifest["classes"]
     if not all(isinstance(text, str) for text in texts) or kind not in _KINDS or type(classes) is not int:
         raise ValueError("name, note, labels, kind or classes are not what they should be")
+    if (scale := manifest.get("range")) is not None:
+        low, high = scale
+        if not all(type(n) in (int, float) for n in scale) or not -1e9 < low < high < 1e9:
+            raise ValueError(f"range {str(scale)[:40]}")
     named = {"multilabel": (classes,), "classes": (0, classes)}.get(kind, (0,))
     if len(manifest["labels"]) not in named or not 0 <= classes < 2**31:
         raise ValueError(f"{len(manifest['labels'])} labels and {classes} classes for {kind}")

@@ -8,16 +8,17 @@ COSMIC has them; their mean is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import numbered
-from ebmc_msa.data.formats.labels import MELD, MELD_SENTIMENTS, iemocap
+from ebmc_msa.data.formats.emotions import MELD, MELD_SENTIMENTS, iemocap
+from ebmc_msa.data.task import LabelOptions, Source, Target, decide
 
 _EXPECTED = (
     "ids, speakers, labels, text[, three more], audio[, vision][, sentences], train, test[, valid][, sentiments] by "
@@ -44,9 +45,9 @@ def is_erc(content: Any) -> bool:
 
 
 def read_erc(
-    content: Any, path: Path, *, labels: bool, which: str | None = None, assemble: Assemble = in_memory
+    content: Any, path: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
-    """The data set; `which` of MELD's labels, `emotions` (the default) or `sentiment`."""
+    """Of MELD the emotions, or with `--labels sentiment` its sentiments."""
     who = str(path)
     ids, speakers, emotions, *rest = content
     features = [part for part in rest if isinstance(part, dict) and _is_features(part)]
@@ -66,14 +67,13 @@ def read_erc(
                 f"{who}: split {split!r} names {listed(unknown)}, expected conversations of the first entry; add "
                 "their utterances or take them out of the split."
             )
-    kind, classes, target, label_names = _labels(path, ids, emotions, others, which, labels)
     order = [split for split in ("train", "valid", "test") if split in videos]
     rows = {split: [(video, i) for video in videos[split] for i in range(len(ids[video]))] for split in order}
-    unique = len({u for names in ids.values() for u in names}) == sum(map(len, ids.values()))
-    name_of = "{1}" if unique else "{0}_{1}"
+    target = _target(path, ids, emotions, others, rows, options) if labels or emotions else Target("classes", 0, {})
+    name_of = "{1}" if len({u for of in ids.values() for u in of}) == sum(map(len, ids.values())) else "{0}_{1}"
     row_ids = {split: [name_of.format(v, ids[v][i]) for v, i in pairs] for split, pairs in rows.items()}
     tables = [_by_name(who, ids, part, "features") for part in features]
-    spoken = _speakers(who, ids, speakers)
+    spoken = _speakers(ids, speakers)
     conversations = numbered(
         who,
         {split: [v for v, _ in pairs] for split, pairs in rows.items()},
@@ -91,53 +91,38 @@ def read_erc(
             {name: m.features for name, m in modalities.items()},
             {},
             {name: m.present for name, m in modalities.items()},
-            None if target is None else torch.tensor([target[v][i] for v, i in pairs], dtype=torch.int64),
+            target.values.get(split),
             row_ids[split],
             [v for v, _ in pairs],
             conversation=conversations[split],
         )
-    note = "conversations as DialogueRNN pickled them" + (
-        "; text is the mean of four layers" if names.count("text") > 1 else ""
-    )
-    name = f"{path.resolve().parent.name}-{path.stem}"
-    return Dataset(name, kind, classes, splits, note, label_names, conversational=True)
+    note = "conversations as DialogueRNN pickled them"
+    note += "; text is the mean of four layers" if names.count("text") > 1 else ""
+    return replace(target.dataset(f"{path.resolve().parent.name}-{path.stem}", splits, note), conversational=True)
 
 
-def _labels(
+def _target(
     path: Path,
     ids: Mapping[str, Sequence[str]],
     emotions: Any,
-    others: list[Any],
-    which: str | None,
-    labels: bool,
-) -> tuple[str, int, dict[str, list[int]] | None, tuple[str, ...]]:
-    """Kind, number of classes, labels by conversation and the names of the classes."""
-    if which == "sentiment" and not others:
-        raise DataError(
-            f"{path}: holds emotions alone, expected a last entry of sentiments for --labels sentiment; pass "
-            "--labels emotions, or the pickle of MELD that has both."
-        )
-    chosen = others[0] if which == "sentiment" else emotions
-    if not chosen and not labels:
-        return "classes", 0, None, ()
-    what = "sentiments" if which == "sentiment" else "labels"
-    found = {}
-    for video, values in _by_name(str(path), ids, chosen, what).items():
-        try:
-            row = np.asarray(values)
-            found[video] = [int(label) for label in row.reshape(len(ids[video]))]
-            whole = bool((row.astype(np.float64).reshape(-1) == found[video]).all())
-        except (ValueError, TypeError, OverflowError):
-            whole = False
-        if not whole or min(found[video], default=0) < 0:
-            raise DataError(
-                f"{path}: {what} of {video} are {str(values)[:80]}, expected a class 0, 1, … for each of its "
-                f"{len(ids[video])} utterances; recode them."
-            )
-    classes = max((label for row in found.values() for label in row), default=0) + 1
+    sentiments: list[Any],
+    rows: Mapping[str, Sequence[tuple[str, int]]],
+    options: LabelOptions,
+) -> Target:
+    which = options.choose(str(path), ("emotions", "sentiment") if sentiments else ("emotions",), "emotions")
+    labels = _by_name(str(path), ids, sentiments[0] if which == "sentiment" else emotions, "labels")
+    values = {split: [_plain_number(labels[v][i]) for v, i in pairs] for split, pairs in rows.items()}
+    source = Source(str(path), "sentiments" if which == "sentiment" else "labels", stated="classes")
+    target = decide(source, values, replace(options, labels=None))
+    if target.kind != "classes":
+        return target
     if which == "sentiment":
-        return "classes", classes, found, MELD_SENTIMENTS if classes == 3 else ()
-    return "classes", classes, found, iemocap(ids, classes) or (MELD if classes == 7 else ())
+        return target._replace(names=MELD_SENTIMENTS if target.classes == 3 else ())
+    return target._replace(names=iemocap(ids, target.classes) or (MELD if target.classes == 7 else ()))
+
+
+def _plain_number(value: Any) -> Any:
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and np.size(value) == 1 else value
 
 
 def _by_name(who: str, ids: Mapping[str, Sequence[str]], part: Any, what: str) -> dict[str, Any]:
@@ -152,7 +137,7 @@ def _by_name(who: str, ids: Mapping[str, Sequence[str]], part: Any, what: str) -
     return {video: found[video] for video in ids}
 
 
-def _speakers(who: str, ids: Mapping[str, Sequence[str]], part: Any) -> dict[str, list[str]] | None:
+def _speakers(ids: Mapping[str, Sequence[str]], part: Any) -> dict[str, list[str]] | None:
     """Names of speakers, of strings or of one-hot rows; None where an entry fits no utterances."""
     if any(len(part.get(key, ())) != len(ids[str(key)]) for key in part) or len(part) != len(ids):
         return None
