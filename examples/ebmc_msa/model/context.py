@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.model.attention import Block, positions
@@ -28,7 +27,7 @@ class ContextEncoder(nn.Module):
 
     The T utterances are those in which the modality is present: an absent one enters no context, as if the
     conversation lacked it there. Of speakers it only reads whether two are the same: the GRU whether the speaker is
-    that of the previous utterance, the transformer a learned bias of attention between utterances of one speaker.
+    that of the utterance it read before, the transformer a learned bias of attention between those of one speaker.
 
     Args:
         dim: size of the features.
@@ -99,20 +98,45 @@ class Contextual(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A GRU over padded windows `(S, L, dim)` of `size` `(S,)` to `(S, L, width)`."""
+    """A GRU over padded windows `(S, L, dim)` of `size` `(S,)` to `(S, L, width)`.
+
+    Unless `causal`, the same GRU reads them backwards too, in the same pass, with an input that tells the direction:
+    steps in time are what costs on a CPU. Its other inputs are the features and whether the speaker stays the same.
+    """
 
     def __init__(self, dim: int, *, causal: bool, speakers: bool, dropout: float) -> None:
         super().__init__()
-        self.width = dim if causal else 2 * dim
-        self.gru = nn.GRU(dim + speakers, dim, batch_first=True, bidirectional=not causal)
+        self.causal, self.width = causal, dim if causal else 2 * dim
+        self.gru = nn.GRU(dim + speakers + (not causal), dim, batch_first=True)
 
     def forward(self, x: Tensor, size: Tensor, speaker: Tensor | None) -> Tensor:
-        if speaker is not None:
-            first = torch.zeros_like(speaker[:, :1], dtype=torch.bool)
-            same = torch.cat([first, speaker[:, 1:] == speaker[:, :-1]], 1)
-            x = torch.cat([x, same[..., None].to(x)], -1)
-        packed = pack_padded_sequence(x, size.cpu(), batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        if self.causal:
+            return self.gru(_with_speaker(x, speaker))[0]
+        back = reversed_places(size, x.shape[1])
+        mirrored = _with_speaker(_take(x, back), None if speaker is None else speaker.gather(1, back))
+        both = torch.cat([_with_speaker(x, speaker), mirrored])
+        way = torch.zeros_like(both[..., :1])
+        way[len(x) :] = 1
+        ahead, behind = self.gru(torch.cat([both, way], -1))[0].chunk(2)
+        return torch.cat([ahead, _take(behind, back)], -1)
+
+
+def reversed_places(size: Tensor, length: int) -> Tensor:
+    """`(S, length)`: each window's places from its last to its first; padding stays where it is."""
+    place = torch.arange(length, device=size.device).expand(len(size), length)
+    return torch.where(place < size[:, None], size[:, None] - 1 - place, place)
+
+
+def _take(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(1, places[..., None].expand_as(x))
+
+
+def _with_speaker(x: Tensor, speaker: Tensor | None) -> Tensor:
+    """`x` and, where speakers are known, whether the speaker is that of the utterance read before."""
+    if speaker is None:
+        return x
+    same = nn.functional.pad(speaker[:, 1:] == speaker[:, :-1], (1, 0))
+    return torch.cat([x, same[..., None].to(x)], -1)
 
 
 class Attentive(nn.Module):

@@ -236,7 +236,7 @@ def test_meld_with_three_sentiments(tmp_path):
     split = data.splits["test"]
     assert split.target.tolist() == [label for video in (5, 6) for label in entries["sentiments"][video]]
     path, _ = erc(tmp_path / "IEMOCAP_features.pkl", kind="iemocap")
-    with pytest.raises(DataError, match="--labels: sentiment, but .* holds emotions; pass one of emotions"):
+    with pytest.raises(DataError, match=r"--labels: sentiment, but .* holds emotions; pass one of emotions"):
         load(path, options=LabelOptions(labels="sentiment"))
 
 

@@ -155,14 +155,20 @@ def test_windows_read_each_row_once_where_it_has_context(lengths, size, causal):
         assert len(ids[row[:length]].unique()) == 1
 
 
-def test_a_gru_is_that_of_torch_over_each_conversation():
+def test_a_gru_reads_each_conversation_forwards_and_backwards():
     read, talked, z = encoder("gru"), conversations([4, 9]), torch.randn(13, 8).double()
     found = read(z, talked, torch.ones(13, dtype=torch.bool))
     for rows in (slice(0, 4), slice(4, 13)):
-        speaker = talked.speaker[rows]
-        same = torch.cat([torch.zeros(1).bool(), speaker[1:] == speaker[:-1]]).double()
-        states = read.reader.gru(torch.cat([z[rows], same[:, None]], -1)[None])[0][0]
-        torch.testing.assert_close(found[rows], z[rows] + states @ read.out.weight.T + read.out.bias)
+        states = []
+        for way in (0.0, 1.0):
+            order = torch.arange(13)[rows].flip(0) if way else torch.arange(13)[rows]
+            speaker = talked.speaker[order]
+            same = torch.cat([torch.zeros(1).bool(), speaker[1:] == speaker[:-1]]).double()
+            inputs = torch.cat([z[order], same[:, None], torch.full((len(order), 1), way)], -1)
+            out = read.reader.gru(inputs[None])[0][0]
+            states.append(out.flip(0) if way else out)
+        update = torch.cat(states, -1) @ read.out.weight.T + read.out.bias
+        torch.testing.assert_close(found[rows], z[rows] + update)
 
 
 @pytest.mark.parametrize("model", [EBMC, Concat])
