@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
-from ebmc_msa.paired import Interval, interval
+
+from ebmc_msa.experiments.bootstrap import Interval, interval
 
 Cell = tuple[str, str, str]  # data, condition, optimizer
 
@@ -35,16 +36,20 @@ Results = dict[Cell, dict[str, Result]]
 
 
 def collect(records: Iterable[Mapping[str, Any]]) -> Results:
-    """The final runs by cell and method, of the seeds that all methods of all cells have."""
+    """The final runs by cell and method, of the seeds that all methods in all cells of a data set have."""
     runs: dict[tuple[Cell, str], dict[int, Mapping[str, Any]]] = {}
     for record in records:
         data, condition, optimizer, method, _, _, seed, test = record["run"]
         if test:
             runs.setdefault(((data, condition, optimizer), method), {})[seed] = record
-    seeds = set.intersection(*(set(found) for found in runs.values())) if runs else set()
+    seeds: dict[str, set[int]] = {}
+    for (cell, _), found in runs.items():
+        seeds[cell[0]] = seeds.get(cell[0], set(found)) & set(found)
     results: Results = {}
     for (cell, method), found in runs.items():
-        kept = [found[seed] for seed in sorted(seeds)]
+        kept = [found[seed] for seed in sorted(seeds[cell[0]])]
+        if not kept:
+            continue
         correct = np.array([[np.nan if hit is None else hit for hit in record["correct"]] for record in kept])
         own, rate = kept[0]["run"][4:6]
         seconds = float(np.median([record["seconds"] for record in kept]))

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # steps this small gain nothing from more
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from balancer_data import CONDITIONS, DATA, Views, load
 from balancer_table import collect, draw, table, write
 from modbalance import EnergyCoordinator
 from modbalance.balancers import (
@@ -42,16 +42,8 @@ from modbalance.balancers import (
     ModalityDropout,
     UnimodalLosses,
 )
-from modbalance.tasks import Task, task_loss
+from modbalance.tasks import task_loss
 
-DATA = {  # the weak modality first
-    "digits": ("mfeat/mfeat.npz", ("fou", "fac")),
-    "ravdess": ("ravdess/ravdess.npz", ("audio", "vision")),
-    "iemocap": ("iemocap", ("audio", "text")),
-    "mosi": ("mosi", ("audio", "text")),
-}
-CONDITIONS = ("clean", "weak noisy", "strong noisy")
-NOISE = 3.0
 EPOCHS, BATCH, WIDTH = 15, 100, 64
 TUNING, SEEDS = (1,), (11, 12, 13, 14, 15)
 RATES = {"sgd": (0.003, 0.01, 0.03, 0.1), "adam": (0.0003, 0.001, 0.003, 0.01)}
@@ -91,76 +83,6 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         return json.dumps(self)
-
-
-class Views(NamedTuple):
-    """Standardised features by modality, target, and the rows of train, validation and test."""
-
-    x: dict[str, Tensor]
-    y: Tensor
-    rows: tuple[Tensor, Tensor, Tensor]
-    task: Task
-    neutral: float = 0.0  # the standardised target of a neutral sentiment
-
-    @property
-    def num_outputs(self) -> int:
-        return int(self.y.max()) + 1 if self.task == "classification" else 1
-
-    def correct(self, outputs: Tensor, rows: Tensor) -> Tensor:
-        """By sample: the class, or the sign of a sentiment; NaN where that is neutral."""
-        y = self.y[rows]
-        if self.task == "classification":
-            return (outputs.argmax(-1) == y).float()
-        hit = ((outputs[:, 0] > self.neutral) == (y > self.neutral)).float()
-        return torch.where((y - self.neutral).abs() < 1e-4, torch.nan, hit)
-
-    def quality(self, outputs: Tensor, rows: Tensor) -> float:
-        """What settings and epochs are chosen by: accuracy, or minus the mean absolute error."""
-        if self.task == "classification":
-            return self.correct(outputs, rows).mean().item()
-        return -(outputs[:, 0] - self.y[rows]).abs().mean().item()
-
-
-@lru_cache(maxsize=12)
-def load(folder: Path, data: str, condition: str) -> Views:
-    file, names = DATA[data]
-    if file.endswith(".npz"):
-        content = np.load(folder / file)
-        raw = {name: torch.tensor(content[f"x_{name}"]) for name in names}
-        y, split = torch.tensor(content["y"]), torch.tensor(content["split"])
-    else:
-        raw, y, split = utterances(folder / file, names)
-    rows = tuple((split == fold).nonzero()[:, 0] for fold in range(3))
-    x = {}
-    for place, (name, values) in enumerate(raw.items()):
-        scale = values[rows[0]].std(0)
-        x[name] = (values - values[rows[0]].mean(0)) / torch.where(scale > 1e-6, scale, 1.0)
-        if condition == CONDITIONS[1 + place]:
-            x[name] = x[name] + NOISE * torch.randn(x[name].shape, generator=torch.Generator().manual_seed(place))
-    if not y.is_floating_point():
-        return Views(x, y, rows, "classification")
-    mean, scale = y[rows[0]].mean(), y[rows[0]].std()
-    return Views(x, (y - mean) / scale, rows, "regression", float(-mean / scale))
-
-
-def utterances(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The example pipeline's reader; sequences averaged over their valid frames."""
-    from ebmc_msa.data import load as read
-
-    splits = read(path).splits
-    found, folds = [], ("train", "valid", "test")
-    for split in (splits[fold] for fold in folds):
-        pooled = {}
-        for name in names:
-            values, lengths = split.features[name].float(), split.lengths.get(name)
-            if lengths is not None:
-                valid = torch.arange(values.shape[1]) < lengths[:, None]
-                values = (values * valid[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
-            pooled[name] = values
-        found.append((pooled, split.target))
-    x = {name: torch.cat([pooled[name] for pooled, _ in found]) for name in names}
-    sizes = torch.tensor([len(target) for _, target in found])
-    return x, torch.cat([target for _, target in found]), torch.arange(3).repeat_interleave(sizes)
 
 
 class Model(nn.Module):
@@ -316,20 +238,19 @@ def fits(method: str, data: str) -> bool:
     return method != "pmr" or data != "mosi"  # prototypes need classes
 
 
-def tuning(present: list[str]) -> Iterator[Run]:
-    for data, optimizer, method in product(present, OPTIMIZERS, METHODS):
+def tuning(data: str) -> Iterator[Run]:
+    for optimizer, method in product(OPTIMIZERS, METHODS):
         if fits(method, data):
             for (own, rate), seed in product(settings(method, optimizer), TUNING):
                 yield Run(data, "clean", optimizer, method, own, rate, seed, False)
 
 
-def final(present: list[str], done: dict[str, dict[str, Any]]) -> Iterator[Run]:
+def final(data: str, seeds: tuple[int, ...], done: dict[str, dict[str, Any]]) -> Iterator[Run]:
     """Each method at the setting that was best on validation."""
-    chosen = {case: choose(*case, done) for case in product(present, OPTIMIZERS)}
-    # Seeds last: what is there after a while is every case with fewer seeds.
-    for seed, (case, methods), condition in product(SEEDS, chosen.items(), CONDITIONS):
-        for method, (own, rate) in methods.items():
-            yield Run(case[0], condition, case[1], method, own, rate, seed, True)
+    chosen = {optimizer: choose(data, optimizer, done) for optimizer in OPTIMIZERS}
+    for seed, condition, optimizer in product(seeds, CONDITIONS, OPTIMIZERS):
+        for method, (own, rate) in chosen[optimizer].items():
+            yield Run(data, condition, optimizer, method, own, rate, seed, True)
 
 
 def choose(data: str, optimizer: str, done: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -350,7 +271,11 @@ def work(folder: Path, file: Path, runs: list[Run], jobs: int) -> None:
     if file.exists() and not file.read_text().endswith("\n"):  # cut off in the middle of a line
         file.write_text("".join(json.dumps(record) + "\n" for record in done.values()))
     left = [run for run in runs if run.key not in done]
-    print(f"{len(left)} of {len(runs)} runs to do", flush=True)
+    if left:
+        print(
+            f"{len(left)} of {len(runs)} runs to do: {left[0].data}, {'test' if left[0].test else 'tuning'}",
+            flush=True,
+        )
     with file.open("a") as out:
         if jobs == 1:
             for run in left:
@@ -377,8 +302,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     present = [data for data, (file, _) in DATA.items() if (options.data / file).exists()]
     file = options.out / "runs.jsonl"
-    work(options.data, file, list(tuning(present)), options.jobs)
-    work(options.data, file, list(final(present, read(file))), options.jobs)
+    for seeds, data in product((SEEDS[:3], SEEDS[3:]), present):  # three of everything first
+        work(options.data, file, list(tuning(data)), options.jobs)
+        work(options.data, file, list(final(data, seeds, read(file))), options.jobs)
     results = collect(read(file).values())
     methods = [*METHODS, *CONTROLS]
     write(results, CONTROL, options.out / "balancers.csv")

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import balancer_data
 import balancer_table
 import compare_balancers
 
@@ -31,7 +32,7 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, 
     compare_balancers.main()
     tuned = 2 * 12 * 4  # optimisers, methods, settings
     final = 2 * 2 * 3 * (12 + 3)  # seeds, optimisers, conditions, methods and controls
-    assert f"{tuned} of {tuned} runs" in capsys.readouterr().out
+    assert f"{tuned} of {tuned} runs to do: digits, tuning" in capsys.readouterr().out
     lines = (out / "runs.jsonl").read_text().splitlines()
     assert len(lines) == tuned + final
     assert not any("correct" in line for line in lines[:tuned])  # settings are chosen without the test fold
@@ -45,7 +46,7 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, 
 
     (out / "runs.jsonl").write_text("\n".join(lines[:-7]) + '\n{"run": ["cut')
     compare_balancers.main()
-    assert f"7 of {final} runs" in capsys.readouterr().out
+    assert f"7 of {final} runs to do: digits, test" in capsys.readouterr().out
     strip = [line.rpartition("|")[0].rpartition("|")[0] for line in first.splitlines()]  # without the cost
     assert [
         line.rpartition("|")[0].rpartition("|")[0] for line in (out / "table.md").read_text().splitlines()
@@ -76,7 +77,7 @@ def test_utterances_are_averaged_over_their_frames(monkeypatch, tmp_path):
     )
     dataset = SimpleNamespace(splits={"train": split, "valid": split, "test": split})
     monkeypatch.setattr(ebmc_msa.data, "load", lambda path: dataset)
-    x, y, folds = compare_balancers.utterances(tmp_path, ("audio", "text"))
+    x, y, folds = balancer_data.utterances(tmp_path, ("audio", "text"))
     assert x["text"].tolist() == [[2.0], [5.0]] * 3
     assert x["audio"].shape == (6, 4)
     assert folds.tolist() == [0, 0, 1, 1, 2, 2]
