@@ -34,6 +34,7 @@ class Model(nn.Module):
 
     spec: Spec
     encoders: nn.ModuleDict
+    strength = 1.0  # of all regularisers in training, 0 to 1; set by the training loop at each step
     partly_unused = False  # whether the loss can leave parameters out; DDP must know
 
     def forward(self, batch: Batch) -> Prediction:
