@@ -20,8 +20,8 @@ def add_label_options(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--labels", metavar="NAME",
-        help="which labels, of a file that holds several: sentiment or emotions of MOSEI; sentiment, text, audio or "
-        "vision of CH-SIMS",
+        help="which labels, of a file that holds several: sentiment or emotions of MOSEI and MELD; sentiment, text, "
+        "audio or vision of CH-SIMS",
     )  # fmt: skip
 
 

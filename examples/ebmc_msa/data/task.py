@@ -81,7 +81,7 @@ class Target(NamedTuple):
     values: dict[str, Tensor]  # by fold
     note: str = ""
     range: tuple[float, float] | None = None  # of sentiment
-    names: tuple[str, ...] = ()  # of a multilabel set
+    names: tuple[str, ...] = ()  # of labels, or of classes where they are known
 
     def dataset(self, name: str, splits: dict[str, Split], layout: str) -> Dataset:
         note = f"{self.note}; {layout}" if self.note else layout

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ebmc_msa.data.task import MOSI
 
+IEMOCAP4 = {"happy", "sad", "neutral", "angry"}
+
 Values = np.ndarray[Any, Any] | Tensor
 
 
@@ -29,7 +31,7 @@ def compute(
     if kind == "sentiment":
         return sentiment(prediction, target) if range in (None, MOSI) else scaled(prediction, target, *range)
     if kind == "classes":
-        return classes(prediction, target, num_classes)
+        return classes(prediction, target, num_classes, labels)
     if kind == "multilabel":
         return multilabel(prediction, target, labels)
     if kind == "regression":
@@ -84,8 +86,12 @@ def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[
     }
 
 
-def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, float]:
-    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1."""
+def classes(prediction: Values, target: Values, num_classes: int, labels: Sequence[str] = ()) -> dict[str, float]:
+    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1.
+
+    Where the classes have names, the F1 of each too, NaN for one that does not occur. For IEMOCAP's four also what
+    papers report beside MulT: each emotion against the rest, as binary weighted F1, and the mean of the four.
+    """
     p, y = _pair(prediction, target)
     for name, values in (("prediction", p), ("target", y)):
         if (values != np.round(values)).any() or values.min() < 0 or values.max() >= num_classes:
@@ -95,7 +101,18 @@ def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, f
             )
     p, y = p.astype(int), y.astype(int)
     recall = recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0)
-    return {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    found = {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    if set(labels) == IEMOCAP4:
+        binary = {f"binary_f1_{label}": _f1(p == i, y == i) for i, label in enumerate(labels)}
+        found |= {"binary_f1": float(np.mean(list(binary.values()))), **binary}
+    if labels:
+        each = f1_score(y, p, labels=range(len(labels)), average=None, zero_division=0)
+        occurs = np.isin(range(len(labels)), y)
+        found |= {
+            f"f1_{label}": 100 * float(value) if there else float("nan")
+            for label, value, there in zip(labels, each, occurs, strict=True)
+        }
+    return found
 
 
 def multilabel(prediction: Values, target: Values, labels: Sequence[str]) -> dict[str, float]:

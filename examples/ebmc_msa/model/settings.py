@@ -9,6 +9,8 @@ COMPONENTS = ("msd", "cce", "emc", "imtd")
 PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
+CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Settings:
     lr: float = 1e-3
     weight_decay: float = 1e-2
     encoder: str = "transformer"
+    context: str = "none"  # encoder of conversations
+    causal: bool = False  # whether it reads the past alone
+    shuffled: bool = False  # the control: conversations in random order
+    class_weight: str = "none"
     finetune_text: str | None = None  # folder of a BERT
     text_lr: float = 2e-5  # of its weights
     dim: int = 64

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+CONTROL = "-shuffled"  # after a model's name: trained and tested on conversations in random order
+
 Scores = Mapping[str, Mapping[str, Any]]  # {metric: {"mean", "std", "values"}}
 
 
@@ -44,10 +46,10 @@ class _Metrics(dict[str, Metric]):
     """Metrics by key; those of a part of the data or of one label, `acc_happy`, `f1_happy`, are named after it."""
 
     def __missing__(self, key: str) -> Metric:
-        whole, _, part = key.partition("_")
-        if whole not in ("acc", "f1") or not part:
-            raise KeyError(key)
-        return Metric(f"{whole.capitalize()} {part}")
+        for whole, name in (("acc_", "Acc"), ("f1_", "F1"), ("binary_f1_", "Binary F1")):
+            if key.startswith(whole) and key != whole:
+                return Metric(f"{name} {key.removeprefix(whole)}")
+        raise KeyError(key)
 
 
 METRICS = _Metrics(
@@ -63,11 +65,15 @@ METRICS = _Metrics(
         "acc": Metric("Accuracy"),
         "ua": Metric("Unweighted accuracy"),
         "f1": Metric("Weighted F1"),
+        "binary_f1": Metric("Binary F1, mean"),
         "mae": Metric("MAE", percent=False, higher=False),
         "corr": Metric("Corr", percent=False),
         "r2": Metric("R²", percent=False),
     }
 )
+
+
+_BY_CLASS = {"f1_": "F1 by class", "binary_f1": "binary F1, each class against the others"}  # starts of keys
 
 
 class Run(NamedTuple):
@@ -94,6 +100,8 @@ class Run(NamedTuple):
         return f"{self.display(self.model)} on {self.results['dataset']}"
 
     def display(self, model: str) -> str:
+        if model.endswith(CONTROL):
+            return f"{self.display(model.removesuffix(CONTROL))}, shuffled"
         if model != "ebmc":
             return f"{model} alone" if model in self.modalities else model
         without = self.results.get("settings", {}).get("without")
@@ -125,6 +133,17 @@ class Run(NamedTuple):
         return {condition: in_words(condition, self.modalities) for condition in order}
 
 
+def in_tables(kind: str, keys: Iterable[str]) -> dict[str, dict[str, Metric]]:
+    """These metrics by table, "" the main one: the F1 of single classes stand in tables of their own."""
+    found: dict[str, dict[str, Metric]] = {"": {}}
+    for key in keys:
+        table = next((title for start, title in _BY_CLASS.items() if kind == "classes" and key.startswith(start)), "")
+        metric = METRICS[key]
+        name = metric.name.rpartition(" ")[2] if table else metric.name
+        found.setdefault(table, {})[key] = metric._replace(name=name)
+    return found
+
+
 def full_condition(test: Iterable[str]) -> str:
     return max(test, key=lambda condition: condition.count("+"))
 
@@ -148,4 +167,16 @@ def protocol(results: Mapping[str, Any]) -> str:
     valid = selection["split"] == "valid"
     metric = selection["metric"]
     chosen = f"epochs chosen on the validation split by {METRICS[metric].name}" if valid else metric
-    return f"Test split of {results['dataset']}; {over}; {chosen}."
+    return f"Test split of {results['dataset']}; {over}; {chosen}{context(results)}."
+
+
+def context(results: Mapping[str, Any]) -> str:
+    """Whether the models read whole conversations; nothing where the results do not tell."""
+    found = results.get("context")
+    if found is None:
+        return ""
+    if found["encoder"] == "none":
+        return "; utterances read one by one"
+    what = "earlier utterances" if found["causal"] else "whole conversations"
+    shuffled = " (shuffled: in random order, the control)" if found["control"] else ""
+    return f"; {found['encoder']} over {what}{shuffled}"

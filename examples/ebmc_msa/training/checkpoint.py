@@ -15,6 +15,7 @@ from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import TrustEnsemble
 from ebmc_msa.model.prediction import Model
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.run_view import CONTROL
 
 VERSION = 4
 
@@ -57,7 +58,7 @@ def read(path: Path, device: torch.device) -> tuple[str, int, Model]:
                 "train.py writes; train it again."
             )
         spec, settings = Spec.from_dict(content["spec"]), Settings.from_dict(content["settings"])
-        model = build(content["model"], spec, settings)
+        model = build(content["model"].removesuffix(CONTROL), spec, settings)
         if content["ensemble"]:
             model = TrustEnsemble(model, model)
         model.to(device)
