@@ -7,7 +7,6 @@ numbers regression.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,13 +16,8 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Kind, Split, listed
+from ebmc_msa.data.tasks import TASKS
 
-TASKS: dict[str, Kind] = {
-    "sentiment": "sentiment",
-    "classification": "classes",
-    "multilabel": "multilabel",
-    "regression": "regression",
-}
 MOSI, SIMS = (-3.0, 3.0), (-1.0, 1.0)  # ranges of sentiment
 IEMOCAP_EMOTIONS = ("neutral", "happy", "sad", "angry")  # MulT's order
 MOSEI_EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # CMU-MultimodalSDK's order
@@ -59,11 +53,6 @@ class LabelOptions:
         if self.task not in ("auto", "sentiment"):
             raise DataError(f"--range: goes with --task sentiment, not {self.task}; leave one of them out.")
 
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> LabelOptions:
-        """Of the options that `add_label_options` adds."""
-        return cls(args.task, tuple(args.range) if args.range else None, args.labels)
-
     def choose(self, where: str, kinds: Sequence[str], default: str | None = None) -> str | None:
         """One of the `kinds` of labels that the file holds.
 
@@ -87,7 +76,7 @@ class Target(NamedTuple):
     values: dict[str, Tensor]  # by fold
     note: str = ""
     range: tuple[float, float] | None = None  # of sentiment
-    names: tuple[str, ...] = ()  # of a multilabel set
+    names: tuple[str, ...] = ()  # of labels, or of classes where they are known
 
     def dataset(self, name: str, splits: dict[str, Split], layout: str) -> Dataset:
         note = f"{self.note}; {layout}" if self.note else layout

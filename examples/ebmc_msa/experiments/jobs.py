@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ebmc_msa.data import DataError, LabelOptions
-from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold
@@ -32,6 +31,7 @@ from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import result_path
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.training.stages import train
 
 CPU = torch.device("cpu")
@@ -74,11 +74,11 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
     started = time.process_time()
     dataset, method = read(source), job.method
     settings = method.settings()
-    spec = Spec.of(dataset, [method.modality] if method.modality else None)
+    spec = spec_of(dataset, settings, [method.modality] if method.modality else None)
     splits = {name: Fold.of(split, spec, CPU) for name, split in dataset.splits.items()}
 
     def alone(modality: str) -> Concat:
-        model = Concat(Spec.of(dataset, [modality]), settings)
+        model = Concat(spec_of(dataset, settings, [modality]), settings)
         model.load_state_dict(read_tensors(result_path(out, method.alone(modality), job.seed))["state"])
         return model.eval()
 

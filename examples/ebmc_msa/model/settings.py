@@ -11,6 +11,8 @@ COMPONENTS = ("msd", "cce", "emc", "imtd")
 PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
+CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 def checked(kind: type, test: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
@@ -51,7 +53,9 @@ class Settings:
 
     stage1_epochs: int = option(100, "at most, enhance", type=count, metavar="N")  # paper
     stage2_epochs: int = option(100, "at most, balance", type=count, metavar="N")  # paper
-    patience: int = option(15, "epochs without a better validation score", type=whole, metavar="N")
+    patience: int = option(15, "epochs without a better validation score or loss", type=whole, metavar="N")
+    patience_steps: int = 300  # at least that many steps, which on small data are more epochs
+    warmup_steps: int = 300  # of all regularisers; see training/schedule.py
     batch_size: int = option(64, "utterances a step", type=whole, metavar="N")  # paper
     lr: float = option(1e-3, "learning rate of AdamW", type=positive, metavar="X")
     weight_decay: float = 1e-2
@@ -66,6 +70,10 @@ class Settings:
     )
     order: str = option("enhance-balance", "of EBMC's stages", choices=ORDERS)  # paper
     encoder: str = option("transformer", "of sequences; mean averages frames without attention", choices=ENCODERS)
+    context: str = "none"  # encoder of conversations
+    causal: bool = False  # whether it reads the past alone
+    shuffled: bool = False  # the control: conversations in random order
+    class_weight: str = option("none", "balanced: in the loss all classes count alike", choices=CLASS_WEIGHTS)
     finetune_text: str | None = option(
         None, "a BERT on this disk, as save_pretrained writes it, that encodes text and is fine-tuned", metavar="DIR"
     )

@@ -15,6 +15,7 @@ from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import TrustEnsemble
 from ebmc_msa.model.prediction import Model
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.run_view import CONTROL
 
 VERSION = 4
 
@@ -41,7 +42,7 @@ def expected(run: Path) -> tuple[Any, tuple[float, float] | None] | None:
     for path in sorted(run.glob("*.pt")):
         try:
             spec = Spec.from_dict(read_tensors(path)["spec"])
-        except Exception:  # reported when it is read as a whole
+        except Exception:  # told when it is read as a whole
             return None
         return spec.kind, spec.range
     return None
@@ -57,7 +58,7 @@ def read(path: Path, device: torch.device) -> tuple[str, int, Model]:
                 "train.py writes; train it again."
             )
         spec, settings = Spec.from_dict(content["spec"]), Settings.from_dict(content["settings"])
-        model = build(content["model"], spec, settings)
+        model = build(content["model"].removesuffix(CONTROL), spec, settings)
         if content["ensemble"]:
             model = TrustEnsemble(model, model)
         model.to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from rich.progress import Progress
 
 from ebmc_msa.data import DataError, Dataset
-from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import Fold
@@ -21,9 +21,11 @@ from ebmc_msa.data.tokens import describe, tokenised
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import by_condition, contribution
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.record import Record
 from ebmc_msa.report.report import print_table, write_report
+from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
 from ebmc_msa.training.console import bars, console, introduce, pick_device, writable
 from ebmc_msa.training.distributed import barrier, broadcast_from_rank0, rank
@@ -43,7 +45,7 @@ def train(
     """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
-    names = models(dataset, args.model, args.compare)
+    names = models(dataset, args.model, args.compare, settings.context != "none")
     device = pick_device(args.device)
     if args.predictions:
         writable(args.predictions)
@@ -94,8 +96,10 @@ def one(
 ) -> Record | None:
     """Train one model from one seed, or continue its training, and test it, once; a record on the first process."""
     torch.manual_seed(seed)
-    spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
-    model = checkpoint.build(name, spec, settings).to(device)
+    base = name.removesuffix(CONTROL)
+    settings = replace(settings, shuffled=name != base)
+    spec = spec_of(dataset, settings, None if base in ("ebmc", "concat") else [base])
+    model = checkpoint.build(base, spec, settings).to(device)
     if spec.text is not None:
         model.encoders["text"].load(Path(settings.finetune_text))
     train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
@@ -142,7 +146,8 @@ def one(
     return record
 
 
-def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
+def models(dataset: Dataset, model: str, compare: bool, context: bool = False) -> list[str]:
+    """What to train; with context and `compare` also each model's control, on conversations in random order."""
     for name in dataset.modalities:
         if name in ("ebmc", "concat") or set(name) & set(".+/") or hasattr(torch.nn.ModuleDict(), name):
             raise DataError(
@@ -153,6 +158,8 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
     if model not in known:
         raise DataError(f"--model: {model}, expected {', '.join(known)}; the modalities are those of the data.")
     names = known if compare else [model]
+    if compare and context:
+        names = [*names, *(f"{name}{CONTROL}" for name in names)]
     if len(dataset.modalities) < 2 and "ebmc" in names:
         raise DataError(
             f"--model: ebmc with {dataset.modalities} alone, expected at least two modalities to balance; "

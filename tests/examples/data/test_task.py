@@ -254,7 +254,7 @@ def test_ch_sims_is_recognised_by_its_labels_of_each_modality(tmp_path):
         "task sentiment in [-1, 1] (auto: labels from -1 to 1, and labels of each modality, as in CH-SIMS)"
         in data.note
     )
-    own = data.splits["test"].modality_target
+    own = data.splits["test"].own
     assert list(own) == ["text", "audio", "vision"]
     np.testing.assert_allclose(own["audio"], [1, -1, -0.6, 0, 0.2], rtol=1e-6)
     assert "labels of text (correlation with the label 1.00), audio (" in data.note

@@ -16,6 +16,7 @@ import numpy as np
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.gcnet import modality_of
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
@@ -74,13 +75,17 @@ def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: 
         )
     name = folder.resolve().name
     found = decide(Source(name, "labels", stated="classes"), values, options)
-    splits = {fold: replace(split, target=found.values.get(fold)) for fold, split in splits.items()}
+    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "_") or {}
+    splits = {
+        fold: replace(split, target=found.values.get(fold), conversation=conversations.get(fold))
+        for fold, split in splits.items()
+    }
     left = len(names) - len({i for split in splits.values() for i in split.id})
     note = "bc-LSTM layout: 0 negative, 1 positive"
     note += f"; {left} utterances of no split left out" if left > 0 else ""
     if found.kind == "classes":
-        found = found._replace(classes=2)
-    return found.dataset(name, splits, note)
+        found = found._replace(classes=2, names=("negative", "positive"))
+    return replace(found.dataset(name, splits, note), conversational=bool(conversations))
 
 
 def _first_column(file: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from ebmc_msa.data.dataset import DataError, Dataset, listed
 from ebmc_msa.data.formats.clean import Assemble
 from ebmc_msa.data.formats.csv_manifest import is_manifest, read_manifest
+from ebmc_msa.data.formats.erc import is_erc, read_erc
 from ebmc_msa.data.formats.gcnet import is_gcnet, read_gcnet
 from ebmc_msa.data.formats.hdf5 import is_hdf5, read_hdf5
 from ebmc_msa.data.formats.matlab import is_matlab, read_matlab
@@ -22,9 +23,9 @@ from ebmc_msa.data.task import LabelOptions
 
 LAYOUTS = (
     "an MMSA or MulT pickle {train, valid, test}, a GCNet pickle (list of 6 or 7) beside features/, a pickle of "
-    "tuples ((words, visual, acoustic), label, id), a .pt, .safetensors, .h5 or .mat of the same fields, a CSV "
-    "manifest, a bc-LSTM folder with transcripts.csv, a folder that convert.py wrote, or an .npz with x_<modality>, "
-    "y and split"
+    "conversations as DialogueRNN's (tuple of 7 or more) or of tuples ((words, visual, acoustic), label, id), a .pt, "
+    ".safetensors, .h5 or .mat of the same fields, a CSV manifest, a bc-LSTM folder with transcripts.csv, a folder "
+    "that convert.py wrote, or an .npz with x_<modality>, y and split"
 )
 _ZIP = re.compile(rb"PK\x03\x04")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|[\]}]q|\([ld]p\d")  # protocols 2 to 5, 1, 0
@@ -82,6 +83,8 @@ def read(file: Path, *, labels: bool, options: LabelOptions, assemble: Assemble)
     for belongs, reader in ((is_mmsa, read_mmsa), (is_mult, read_mult), (is_tuples, read_tuples)):
         if belongs(content):
             return reader(content, name, labels=labels, options=options, assemble=assemble)
+    if is_erc(content):
+        return read_erc(content, file, labels=labels, options=options, assemble=assemble)
     if is_gcnet(content):
         return read_gcnet(content, file, labels=labels, options=options, assemble=assemble)
     if isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import numbered
+from ebmc_msa.data.formats.emotions import iemocap
 from ebmc_msa.data.formats.npy import open_npy
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
@@ -36,7 +39,7 @@ def read_gcnet(
     content: Any, path: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
     """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation fold."""
-    utterances, values, _, _, *folds = content
+    utterances, values, speakers, _, *folds = content
     utterances = {video: scalars(f"{path}: {video}", "the first entry", names) for video, names in utterances.items()}
     folds = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(folds, 5)]
     utterances = dict(zip(scalars(str(path), "the first entry", utterances), utterances.values(), strict=True))
@@ -62,6 +65,13 @@ def read_gcnet(
         x, present = _read(folders[name], ids)
         modalities[name] = clean(f"{folders[name]}, {name}", x, present=present, ids=ids, assemble=assemble)
 
+    spoken = _speakers(utterances, speakers)
+    conversations = numbered(
+        str(path),
+        {fold: [video for video, _ in pairs] for fold, pairs in rows.items()},
+        {fold: range(len(pairs)) for fold, pairs in rows.items()},
+        spoken and {fold: [spoken[pair] for pair in pairs] for fold, pairs in rows.items()},
+    )
     splits, start = {}, 0
     for fold, pairs in rows.items():
         part = slice(start, start := start + len(pairs))
@@ -72,11 +82,14 @@ def read_gcnet(
             target.values.get(fold),
             [u for _, u in pairs],
             [video for video, _ in pairs],
+            conversation=conversations[fold],
         )
     used = ", ".join(f"{name} from {folders[name].name}" for name in canonical(folders))
     left = sum(map(len, utterances.values())) - len(ids)
     note = f"GCNet layout: {used}" + (f"; {left} utterances of no split left out" if left > 0 else "")
-    return target.dataset(path.resolve().parent.name, splits, note)
+    if target.kind == "classes":
+        target = target._replace(names=iemocap(utterances, target.classes))
+    return replace(target.dataset(path.resolve().parent.name, splits, note), conversational=True)
 
 
 def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tuple[str, str], Any]:
@@ -102,6 +115,18 @@ def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tupl
             "recode the second entry of the pickle."
         )
     return flat
+
+
+def _speakers(utterances: dict[str, list[str]], speakers: Any) -> dict[tuple[str, str], str] | None:
+    """By video and utterance; None where they are not told."""
+    found = {str(video): names for video, names in speakers.items()} if isinstance(speakers, dict) else {}
+    if any(len(found.get(video, ())) != len(names) for video, names in utterances.items()):
+        return None
+    return {
+        (video, name): str(speaker)
+        for video, names in utterances.items()
+        for name, speaker in zip(names, found[video], strict=True)
+    }
 
 
 def _flat(values: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory, numbers
+from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import SIMS, LabelOptions, Source, Target, decide, whole
 
@@ -42,13 +43,16 @@ def read_mmsa(
         _check_fields(f"{name}[{fold!r}]", fields, labels)
     rest += sorted({str(key) for fields in folds.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
     target, own, note = _labels(name, folds, options)
+    splits = {fold: _split(f"{name}[{fold!r}]", fields, assemble) for fold, fields in folds.items()}
+    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "$_$") or {}
     splits = {
         fold: replace(
-            _split(f"{name}[{fold!r}]", fields, assemble),
+            split,
             target=target.values.get(fold),
-            modality_target=own.get(fold, {}),
+            own=own.get(fold, {}),
+            conversation=conversations.get(fold),
         )
-        for fold, fields in folds.items()
+        for fold, split in splits.items()
     }
     return target.dataset(name, splits, f"MMSA layout{note}{ignored(rest)}")
 

@@ -2,13 +2,15 @@
 
 `x_<modality>` (N, D), or (N, T, D) with `length_<modality>` (N,); `y` (integers: classes, floats:
 regression; integers (N, C): C labels that hold, 1, or not, 0, named by `labels` (C,)); `split` (0 train,
-1 valid, 2 test, or their names); optional `present_<modality>`, `id`, `task`, `range`, `group`.
+1 valid, 2 test, or their names); optional `present_<modality>`, `id`, `task`, `range`, `group` (never split apart);
+`conversation` with `order` (greater is later) and perhaps `speaker`, where rows are utterances of conversations.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as short
@@ -16,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.npy import read_npy
 from ebmc_msa.data.split_names import split_of, unknown_split
 from ebmc_msa.data.task import TASKS, LabelOptions, Source, Target, decide
 
-_PLAIN = ("y", "split", "id", "task", "group", "labels", "range")
+_PLAIN = ("y", "split", "id", "task", "group", "labels", "range", "conversation", "order", "speaker")
 _MOST_UNPACKED = 2**28  # bytes, and 200 times the file: zeros compress well
 
 
@@ -45,7 +49,9 @@ def read_fields(
     assemble: Assemble = in_memory,
 ) -> Dataset:
     """The data set of these arrays by field, which came from the file `path`."""
-    names = [name for name in fields if name not in ("id", "group", "labels", "task", "split")]
+    names = [
+        name for name in fields if name not in ("id", "group", "labels", "task", "split", "conversation", "speaker")
+    ]
     fields = fields | {name: _array(path, name, fields[name]) for name in names}
     names = canonical(key[2:] for key in fields if key.startswith("x_"))
     _check_names(path, fields, names)
@@ -57,8 +63,9 @@ def read_fields(
             "write them from the same list of utterances."
         )
     target = _target(str(path), fields, labels, options)
-    if target.kind == "multilabel" and "labels" in fields:
-        target = target._replace(names=_label_names(path, fields, target.classes))
+    if "labels" in fields and (target.kind == "multilabel" or (target.kind == "classes" and target.values)):
+        names_of_labels = _label_names(path, fields, target)
+        target = target._replace(names=names_of_labels, classes=len(names_of_labels))
     split = _split(path, fields, len(fields[f"x_{names[0]}"]), labels)
     for name in names:
         if fields[f"x_{name}"].ndim == 3 and f"length_{name}" not in fields:
@@ -71,6 +78,7 @@ def read_fields(
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
     # whether a fold may be missing is decided for all layouts alike
     rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
+    conversations = _conversations(path, fields, rows_of)
     modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
     for name in names:
         x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
@@ -93,10 +101,12 @@ def read_fields(
             target.values[""][rows] if target.values else None,
             [ids[i] for i in rows],
             None if group is None else [group[i] for i in rows],
+            conversation=conversations.get(fold),
         )
         for fold, rows in rows_of.items()
     }
-    return target.dataset(path.stem, splits, f"{layout} layout")
+    dataset = target.dataset(path.stem, splits, f"{layout} layout")
+    return replace(dataset, conversational="conversation" in fields)
 
 
 def _array(path: Path, name: str, values: Any) -> Any:
@@ -177,11 +187,13 @@ def _range(where: str, values: Any) -> tuple[float, float]:
         ) from problem
 
 
-def _label_names(path: Path, fields: dict[str, Any], classes: int) -> tuple[str, ...]:
-    names = tuple(scalars(str(path), "labels", fields.get("labels", range(classes))))
-    if len(set(names)) != classes:
+def _label_names(path: Path, fields: dict[str, Any], target: Target) -> tuple[str, ...]:
+    """Of columns, as many as there are; of classes at least as many, since some may not occur."""
+    names, columns = tuple(scalars(str(path), "labels", fields["labels"])), target.kind == "multilabel"
+    if len(set(names)) != len(names) or len(names) < target.classes or (columns and len(names) > target.classes):
         raise DataError(
-            f"{path}: labels names {listed(names)}, expected {classes} names, one per column of y; correct it."
+            f"{path}: labels names {listed(names)}, expected {target.classes} names, one per "
+            + ("column of y; correct it." if columns else "class of y, that of 0 first; correct it.")
         )
     return names
 
@@ -203,6 +215,30 @@ def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.nd
             "it."
         )
     return split
+
+
+def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
+    given = [key for key in ("conversation", "order", "speaker") if key in fields]
+    if given and not {"conversation", "order"} <= set(given):
+        lacks = " and ".join(key for key in ("conversation", "order") if key not in given)
+        raise DataError(
+            f"{path}: has {' and '.join(given)} without {lacks}, expected conversation and order together; "
+            f"add {lacks}."
+        )
+    if not given:
+        return {}
+    if fields["order"].ndim != 1 or fields["order"].dtype.kind not in "fiu":
+        raise DataError(
+            f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers "
+            "(N,), greater for what was said later; recode it."
+        )
+    texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
+
+    def by_split(values: np.ndarray[Any, Any]) -> dict[str, list[Any]]:
+        return {fold: values[rows].tolist() for fold, rows in rows_of.items()}
+
+    speakers = by_split(texts["speaker"]) if "speaker" in texts else None
+    return numbered(str(path), by_split(texts["conversation"]), by_split(fields["order"]), speakers)
 
 
 def _split_of_names(path: Path, names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
