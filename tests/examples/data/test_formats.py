@@ -153,6 +153,17 @@ def test_labels_of_a_manifest(tmp_path, fields):
     assert data.splits["train"].target[:2].tolist() == [[0, 1], [1, 1]]
 
 
+def test_a_manifest_of_conversations(tmp_path, fields):
+    path = manifest(tmp_path, fields)
+    with pytest.raises(DataError, match=r"conversation without order|has conversation"):
+        load(rewritten(path, conversation=["a", "b"]))
+    with pytest.raises(DataError, match=r"order holds words"):
+        load(rewritten(path, order=["first"]))
+    data = load(rewritten(path, order=[str(i) for i in range(N)], speaker=["x", "y", "z"]))
+    assert data.conversational
+    assert data.splits["train"].conversation is not None
+
+
 def test_a_manifest_reads_words(tmp_path, fields):
     data = load(rewritten(manifest(tmp_path, fields), raw_text=["so, it was good"]))
     assert data.splits["test"].words == ["so, it was good"] * 6
