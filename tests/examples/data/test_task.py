@@ -289,6 +289,16 @@ def test_classes_of_an_mmsa_file(tmp_path):
     assert "from classification_labels" in data.note
 
 
+def test_of_several_kinds_of_labels_those_a_trained_model_expects(tmp_path):
+    data = load(mult(tmp_path / "d.pkl", mosei()), options=LabelOptions(expected=("multilabel", None)))
+    assert (data.kind, data.classes) == ("multilabel", 6)
+    path = sims(tmp_path / "s.pkl")
+    assert load(path, options=LabelOptions(expected=("classes", None))).kind == "classes"
+    assert load(path, options=LabelOptions(expected=("sentiment", (-1, 1)))).range == (-1, 1)
+    data = load(mult(tmp_path / "d.pkl", FRACTIONS), options=LabelOptions(expected=("classes", None)))
+    assert data.kind == "sentiment"  # no doubt about it
+
+
 # splits
 
 

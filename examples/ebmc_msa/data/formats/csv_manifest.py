@@ -1,8 +1,8 @@
 """A CSV table with one row per utterance: `split`, `label`, and for each modality the path of a .npy file.
 
-Columns: `split`; `label`, or several `label_<name>` of 0 and 1; optional `id`, `group`, `raw_text`, and `conversation`
-with `order` and perhaps `speaker`. Each other column is a modality. Its cells are paths relative to the table, of
-arrays `(D,)` or `(frames, D)`; an empty cell means that the modality is absent.
+Columns: `split`; `label`, or several `label_<name>` of 0 and 1; optional `id`, `group`, `raw_text`, and
+`conversation` with `order` and perhaps `speaker`. Each other column is a modality. Its cells are paths relative to
+the table, of arrays `(D,)` or `(frames, D)`; an empty cell means that the modality is absent.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ def _labels(
         source = source._replace(range=SIMS, why="labels of each modality, as in CH-SIMS")
     chosen = options.choose(name, ("sentiment", *own)) if own else None
     values, classes = held("regression_labels"), held("classification_labels")
-    if classes and (
-        (options.task == "classification" and not whole(values)) or (options.task == "auto" and not values)
-    ):
+    expected = options.expected[0] if options.expected and options.task == "auto" else None
+    classification = options.task == "classification" or expected == "classes"
+    if classes and not (whole(values) if classification else options.task != "auto" or values):
         target = decide(Source(name, "classification_labels", stated="classes"), classes, options)
         return target, {}, ", classes from classification_labels"
     joint = decide(source, values, plain if own else options)
