@@ -289,7 +289,7 @@ class EnergyCoordinator(Balancer):
         self, features: Mapping[str, Tensor], target: Tensor | None, present: Presence | None
     ) -> dict[str, Tensor]:
         masks = check_inputs("EnergyCoordinator", features, present, self.dims)
-        rows, width, ignored = len(next(iter(masks.values()))), self.num_outputs, self.ignore_index
+        rows, width, ignored = next(iter(masks.values())).shape[0], self.num_outputs, self.ignore_index
         heads = None if self.owns_heads else {m: next(self.heads[m].parameters(), None) for m in self.dims}
         check_placement("EnergyCoordinator", self, features=features, heads=heads, target=target)
         if target is not None:
