@@ -22,7 +22,7 @@ from modbalance.checks import (
 )
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
-from modbalance.heads import check_heads, linear_heads, not_plain, probe, sharded, uncompiled
+from modbalance.heads import check_heads, leave_to_eager, linear_heads, not_plain, probe, sharded, uncompiled
 from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
 from modbalance.kernels.problem import Problem
 from modbalance.output import no_tensor, scalars
@@ -182,7 +182,8 @@ class EnergyCoordinator(nn.Module):
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
         pick_backend(backend)
         self._say_route, self._training_check = True, TrainingCheck()
-        self._by_weights()
+        if not self._by_weights():
+            leave_to_eager()
 
     def forward(
         self,
@@ -373,9 +374,7 @@ class EnergyCoordinator(nn.Module):
     def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
         if not plain:
             heads = [partial(self._outputs, name) for name in z]
-            x = [upcast(x) for x in z.values()]
-            found: tuple[Tensor, Tensor] = uncompiled(reference.energy_penalty, problem, mask, x, heads)
-            return found
+            return uncompiled(reference.energy_penalty, problem, mask, [upcast(x) for x in z.values()], heads)
         weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
         return energy_penalty(
             list(z.values()),

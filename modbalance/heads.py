@@ -88,12 +88,27 @@ def _without_fsdp(hooks: Mapping[int, object]) -> OrderedDict[int, object]:
     return OrderedDict((key, hook) for key, hook in hooks.items() if not of_fsdp(hook))
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-    reason="heads that are not plain nn.Linear are differentiated twice, which torch.compile cannot do; pass "
-    "nn.Linear heads, or compile without fullgraph=True: what calls the heads then runs uncompiled"
-)
-def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
+def _call(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
+
+
+_eagerly: Callable[..., Any] = _call
+
+
+def leave_to_eager() -> None:
+    """Have torch.compile leave out what `uncompiled` runs. Not at import: it takes a second to load the compiler."""
+    global _eagerly
+    if _eagerly is _call:
+        _eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            _call,
+            reason="heads that are not plain nn.Linear are differentiated twice, which torch.compile cannot do; pass "
+            "nn.Linear heads, or compile without fullgraph=True: what calls the heads then runs uncompiled",
+        )
+
+
+def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
+    found: T = _eagerly(function, *arguments)
+    return found
 
 
 def _whole(p: Tensor) -> Tensor:
