@@ -152,7 +152,7 @@ class Measure:
 
         def between(better: dict[str, Tensor], worse: dict[str, Tensor]) -> dict[str, float]:
             errors = {}
-            for m in better.keys() & worse.keys():
+            for m in (m for m in better if m in worse):
                 y = target[there[m]]
                 if len(better[m]) == len(worse[m]) == len(y):
                     errors[m] = self._error_between(better[m], worse[m], y)
