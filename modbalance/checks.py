@@ -127,23 +127,6 @@ def check_device(owner: str, argument: str, x: Tensor, device: torch.device) -> 
         )
 
 
-def check_parameters(owner: str, parameters: Iterable[Tensor], x: Tensor) -> None:
-    """Parameters and features meet: on one device and, outside autocast, of one type."""
-    p = next(iter(parameters), None)
-    if p is None:
-        return
-    if p.device != x.device:
-        raise ValueError(
-            f"{owner}: features are on {x.device} and its parameters on {p.device}, expected one device; move "
-            f"the component with .to({str(x.device)!r}), before the optimiser gets its parameters."
-        )
-    if p.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(
-            f"{owner}: features are {x.dtype} and its parameters {p.dtype}, expected one type outside "
-            f"torch.autocast; pass x.to({p.dtype}), or move the component with .to({x.dtype})."
-        )
-
-
 def _check_names(owner: str, argument: str, given: Iterable[str], known: Mapping[str, object]) -> None:
     for name in given:
         if name not in known:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from modbalance.checks import (
     Presence,
-    check_device,
     check_dims,
     check_inputs,
     check_nonnegative,
@@ -22,11 +21,15 @@ from modbalance.checks import (
 )
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
-from modbalance.heads import check_heads, leave_to_eager, linear_heads, not_plain, probe, sharded, uncompiled
-from modbalance.kernels import Coordination, coordination, energy_penalty, pick_backend, reference
-from modbalance.kernels.problem import Problem
+from modbalance.gate import HeldOutGate
+from modbalance.heads import check_heads, linear_heads, not_plain, probe, sharded, uncompiled
+from modbalance.kernels import energy_penalty, reference
+from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
+from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import no_tensor, scalars
+from modbalance.placement import check_placement
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
+from modbalance.protocol import Balancer
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
@@ -53,13 +56,14 @@ class CoordinatorOutput(NamedTuple):
     fit: Tensor
     energy: dict[str, Tensor]
     features: dict[str, Tensor]
+    weight: dict[str, Tensor]
 
     def scalars(self) -> dict[str, Tensor]:
-        """The scalar terms by name, detached."""
-        return scalars(self)
+        """The scalar terms by name and the weight of each modality as `weight/audio`, detached."""
+        return scalars(self) | {f"weight/{name}": x for name, x in self.weight.items()}
 
 
-class EnergyCoordinator(nn.Module):
+class EnergyCoordinator(Balancer):
     r"""Keep the strong modality from starving the others, with one more term in the loss.
 
     $$E_i(m) = \alpha\lVert z_i^m\rVert^2 + \beta\,\ell(T_m(z_i^m), y_i) + \gamma\,u(T_m(z_i^m))$$
@@ -71,6 +75,9 @@ class EnergyCoordinator(nn.Module):
       beta loss + gamma u alone, since ||z||^2 would let inflation close it; the paper's forms compare E.
     - `penalty` flattens the energy around each feature (`kernels.energy_penalty`).
     - `descent` is energy descent as a gradient: what reaches z is exactly lambda dE/dz.
+    - `observe`, one line in the validation loop, multiplies what gap, penalty, loss and uncertainty do to the
+      features of a modality by a weight from 0 to 1, which falls when its held-out energy rises
+      (`functional.gate_weights`). ||z||^2 keeps its full weight: it restrains a modality that over-fits.
     - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
       see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
 
@@ -88,7 +95,8 @@ class EnergyCoordinator(nn.Module):
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
         step: lambda of the label-free descent of the returned features; 0 returns the input itself.
-        gap: `pull`, `paper`, `paper_per_sample` or None.
+        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise every gap has cost points,
+            and nowhere has it gained what the others had not. With `joint=True`, `paper` is the paper's own form.
         temperature: T of the entropy, > 0.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
         backend: of `kernels.energy_penalty`; heads that are not linear need `auto` or `reference`.
@@ -141,7 +149,7 @@ class EnergyCoordinator(nn.Module):
         delta: float = 0.1,
         descent: float = 1.0,
         step: float = 0.0,
-        gap: Gap | None = "pull",
+        gap: Gap | None = None,
         temperature: float = 1.0,
         normalize: bool = True,
         backend: str = "auto",
@@ -173,17 +181,17 @@ class EnergyCoordinator(nn.Module):
                 )
         self.num_outputs, self.task = num_outputs, task
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
-        self.descent, self.step, self.gap, self.temperature = descent, step, gap, temperature
+        self.descent, self.step_size, self.gap, self.temperature = descent, step, gap, temperature
         self.normalize, self.backend, self.joint = normalize, backend, joint
         self.ignore_index, self.validate, self.sync = ignore_index, validate, sync
         self.register_buffer("class_weight", class_weight, persistent=False)
+        self.gate = HeldOutGate(len(self.dims))
         self.owns_heads = heads is None
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
         pick_backend(backend)
         self._say_route, self._training_check = True, TrainingCheck()
-        if not self._by_weights():
-            leave_to_eager()
+        self._by_weights()
 
     def forward(
         self,
@@ -207,37 +215,15 @@ class EnergyCoordinator(nn.Module):
             `dims`; `features` as they came, after the label-free descent if `step` > 0.
         """
         features = given(features)
-        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
-        first = next(iter(features.values()))
-        batch = first.shape[0]
-        self._check_heads_device(first)
-        if target is not None:
-            check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
-            check_device("EnergyCoordinator", "target", target, first.device)
-        check_values(
-            "EnergyCoordinator",
-            self.task,
-            features,
-            masks,
-            target,
-            self.num_outputs,
-            self.ignore_index,
-            self.validate,
-        )
+        masks = self._check(features, target, present)
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
-        problem = Problem.of(
-            self.task,
-            self.alpha,
-            self.beta,
-            self.gamma if uncertainty is None else 0.0,
-            self.temperature,
-            self.normalize,
-            target,
-            self.class_weight,
-        )
+        problem = self._problem(target, self.gamma if uncertainty is None else 0.0)
         sync = self.training and self.sync
+        if self.training and target is not None:
+            self.gate.close(sync)
+        ungated, features = features, self.gate.scale(features, self.dims)
         plain = self._by_weights()
         fused = None
         if plain and uncertainty is None and processes(sync) is None:
@@ -255,6 +241,8 @@ class EnergyCoordinator(nn.Module):
             energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync, plain)
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
+        if self.gate.active and target is not None:
+            loss = loss + self._kept(problem, ungated, masks, sync)
         check_loss("EnergyCoordinator", loss, features)
         if target is not None:
             self._training_check.count("EnergyCoordinator", self, features)
@@ -265,7 +253,53 @@ class EnergyCoordinator(nn.Module):
             descent,
             fit,
             absent_like(energies, self.dims),
-            self._descended(features, masks, problem, plain),
+            self._descended(ungated, masks, problem, plain),
+            self.gate.weights(self.dims),
+        )
+
+    @torch.no_grad()
+    def observe(self, features: Mapping[str, Tensor], target: Tensor, present: Presence | None = None) -> None:
+        """Take in a batch of held-out data, in the validation loop: from it comes the weight of each modality.
+
+        The next training forward ends the observation and sets the weights by `functional.gate_weights`, from the
+        mean of beta loss + gamma u over all batches and processes. Until then nothing changes. Whatever is chosen on
+        the same data afterwards, an epoch for example, looks better there than it is; never pass test data.
+
+        Among several processes each must call it at least once between two training forwards, or none; a process
+        without held-out rows passes an empty batch.
+
+        Args:
+            features: held-out features, as `forward` takes them. Encoders belong in eval mode.
+            target: their targets.
+            present: as in `forward`.
+
+        Raises:
+            ValueError: as `forward` does.
+        """
+        features = given(features)
+        masks = self._check(features, target, present)
+        problem = self._problem(target, self.gamma)
+        z, mask = self._rows(problem, features, masks)
+        plain = self._by_weights()
+        energy = {name: problem.potential(self._outputs(name, x, plain)) for name, x in z.items()}
+        masks = absent_like(dict(zip(z, mask, strict=True)), dict.fromkeys(self.dims, 0))
+        self.gate.observe(torch.stack([*absent_like(energy, self.dims).values()]), torch.stack([*masks.values()]))
+
+    def _check(
+        self, features: Mapping[str, Tensor], target: Tensor | None, present: Presence | None
+    ) -> dict[str, Tensor]:
+        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
+        rows, width, ignored = len(next(iter(masks.values()))), self.num_outputs, self.ignore_index
+        heads = None if self.owns_heads else {m: next(self.heads[m].parameters(), None) for m in self.dims}
+        check_placement("EnergyCoordinator", self, features=features, heads=heads, target=target)
+        if target is not None:
+            check_target("EnergyCoordinator", self.task, target, rows, width)
+        check_values("EnergyCoordinator", self.task, features, masks, target, width, ignored, self.validate)
+        return masks
+
+    def _problem(self, target: Tensor | None, gamma: float) -> EnergyTerms:
+        return EnergyTerms.of(
+            self.task, self.alpha, self.beta, gamma, self.temperature, self.normalize, target, self.class_weight
         )
 
     def _by_weights(self) -> bool:
@@ -288,18 +322,20 @@ class EnergyCoordinator(nn.Module):
             self._say_route = False
         return False
 
-    def _check_heads_device(self, x: Tensor) -> None:
-        """Features of any floating type will do: energies are computed in float32 or float64."""
-        for name in self.dims:
-            p = next(self.heads[name].parameters(), None)
-            if p is not None and p.device != x.device:
-                raise ValueError(
-                    f"EnergyCoordinator: features are on {x.device} and heads[{name!r}] on {p.device}, expected one "
-                    f"device; move the heads with .to({str(x.device)!r}), before the optimiser gets their parameters."
-                )
+    def _kept(
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync
+    ) -> Tensor:
+        """A zero with the gradient that the gate took from the features' size, which it is not to touch."""
+        z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
+        sizes = [problem.norm_weight(x.shape[1]) * upcast(x).square().sum(-1) for x in z.values()]
+        (size,) = reduce([masked_sum(torch.stack(sizes), mask, dim=1)], sync)
+        weights = self.gate.weights(self.dims)
+        lost = 1 - torch.stack([weights[name] for name in z])
+        kept = self.descent * (lost * size.mean()).sum()
+        return kept - kept.detach()
 
     def _rows(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor]
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
         z = {name: select(x, masks[name]) for name, x in features.items()}
@@ -308,7 +344,7 @@ class EnergyCoordinator(nn.Module):
         return z, mask if valid is None else mask & valid
 
     def _fused(
-        self, problem: Problem, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
     ) -> Coordination | None:
         """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
         if problem.target is None or self.joint or self.gap not in ("pull", None):
@@ -329,7 +365,7 @@ class EnergyCoordinator(nn.Module):
 
     def _terms(
         self,
-        problem: Problem,
+        problem: EnergyTerms,
         z: dict[str, Tensor],
         mask: Tensor,
         uncertainty: Mapping[str, Tensor] | None,
@@ -340,8 +376,8 @@ class EnergyCoordinator(nn.Module):
         energy, gradient_norm = self._energy(problem, z, mask, plain)
         stated = None
         if uncertainty is not None:
-            given = absent_like(dict(uncertainty), self.dims)
-            stated = self.gamma * torch.stack([upcast(given[name]) for name in z])
+            everywhere = absent_like(dict(uncertainty), self.dims)
+            stated = self.gamma * torch.stack([upcast(everywhere[name]) for name in z])
             energy = energy + select(stated, mask)
         gap = fit = zero_of(z)
         if problem.target is None:
@@ -360,8 +396,8 @@ class EnergyCoordinator(nn.Module):
 
     def _outputs(self, name: str, z: Tensor, plain: bool = False) -> Tensor:
         if plain:
-            z, (weight, bias) = upcast(z), self._linear_head(name)
-            return F.linear(z, weight.to(z.dtype), None if bias is None else bias.to(z.dtype))
+            x, (weight, bias) = upcast(z), self._linear_head(name)
+            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         outputs = probe(self.heads[name], self._for_head(name, z), learn=self.joint)
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
@@ -371,7 +407,7 @@ class EnergyCoordinator(nn.Module):
         p = next(self.heads[name].parameters(), None)
         return x if p is None else x.to(p.dtype)
 
-    def _energy(self, problem: Problem, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
+    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
         if not plain:
             heads = [partial(self._outputs, name) for name in z]
             return uncompiled(reference.energy_penalty, problem, mask, [upcast(x) for x in z.values()], heads)
@@ -394,14 +430,14 @@ class EnergyCoordinator(nn.Module):
         return head.weight.detach(), None if head.bias is None else head.bias.detach()
 
     def _gap_energy(
-        self, problem: Problem, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None, plain: bool
+        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None, plain: bool
     ) -> Tensor:
         if self.gap != "pull":
             return energy
         potential = torch.stack([problem.potential(self._outputs(name, x, plain)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
-    def _fit(self, problem: Problem, z: dict[str, Tensor]) -> Tensor:
+    def _fit(self, problem: EnergyTerms, z: dict[str, Tensor]) -> Tensor:
         """Loss of each head on detached features, `(M, B)`."""
         assert problem.target is not None
         losses = [
@@ -417,21 +453,21 @@ class EnergyCoordinator(nn.Module):
         return torch.stack(losses)
 
     def _descended(
-        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: Problem, plain: bool
+        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms, plain: bool
     ) -> dict[str, Tensor]:
-        if not self.step:
+        if not self.step_size:
             return dict(features)
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
         for name, x in features.items():
-            z = select(x, masks[name])
+            z = self._for_head(name, select(x, masks[name]))
             if plain:
                 weight, _ = self._linear_head(name)
                 new = descend(
                     z,
                     self._outputs(name, z, plain),
                     weight,
-                    step=self.step,
+                    step=self.step_size,
                     task=self.task,
                     alpha=problem.alpha,
                     gamma=problem.gamma,
@@ -442,7 +478,7 @@ class EnergyCoordinator(nn.Module):
                 _, gradient = uncompiled(
                     reference.energy_and_gradient, label_free, upcast(z), partial(self._outputs, name)
                 )
-                new = z - self.step * gradient
+                new = z - self.step_size * gradient
             moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
         return moved
 

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from modbalance.checks import (
     Presence,
-    check_device,
     check_dims,
     check_inputs,
     check_nonnegative,
-    check_parameters,
     check_positive,
     given,
 )
@@ -21,6 +19,7 @@ from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.decoupling import alignment_sum, check_ids, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
 from modbalance.output import no_tensor, scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import absent_like, select, stack, zero_of
 from modbalance.tasks import IGNORE_INDEX, Task, check_loss, check_target, check_task, check_values, output_width
 from modbalance.training_check import TrainingCheck
@@ -147,13 +146,11 @@ class SemanticDecoupler(nn.Module):
         """
         features = given(features)
         masks = check_inputs("SemanticDecoupler", features, present, self.dims)
-        first = next(iter(features.values()))
-        batch = first.shape[0]
-        check_parameters("SemanticDecoupler", self.parameters(), first)
+        batch = next(iter(masks.values())).shape[0]
+        check_placement("SemanticDecoupler", self, features=features, present=present, target=target)
         check_ids("SemanticDecoupler", ids, next(iter(masks.values())))
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)
-            check_device("SemanticDecoupler", "target", target, first.device)
         check_values(
             "SemanticDecoupler",
             self.task,
@@ -166,7 +163,10 @@ class SemanticDecoupler(nn.Module):
         )
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
-        inputs = {name: select(x, masks[name]) for name, x in features.items()}
+        inputs = {
+            name: as_parameters("SemanticDecoupler", name, select(x, masks[name]), self.shared[name])
+            for name, x in features.items()
+        }
         shared = {name: select(self.shared[name](x), masks[name]) for name, x in inputs.items()}
         private = {name: select(self.private[name](x), masks[name]) for name, x in inputs.items()}
         predictions = {name: select(self.heads[name](x), masks[name]) for name, x in private.items()}

@@ -13,6 +13,7 @@ from modbalance.checks import Presence, check_inputs, check_positive, given, rea
 from modbalance.distributed import Sync, reduce
 from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
 from modbalance.output import no_tensor, scalars
+from modbalance.placement import check_placement
 from modbalance.presence import select
 from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
 
@@ -114,6 +115,7 @@ class TrustDistiller(nn.Module):
             `loss`, a scalar, and `weights` `(B,)` by modality, 0 where absent, else summing to 1.
         """
         teachers = given(teachers)
+        check_placement("TrustDistiller", student=student, teachers=teachers)
         weights = self.trust(teachers, variances, present, bias)
         width = output_width(self.task, self.num_outputs)
         if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
@@ -140,6 +142,7 @@ class TrustDistiller(nn.Module):
         teachers = given(teachers)
         width = output_width(self.task, self.num_outputs)
         masks = check_inputs("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
+        check_placement("TrustDistiller", teachers=teachers, variances=variances, bias=bias)
         if variances is None:
             if self.task == "regression":
                 raise ValueError(

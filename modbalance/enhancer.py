@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from modbalance.checks import (
     Presence,
-    check_device,
     check_dims,
     check_inputs,
     check_nonnegative,
-    check_parameters,
     check_positive,
     given,
 )
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
 from modbalance.output import no_tensor, scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import MaskedSum, absent_like, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
@@ -178,9 +177,9 @@ class ComplementaryEnhancer(nn.Module):
         """
         features, shared, private = given(features), given(shared), given(private)
         masks = check_inputs("ComplementaryEnhancer", features, present, self.dims)
-        first = next(iter(features.values()))
-        batch = first.shape[0]
-        check_parameters("ComplementaryEnhancer", self.parameters(), first)
+        batch = next(iter(masks.values())).shape[0]
+        parts = {"shared": shared, "private": private, "gates": gates}
+        check_placement("ComplementaryEnhancer", self, features=features, target=target, **parts)
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
         shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
@@ -191,7 +190,6 @@ class ComplementaryEnhancer(nn.Module):
             )
         if target is not None:
             check_target("ComplementaryEnhancer", self.task, target, batch, self.num_outputs)
-            check_device("ComplementaryEnhancer", "target", target, first.device)
         check_values(
             "ComplementaryEnhancer",
             self.task,
@@ -239,7 +237,10 @@ class ComplementaryEnhancer(nn.Module):
         for name, x in inputs.items():
             if self.training and self.noise:
                 x = x + self.noise * torch.randn_like(x)
-            enhanced[name] = select(self.generators[name](x), anything)
+            enhanced[name] = select(
+                self.generators[name](as_parameters("ComplementaryEnhancer", name, x, self.generators[name])),
+                anything,
+            )
             imputed[name] = anything & ~masks[name]
         return enhanced, imputed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,27 +89,19 @@ def _without_fsdp(hooks: Mapping[int, object]) -> OrderedDict[int, object]:
     return OrderedDict((key, hook) for key, hook in hooks.items() if not of_fsdp(hook))
 
 
-def _call(function: Callable[..., T], *arguments: Any) -> T:
-    return function(*arguments)
-
-
-_eagerly: Callable[..., Any] = _call
-
-
-def leave_to_eager() -> None:
-    """Have torch.compile leave out what `uncompiled` runs. Not at import: it takes a second to load the compiler."""
-    global _eagerly
-    if _eagerly is _call:
-        _eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
-            _call,
-            reason="heads that are not plain nn.Linear are differentiated twice, which torch.compile cannot do; pass "
-            "nn.Linear heads, or compile without fullgraph=True: what calls the heads then runs uncompiled",
-        )
-
-
 def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
-    found: T = _eagerly(function, *arguments)
-    return found
+    """Call `function` outside of torch.compile; with fullgraph=True the error below is what the compiler reports.
+
+    A `torch.compiler.disable` around this function would load the compiler whenever this file is imported.
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "heads that are not plain nn.Linear are differentiated twice, which torch.compile cannot do; pass "
+            "nn.Linear heads, or compile without fullgraph=True: what calls the heads then runs uncompiled."
+        )
+    if "torch._dynamo" in sys.modules:
+        function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return function(*arguments)
 
 
 def _whole(p: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def flatten_tokens(
     """Aligned sequences `(B, T, D_m)` as rows `(N, D_m)`, one for each token that some modality has.
 
     For components that take one row a sample, where the sample is a token: labels by token, or one label for a
-    sequence, which all of its tokens share. For one row a sequence, pool it instead: `masked_mean(x, mask, dim=1)`.
+    sequence, which all of its tokens share. To have one row a sequence instead, pool it:
+    `masked_mean(x, mask, dim=1)`.
 
     Args:
         features: by modality, `(B, T, D_m)` with one T for all; None leaves one out.

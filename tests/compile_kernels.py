@@ -1,8 +1,14 @@
-"""Compile the kernels for a target that need not be there, and print what each takes as a line of JSON.
+"""Compile the kernels for GPUs that need not be there, and print what each takes as a line of JSON.
 
-`python tests/compile_kernels.py`, with TRITON_INTERPRET unset: the arguments are those of real launches, recorded.
+    python tests/compile_kernels.py                              # every row of CASES, for each of its targets
+    python tests/compile_kernels.py --targets sm_90 gfx942       # for these targets only
+    python tests/compile_kernels.py --targets sm_90 --tasks gaussian
+
+With TRITON_INTERPRET unset: the arguments are those of real launches, recorded. The first line holds the versions of
+torch and Triton. A row that does not compile has an `error`; the exit status is then 1.
 """
 
+import argparse
 import json
 import os
 import re
@@ -10,14 +16,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
+from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from modbalance.kernels import triton as kernels
-from modbalance.kernels.problem import Problem
+from modbalance.kernels import triton_kernels as kernels
+from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.tasks import Task
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -44,42 +53,60 @@ TYPES = {
 }
 
 
-def main():
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--tasks", nargs="+", choices=get_args(Task), default=list(get_args(Task)))
+    options = parser.parse_args(arguments)
+    print(json.dumps({"triton": triton.__version__, "torch": torch.__version__}), flush=True)
+    failed = 0
     for task, classes, batch, dtype, targets in CASES:
         for name in targets:
-            torch.version.hip = "6.0" if TARGETS[name].backend == "hip" else None  # decides how dots are taken
-            for kernel, call in record(task, classes, batch, dtype):
-                case = f"{kernel}-{task}-{classes}-{str(dtype)[6:]}-{name}"
-                print(json.dumps({"case": case, **usage(*call, TARGETS[name])}), flush=True)
+            if task not in options.tasks or name not in options.targets:
+                continue
+            for kernel, call in record(task, classes, batch, dtype, TARGETS[name].backend):
+                row = {"case": f"{kernel}-{task}-{classes}-{str(dtype)[6:]}-{name}"}
+                try:
+                    row |= usage(*call, TARGETS[name])
+                except Exception as error:  # the other rows are worth knowing too
+                    row["error"] = f"{type(error).__name__}: {error}"[-2000:]
+                    failed += 1
+                print(json.dumps(row), flush=True)
+    if failed:
+        sys.exit(f"compile_kernels: {failed} rows failed under Triton {triton.__version__}; see their errors above.")
 
 
-def record(task, classes, batch, dtype):
+def record(task, classes, batch, dtype, backend):
     """Every kernel once by name, with the arguments of its launch, its warps and stages."""
     calls = {}
 
     def start(kernel, grid, like, workers, **arguments):
-        fused = kernel is not kernels._pool and (arguments.get("partial", arguments.get("pooled")) is not None)
-        name = kernel.__name__ + "_pooled" * (fused and kernel is not kernels._backward_heads)
+        pooled = {"_forward": arguments.get("partial"), "_backward": arguments.get("coefficients")}
+        name = kernel.__name__ + "_pooled" * (pooled.get(kernel.__name__) is not None)
         calls[name] = kernel, arguments, workers
 
-    kernels._start = start
+    hip = "6.0" if backend == "hip" else None  # decides how dots are taken
+    with mock.patch.object(kernels, "_start", start), mock.patch.object(torch.version, "hip", hip):
+        launch(task, classes, batch, dtype)
+    return calls.items()
+
+
+def launch(task, classes, batch, dtype):
+    """Every kernel, forward and backward."""
     wide, by_class = 2 * classes if task == "gaussian" else classes, task == "classification"
     z = [torch.zeros(batch, d, dtype=dtype) for d in DIMS]
     w = [torch.zeros(wide, d) for d in DIMS]
-    b = [torch.zeros(wide), None]
+    b = [torch.zeros(wide) for _ in DIMS]
     y = torch.zeros(batch, dtype=torch.int64) if by_class else torch.zeros(batch, classes)
-    problem = Problem(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
+    terms = EnergyTerms(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
     here = torch.ones(len(DIMS), batch, dtype=torch.bool)
-    energy, penalty, *saved = kernels.forward(problem, -100, here, z, w, b)
-    for heads in (False, True):
-        kernels.backward(problem, -100, here, z, w, *saved, energy, penalty, needs_features=True, needs_heads=heads)
-    _, *terms, outputs, products, coefficients = kernels.coordination(problem, -100, here, z, w, b, 0.1, 1.0, True)
-    saved = outputs, products, coefficients
-    if batch > 2048:  # every upstream gradient there can be; else that of the loss alone
-        kernels.coordination_backward(problem, -100, here, z, w, *saved, energy, terms, 0.1, 1.0)
-    else:
-        kernels.coordination_backward(problem, -100, here, z, w, *saved, None, [None, None, None, terms[3]], 0.1, 1.0)
-    return calls.items()
+    energy, penalty, *saved, _ = kernels.forward(terms, -100, here, z, w, b, None)
+    upstream = [energy, penalty, None, None, None, None]
+    kernels.backward(0.1, True, z, w, *saved, None, upstream, 0.0, 0.0, True, True)
+    *_, (*results, coefficients) = kernels.forward(terms, -100, here, z, w, b, (0.1, 1.0, True))
+    # Every upstream gradient there can be; else that of the loss alone.
+    upstream = [energy, None, *results] if batch > 2048 else [None] * 5 + results[-1:]
+    kernels.backward(0.1, True, z, w, *saved, coefficients, upstream, 0.1, 1.0, True, False)
 
 
 def usage(kernel, arguments, workers, target):
@@ -88,7 +115,7 @@ def usage(kernel, arguments, workers, target):
         if kernel.params[i].is_constexpr:
             signature[name], constants[i,] = "constexpr", arguments[name]
         else:
-            special = name not in ("B", "blocks")
+            special = name not in kernels._UNSPECIALIZED
             signature[name] = describe(arguments[name], (i,), constants, attributes, special)
     warps, stages = workers
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

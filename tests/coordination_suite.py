@@ -8,11 +8,12 @@ from torch import nn
 
 from cases import CLASSES, DIMS, NAN, PRESENCE, Batch, gradients, make_batch, randomise
 from modbalance import EnergyCoordinator
-from modbalance.kernels import coordination, triton
-from modbalance.kernels.problem import Problem
+from modbalance.kernels import triton_kernels
+from modbalance.kernels.dispatch import coordination
+from modbalance.kernels.energy_terms import EnergyTerms
 from triton_suite import ONCE, close, each_task, nan_filled  # noqa: F401
 
-TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7}
+TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7, "gap": "pull"}
 FIELDS = ("loss", "gap", "penalty", "descent", "fit")
 WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 
@@ -20,13 +21,13 @@ WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 @pytest.fixture
 def launches(monkeypatch):
     """The names of the kernels launched since."""
-    names, start = [], triton._start
+    names, start = [], triton_kernels._start
 
     def noted(kernel, *arguments, **options):
         names.append(kernel.__name__)
         start(kernel, *arguments, **options)
 
-    monkeypatch.setattr(triton, "_start", noted)
+    monkeypatch.setattr(triton_kernels, "_start", noted)
     return names
 
 
@@ -127,7 +128,7 @@ def test_class_weight_and_ignored_labels(device):
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_pooling_a_few_blocks_at_a_time(blocks, device, monkeypatch):
-    monkeypatch.setattr(triton, "POOLED", blocks)
+    monkeypatch.setattr(triton_kernels, "POOLED", blocks)
     check(make("regression"), make_batch("regression", 45, presence="some"), device)
 
 
@@ -214,7 +215,7 @@ def test_without_a_target_or_with_a_stated_uncertainty_it_goes_the_long_way(devi
 def test_float64_and_other_backends_are_left_alone(device):
     w, z = torch.zeros(3, 2, device=device), torch.zeros(4, 2, device=device)
     y = torch.zeros(4, dtype=torch.int64, device=device)
-    problem = Problem("classification", 0.1, 1.0, 0.0, 1.0, True, y, None)
+    problem = EnergyTerms("classification", 0.1, 1.0, 0.0, 1.0, True, y, None)
     options = {"present": None, "ignore_index": -100, "delta": 0.1, "descent": 1.0, "pull": True}
     assert coordination(problem, [z], [w], [None], **options, backend="triton") is not None
     assert coordination(problem, [z.double()], [w], [None], **options, backend="triton") is None
@@ -270,10 +271,11 @@ def test_opcheck_of_the_terms(task, device):
     w = [torch.randn(wide, x.shape[1], device=device) for x in z]
     here = torch.stack(list(batch.present.values())).to(device)
     class_weight = WEIGHT.float().to(device) if task == "classification" else None
-    problem = (task, 0.1, 1.0, 0.5, 2.0, True, _single(batch.target).to(device), class_weight, -100, here, z, w)
-    forward = (*problem, [torch.randn(wide, device=device), None], 0.2, 0.7, True)
-    torch.library.opcheck(torch.ops.modbalance.coordination.default, forward)
-    energy, *terms, outputs, products, coefficients = torch.ops.modbalance.coordination(*forward)
-    for a, d_terms in ((None, [None, None, None, terms[3]]), (energy, terms)):
-        arguments = (*problem, outputs, products, coefficients, a, d_terms, 0.2, 0.7)
-        torch.library.opcheck(torch.ops.modbalance.coordination_backward.default, arguments)
+    b = [torch.randn(wide, device=device) for _ in z]
+    terms = (task, 0.1, 1.0, 0.5, 2.0, True, _single(batch.target).to(device), class_weight, -100, here, z, w, b)
+    forward = (*terms, True, 0.2, 0.7, True, False)
+    torch.library.opcheck(torch.ops.modbalance.energy.default, forward)
+    energy, _, *saved, (*results, coefficients) = torch.ops.modbalance.energy(*forward)
+    for upstream in ([None, None, None, None, None, results[3]], [energy, None, *results]):
+        arguments = (0.1, True, z, w, *saved, coefficients, upstream, 0.2, 0.7, True, False, False)
+        torch.library.opcheck(torch.ops.modbalance.energy_backward.default, arguments)

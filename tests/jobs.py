@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from cases import CLASSES, DIMS, Batch, make_batch, poison
@@ -137,12 +137,21 @@ def sharded(group, component, task):
     if list(model.component.parameters()):
         fully_shard(model.component, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if component == "coordinator":
+        register_fsdp_forward_method(model.component, "observe")
+        for module, batch in ((alone, whole), (model, pieces[rank])):
+            module(*batch)  # FSDP2 wants the root first
+            module.component.observe(*batch)
+            module.component.gate.lowest.zero_()
+            module.component.gate.first.zero_()
     for module, batch in ((alone, whole), (model, pieces[rank])):
         optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
         module(*batch).loss.backward()
         optimiser.step()
     for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
         near(got.full_tensor().detach(), want.detach(), 1e-10, name)
+    if component == "coordinator":
+        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.25] * 3
 
 
 def compiled(group, component):
@@ -176,6 +185,33 @@ def spoken(group, component, options):
         forward, said[:] = list(said), []
         loss.backward()
     return forward, said
+
+
+def observed(group):
+    """Weights from held-out batches of uneven number and size, against one process that saw all; none on the last."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    sizes = (3, 4, 0)[:size]
+    alone, together = (make("coordinator", "classification", torch.float64, sync) for sync in (False, group))
+    weights = []
+    for epoch in range(4):
+        torch.manual_seed(epoch)
+        whole = make_batch("classification", sum(sizes), presence="some")
+        own = [slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))]
+        own = [slice(i, i + 1) for i in range(own[0].start, own[0].stop)] if rank == 1 else own
+        for rig, pieces in ((alone, [slice(None)]), (together, own)):
+            for rows in pieces:
+                present = {name: x[rows] for name, x in whole.present.items()}
+                features = {name: x[rows] for name, x in whole.features.items()}
+                rig.component.observe(features, whole.target[rows], present)
+            rig(*whole)
+        want, got = (outcome(rig, *whole).features for rig in (alone, together))
+        for name, x in got.items():
+            near(x, want[name], 1e-12, name)
+        gates = alone.component.gate, together.component.gate
+        assert gates[0].weight.tolist() == gates[1].weight.tolist()
+        near(gates[1].lowest, gates[0].lowest, 1e-12, "lowest")
+        weights.append(tuple(gates[1].weight.tolist()))
+    assert len(set(weights)) > 1
 
 
 def wrapped_heads(group, wrapper):

@@ -197,7 +197,8 @@ def test_bad_input_raises(arguments, options, message):
 
 def test_features_that_are_no_floats_raise():
     with raises(
-        "features['audio'] is a torch.int64 tensor (4, 3), expected a floating-point tensor (4, 3); pass",
+        "features['audio'] is a torch.int64 tensor (4, 3), expected a floating-point tensor (4, 3); "
+        "pass features['audio'].float()",
         TypeError,
     ):
         SemanticDecoupler(DIMS, DIM, CLASSES)({**F, "audio": F["audio"].long()})

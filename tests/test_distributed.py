@@ -45,6 +45,11 @@ def test_the_monitor_sees_what_all_processes_saw(ranks, size):
     ranks.run(jobs.monitored, size=size)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_held_out_energies_of_all_processes_decide(ranks, size):
+    ranks.run(jobs.observed, size=size)
+
+
 OPTIONS = {
     "paper": ("coordinator", {"gap": "paper"}),
     "paper_per_sample": ("coordinator", {"gap": "paper_per_sample"}),
@@ -92,6 +97,7 @@ SPOKEN = {
     ),
     "enhancer": ("enhancer", {}, [("all_reduce", 4)]),
     "coordinator": ("coordinator", {}, [("all_reduce", 8 * 3)]),
+    "coordinator_no_gap": ("coordinator", {"gap": None}, [("all_reduce", 6 * 3)]),
     "coordinator_paper": ("coordinator", {"gap": "paper"}, [("all_reduce", 6 * 3 + 2 * 3**2)]),
     "distiller": ("distiller", {}, [("all_reduce", 2)]),
 }

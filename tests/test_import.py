@@ -18,6 +18,7 @@ before, start = set(sys.modules), time.process_time()
 import modbalance
 assert "modbalance.diagnostics" not in sys.modules
 assert modbalance.diagnostics.ModalityMonitor and "diagnostics" in dir(modbalance)
+import modbalance.balancers
 print(time.process_time() - start, *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 
@@ -40,11 +41,13 @@ def test_only_declared_dependencies_are_imported(path):
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.partition(".")[0])
     of_its_own = {"diagnostics": {"matplotlib"}, "integrations": {path.stem}}  # inside a call; the trainer it is for
-    allowed = {"triton"} if path.name == "triton.py" else of_its_own.get(path.parent.name, set())
+    allowed = {"triton"} if path.name == "triton_kernels.py" else of_its_own.get(path.parent.name, set())
     assert roots - ALLOWED <= allowed
 
 
-@pytest.mark.parametrize("name", ["modbalance", "modbalance.functional", "modbalance.diagnostics"])
+@pytest.mark.parametrize(
+    "name", ["modbalance", "modbalance.balancers", "modbalance.functional", "modbalance.diagnostics"]
+)
 def test_all_is_complete(name):
     module = importlib.import_module(name)
     public = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modbalance.checks import check_inputs
 from modbalance.distributed import Sync, gather, most_rows, processes
+from modbalance.placement import without_autocast
 from modbalance.presence import MaskedSum, masked_sum, select, stack
 from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, labelled, masked_loss, output_width
 
@@ -66,7 +67,7 @@ def alignment_sum(
     ids: Tensor | None = None,
 ) -> MaskedSum:
     """The loss of this process's anchors `(M, B)`, the samples of all processes being their negatives."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         anchors, candidates, known = _pairs(x, mask)
         valid = mask & known
         here = torch.arange(x.shape[1], device=x.device)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+import compile_kernels  # noqa: E402  (needs Triton)
+
 SCRIPT = Path(__file__).parents[1] / "compile_kernels.py"
 
 
@@ -17,8 +19,10 @@ def compiled(tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 0, run.stdout + run.stderr
+    versions, *rows = map(json.loads, run.stdout.splitlines())
+    assert versions["triton"] == triton.__version__
+    return rows
 
 
 def test_every_kernel_compiles_for_every_target(compiled):
@@ -39,3 +43,12 @@ def test_hardly_a_register_is_spilled(compiled):
 def test_no_dot_is_taken_in_tf32(compiled):
     assert all(x["dots"] for x in compiled if not x["case"].startswith("_pool-"))
     assert not [x for x in compiled if x["inexact"]]
+
+
+def test_a_row_that_does_not_compile_fails_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(compile_kernels, "usage", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit, match="rows failed under Triton"):
+        compile_kernels.main(["--targets", "gfx942", "--tasks", "regression"])
+    _, *rows = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(rows) == 6
+    assert all(row["error"] == "ZeroDivisionError: division by zero" for row in rows)

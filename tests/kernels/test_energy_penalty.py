@@ -332,16 +332,16 @@ def test_auto_follows_the_environment(monkeypatch):
     assert calls == ["analytic", "analytic", "reference", "analytic", "reference"]
 
 
-OBSTACLES = {
+UNSUPPORTED = {
     "float64": (torch.float64, {}, "a feature, weight or bias is torch.float64; convert it to float32"),
     "wide": (torch.float32, {"classes": 65}, "the heads have 65 outputs; pass at most 64"),
     "many": (torch.float32, {"dims": (2,) * 9}, "there are 9 modalities; pass at most 8"),
 }
 
 
-@pytest.mark.parametrize(("dtype", "sizes", "message"), OBSTACLES.values(), ids=OBSTACLES)
+@pytest.mark.parametrize(("dtype", "sizes", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_triton_by_name_says_why_it_cannot_run(dtype, sizes, message, monkeypatch):
-    monkeypatch.setattr(kernels.ops, "_INSTALLED", True)
+    monkeypatch.setattr(kernels.triton_ops, "_INSTALLED", True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     inputs = make_inputs("classification", dtype=dtype, **sizes)
     pattern = f'energy_penalty: backend is "triton" and cannot run, since {message}.*or pass backend="auto"'
@@ -354,11 +354,11 @@ def test_triton_by_name_says_why_it_cannot_run(dtype, sizes, message, monkeypatc
 
 def test_triton_by_name_needs_triton_and_a_gpu(monkeypatch):
     inputs = make_inputs("classification", dtype=torch.float32)
-    monkeypatch.setattr(kernels.ops, "_INSTALLED", True)
+    monkeypatch.setattr(kernels.triton_ops, "_INSTALLED", True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="the features are on 'cpu'; move them to a CUDA or ROCm device; or pass"):
         energy_penalty(*inputs, backend="triton")
-    monkeypatch.setattr(kernels.ops, "_INSTALLED", False)
+    monkeypatch.setattr(kernels.triton_ops, "_INSTALLED", False)
     with pytest.raises(ValueError, match=r"Triton is not installed; pip install triton \(Linux\); or pass"):
         energy_penalty(*inputs, backend="triton")
     assert energy_penalty(*inputs).energy.isfinite().all()

@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from .dataset import FOLDS, DataError, Dataset, Split
+from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split
 
 _SHAPES = {"text": (20, 32), "audio": (40, 12), "vision": (30, 16)}  # most frames, features
 _SHARED = 0.4  # of the sentiment's variance; the rest is private to the modalities

@@ -1,0 +1,108 @@
+"""Missing modalities and frames: which conditions to test, and how to switch them off.
+
+Absent means absent: a modality goes by its presence, a frame by leaving the sequence, which grows shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.dataset import canonical
+from ebmc_msa.data.rng import uniform
+
+
+def conditions(modalities: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What to keep, by name, the full set last: `{"text": ("text",), ..., "text+audio": ("text", "audio")}`.
+
+    Up to three modalities: every subset. More: each alone, each left out, all.
+    """
+    names = list(modalities)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"conditions: modalities {names}, expected distinct names, at least one; correct them.")
+    names = canonical(names)
+    sizes = range(1, len(names) + 1) if len(names) <= 3 else (1, len(names) - 1, len(names))
+    return {"+".join(kept): kept for size in sizes for kept in combinations(names, size)}
+
+
+def restrict(present: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
+    """Presence with only `keep` left on; rows that had none of these are left with nothing."""
+    unknown = set(keep) - set(present)
+    if unknown:
+        raise ValueError(
+            f"restrict: keep names {sorted(unknown)}, expected some of {list(present)}; correct the names."
+        )
+    return {name: here if name in keep else torch.zeros_like(here) for name, here in present.items()}
+
+
+def random_drop(present: Mapping[str, Tensor], rate: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Presence with each modality dropped with probability `rate`; every row keeps one of those it had.
+
+    Draws on the generator's device. Where all would go, one is drawn, each as likely as the other.
+    """
+    _check_rate("random_drop", rate)
+    shape = len(next(iter(present.values()))), len(present)
+    return _survivors(present, torch.rand(shape, generator=generator, device=generator.device), rate)
+
+
+def missing_at_random(present: Mapping[str, Tensor], rate: float, seed: int) -> dict[str, Tensor]:
+    """Presence of a whole fold with each modality missing with probability `rate`; every row keeps one it had.
+
+    The draw of a modality does not depend on the others or on the rate: what is missing at a rate is missing at
+    every higher one.
+    """
+    _check_rate("missing_at_random", rate)
+    rows = torch.arange(len(next(iter(present.values()))))
+    draw = torch.cat([uniform(rows, 1, seed, f"missing {name}") for name in present], -1)
+    return _survivors(present, draw, rate)
+
+
+def drop_frames(batch: Batch, modality: str, rate: float, rows: Tensor, seed: int) -> Batch:
+    """`batch` with `rate` of each sequence's valid frames gone, rounded, at least one kept; the others close ranks.
+
+    Args:
+        modality: one with a time axis.
+        rate: 0 to 1.
+        rows: where the samples stand in their fold, `(B,)`; the draws depend on it.
+        seed: of the draws; what is gone at a rate is gone at every higher one.
+
+    Raises:
+        ValueError: the modality has no time axis, or the rate is none.
+    """
+    _check_rate("drop_frames", rate)
+    if modality not in batch.lengths:
+        raise ValueError(
+            f"drop_frames: {modality} has no time axis, expected one of {list(batch.lengths)}; name one of these."
+        )
+    x, lengths = batch.features[modality], batch.lengths[modality].cpu()
+    frame = torch.arange(x.shape[1])
+    draw = torch.where(frame < lengths[:, None], uniform(rows, x.shape[1], seed, f"frames {modality}"), 0)
+    left = (lengths.double() * (1 - rate)).round().long().clamp(min=1).minimum(lengths)
+    kept = draw.argsort(-1, descending=True).argsort(-1) < left[:, None]
+    # a stable sort brings the kept frames to the front, in their order
+    front = kept.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(x.device)
+    x = x[torch.arange(len(x), device=x.device)[:, None], front]
+    valid = (frame < left[:, None]).to(x.device)
+    x = torch.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
+    features, lengths = batch.features | {modality: x}, batch.lengths | {modality: left.to(x.device)}
+    return replace(batch, features=features, lengths=lengths)
+
+
+def _survivors(present: Mapping[str, Tensor], draw: Tensor, rate: float) -> dict[str, Tensor]:
+    """Presence where the draw reaches the rate, and in every row where the draw is the largest."""
+    had = torch.stack(list(present.values()), -1)
+    draw = draw.to(had.device)
+    # the largest draw of a row is uniform among its modalities, and is the last to fall under the rate
+    last = torch.where(had, draw, -1.0).argmax(-1, keepdim=True)
+    kept = had & (draw >= rate) | had & torch.zeros_like(had).scatter(-1, last, True)
+    return dict(zip(present, kept.unbind(-1), strict=True))
+
+
+def _check_rate(who: str, rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{who}: rate {rate}, expected a probability from 0 to 1; correct it.")

@@ -1,0 +1,143 @@
+"""The rows of a split, read batch by batch: a fold may be larger than the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ebmc_msa.data import Split
+from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.conversation import Conversation, batches
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A split as a model of `spec` reads it.
+
+    Features stay where the split has them, mapped from a file perhaps; `rows` reads those it is asked for, converts
+    them to float32, and moves them to the device. All else is of one number a sample, and in memory.
+    """
+
+    features: dict[str, Tensor]  # of the split, all its rows
+    index: Tensor  # (N,) int64, the rows that belong to this fold
+    lengths: dict[str, Tensor]  # (N,) int64, on the CPU
+    present: dict[str, Tensor]  # (N,) bool, on the device
+    target: Tensor | None  # (N,), on the device; standardised for both regressions
+    device: torch.device
+    conversation: Conversation | None = None  # on the device; of models with context
+
+    @classmethod
+    def of(cls, split: Split, spec: Spec, device: torch.device) -> Fold:
+        """The modalities of `spec`, absent where the data lack them."""
+        rows = len(split)
+        features, lengths, present = {}, {}, {}
+        for name, size in spec.dims.items():
+            shape = (rows, 1, size) if name in spec.sequences else (rows, size)
+            lacking = torch.zeros(()).expand(shape), torch.zeros(rows, dtype=torch.bool)
+            there = name in split.features
+            features[name], here = (split.features[name], split.present[name]) if there else lacking
+            present[name] = here.to(device)
+            if name in spec.sequences:
+                lengths[name] = split.lengths[name] if there else torch.zeros(rows, dtype=torch.int64)
+        target = split.target
+        if target is not None and spec.task == "gaussian":
+            target = (target - spec.mean) / spec.scale
+        target = None if target is None else target.to(device)
+        conversation = None
+        if spec.context != "none":
+            assert split.conversation is not None
+            conversation = split.conversation.shuffled(0) if spec.context == "shuffled" else split.conversation
+            conversation = conversation.to(device)
+        return cls(features, torch.arange(rows), lengths, present, target, device, conversation)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, rows: Tensor) -> Batch:
+        """The samples at these places, `(B,)` int64 on the CPU; sequences as long as the longest of them."""
+        index, there = self.index[rows], rows.to(self.device)
+        lengths = {name: n[rows] for name, n in self.lengths.items()}
+        features = {}
+        for name, x in self.features.items():
+            if name in lengths:
+                x = x[:, : max(lengths[name].tolist(), default=0) or 1]
+            dtype = torch.float32 if x.is_floating_point() else x.dtype  # token ids stay what they are
+            features[name] = x[index].to(self.device, dtype)
+        return Batch(
+            features,
+            {name: n.to(self.device) for name, n in lengths.items()},
+            self.presence(rows),
+            None if self.target is None else self.target[there],
+            None if self.conversation is None else self.conversation.rows(there),
+        )
+
+    def presence(self, rows: Tensor) -> dict[str, Tensor]:
+        there = rows.to(self.device)
+        return {name: here[there] for name, here in self.present.items()}
+
+    def keep(self, which: Tensor) -> Fold:
+        """Only the samples where `which`, `(N,)` bool, is true."""
+        there = which.cpu()
+        return replace(
+            self,
+            index=self.index[there],
+            lengths={name: n[there] for name, n in self.lengths.items()},
+            present={name: here[which] for name, here in self.present.items()},
+            target=None if self.target is None else self.target[which],
+            conversation=None if self.conversation is None else self.conversation.rows(which),
+        )
+
+    def showing(self, present: dict[str, Tensor]) -> Fold:
+        return replace(self, present=present)
+
+    def frames(self, name: str, size: int = 64) -> Iterator[Tensor]:
+        """What one modality holds, `(frames or rows, D)` by block: only what is present and within its length."""
+        x, present = self.features[name], self.present[name].cpu()
+        for rows in present.nonzero()[:, 0].split(size):
+            where: tuple[Tensor, ...] = (self.index[rows],)
+            if name in self.lengths:
+                row, frame = (torch.arange(x.shape[1]) < self.lengths[name][rows, None]).nonzero(as_tuple=True)
+                where = (self.index[rows[row]], frame)
+            yield x[where].to(self.device, torch.float32)
+
+
+def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
+    """Every row once, the short ones together: what is said of a fold does not depend on its order.
+
+    With context whole conversations, the short ones together.
+    """
+    if fold.conversation is not None:
+        return tuple(batches(fold.conversation, size)) or (torch.arange(0),)
+    return total_frames(fold).argsort(stable=True).split(size)
+
+
+def outputs_and_targets(fold: Fold, predict: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of a whole fold."""
+    chunks = (fold.rows(rows) for rows in by_length(fold))
+    outputs, targets = zip(*((predict(batch), batch.target) for batch in chunks), strict=True)
+    return torch.cat(outputs), torch.cat(targets)
+
+
+def total_frames(fold: Fold | Batch) -> Tensor:
+    """Frames of each sample over all its modalities, `(N,)`."""
+    return sum((n.cpu() for n in fold.lengths.values()), torch.zeros(len(fold), dtype=torch.int64))
+
+
+def shuffled(fold: Fold, size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
+    """Batches of one epoch: every row once, at random, samples of similar length together.
+
+    Rows are shuffled, sorted by length within windows of `window` batches, cut, and the batches shuffled. With one
+    frame a sample this is a plain shuffle. With context batches hold whole conversations, of at least `size` rows.
+    """
+    if fold.conversation is not None:
+        return batches(fold.conversation, size, generator, window)
+    order = torch.randperm(len(fold), generator=generator)
+    if not fold.lengths:
+        return list(order.split(size))
+    frames = total_frames(fold)
+    windows = [rows[frames[rows].argsort(stable=True)] for rows in order.split(size * window)]
+    found = [batch for rows in windows for batch in rows.split(size)]
+    return [found[i] for i in torch.randperm(len(found), generator=generator)]

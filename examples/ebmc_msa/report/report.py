@@ -1,0 +1,38 @@
+"""`report.html`: one self-contained page of what a run found. Its sections are in `sections`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ebmc_msa.data.files import write_text
+from ebmc_msa.report import html, plots, sections
+from ebmc_msa.report.run_view import Run
+from ebmc_msa.report.terminal import print_table
+
+__all__ = ["print_table", "write_report"]
+
+SECTIONS = {
+    "results": ("Test results", sections.results),
+    "contribution": ("Contribution of each modality", sections.contribution),
+    "balance": ("Energy and gradient over time", sections.balance),
+    "missing": ("Missing modalities", sections.missing),
+    "trust": ("Trust by sample", sections.trust),
+    "features": ("Fused features", sections.features),
+    "losses": ("Losses by stage", sections.losses),
+    "cost": ("Time and cost", sections.cost),
+    "run": ("How it was run", sections.provenance),
+}
+
+
+def write_report(path: Path, results: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Write the page to `path` in one step: a reader sees the old report or the whole new one."""
+    write_text(path, render(Run.of(results, records)))
+
+
+def render(run: Run) -> str:
+    """The page; a section that has nothing to show of this run is left out."""
+    bodies = {name: (title, draw(run)) for name, (title, draw) in SECTIONS.items()}
+    about = f"Figures are about {run.display(run.model)}. Each modality keeps its colour:"
+    colours = {name: style.colour for name, style in plots.palette(run.modalities).items()}
+    return html.document(run.title, about, colours, {name: body for name, body in bodies.items() if body[1]})

@@ -1,0 +1,655 @@
+"""The penalty as Triton kernels: one forward launch for all modalities; one backward launch, and one for heads.
+
+The terms of a coordinator are pooled on top: each forward program adds its block's sums, and one small program
+turns them into gap, penalty, descent and the coefficients of the backward.
+
+Shapes in comments: R rows a block, N outputs of a head (padded), K features a tile. Formulas: `analytic.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.kernels.fallback import LaunchError, failed
+from modbalance.task_formulas import LOG_VARIANCE_LIMIT
+
+PROGRAMS = 1024  # of the heads' gradients: enough to fill a device; the partial sums stay small
+POOLED = 256  # blocks of rows whose sums are pooled at a time
+
+# Rows, features, warps and pipeline stages of a tile by padded width. By shape, not by autotune: no warm-up, and the
+# same sums in every process. Not by batch size: a smaller last batch would compile anew.
+_TILES = {
+    "forward": {16: (32, 32, 4, 3), 32: (16, 32, 4, 1), 64: (16, 32, 4, 1)},
+    "backward": {16: (32, 64, 4, 3), 32: (16, 32, 4, 3), 64: (16, 32, 4, 1)},
+    "backward_heads": {16: (16, 64, 4, 1), 32: (16, 16, 4, 1), 64: (16, 16, 8, 1)},
+}
+
+_LIMIT = tl.constexpr(LOG_VARIANCE_LIMIT)
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+_LOG_2PI = tl.constexpr(1.8378770664093453)
+
+# What differs from batch to batch and must not compile a kernel anew.
+_UNSPECIALIZED = (
+    "target", "target_row", "target_column", "class_weight", "present", "present_m", "present_row", "ignore_index",
+    "a", "a_m", "a_row", "p", "p_m", "p_row", "B", "blocks",
+)  # fmt: skip
+
+
+@triton.jit
+def _log_softmax(s, valid):
+    s = tl.where(valid, s, -1e30)  # not -inf: inf - inf is NaN
+    s -= tl.max(s, 1)[:, None]
+    e = tl.exp(s)
+    total = tl.sum(e, 1)[:, None]
+    return tl.where(valid, s - tl.log(total), 0.0), e / total
+
+
+@triton.jit
+def _sigmoid(x):
+    """sigmoid(x), its derivative, log(1 + exp(-|x|)), |x| sigmoid(-|x|)."""
+    size = tl.abs(x)
+    e = tl.exp(-size)
+    u = 1.0 + e
+    log1p = tl.where(u == 1.0, e, tl.log(u) * e / tl.where(u == 1.0, 1.0, u - 1.0))
+    return tl.where(x >= 0, 1.0, e) / u, e / (u * u), log1p, size * e / u
+
+
+@triton.jit
+def _heads(WIDTH: tl.constexpr, C: tl.constexpr, TASK: tl.constexpr):
+    """Which output of the head each of the N columns holds; gaussian interleaves means and log-variances."""
+    column = tl.arange(0, WIDTH)
+    if TASK == "gaussian":
+        return column // 2 + column % 2 * C, column // 2 < C
+    return column, column < C
+
+
+@triton.jit
+def _pick(values, m):
+    """Entry m of a tuple of pointers or numbers."""
+    picked = values[0]
+    for i in tl.static_range(1, len(values)):
+        picked = tl.where(m == i, values[i], picked)
+    return picked
+
+
+@triton.jit
+def _rows_that_count(rows, m, B, target, target_row, target_column, class_weight, present, present_m, present_row,
+                     ignore_index, flags):  # fmt: skip
+    """Which of R rows count, their target (R or R x N or, for gaussian, R x N/2), and the weight of their label."""
+    TASK: tl.constexpr = flags[0]
+    C: tl.constexpr = flags[1]
+    WIDTH: tl.constexpr = flags[2]
+    here = rows < B
+    y = 0.0
+    weight = 1.0
+    if present is not None:
+        here &= tl.load(present + m * present_m + rows * present_row, mask=here, other=0) != 0
+    if target is not None:
+        if TASK == "classification":
+            y = tl.load(target + rows * target_row, mask=here, other=-1)
+            here &= (y != ignore_index) & (y >= 0) & (y < C)
+            if class_weight is not None:
+                weight = tl.load(class_weight + y, mask=here, other=0.0).to(tl.float32)[:, None]
+        else:
+            column = tl.arange(0, WIDTH // 2 if TASK == "gaussian" else WIDTH)
+            at = target + rows[:, None] * target_row + column[None, :] * target_column
+            y = tl.load(at, mask=here[:, None] & (column < C)[None, :], other=0.0).to(tl.float32)
+    return here, y, weight
+
+
+@triton.jit
+def _derivatives(s, t, here, y, weight, beta, gamma, temperature, flags):
+    """beta l + gamma u (R), its derivative v and J t (R x N); 0 in rows that do not count."""
+    TASK: tl.constexpr = flags[0]
+    C: tl.constexpr = flags[1]
+    WIDTH: tl.constexpr = flags[2]
+    LOSS: tl.constexpr = flags[3]
+    UNCERTAINTY: tl.constexpr = flags[4]
+    _, valid = _heads(WIDTH, C, TASK)
+    valid = valid[None, :]
+    value = tl.zeros_like(s)
+    v = tl.zeros_like(s)
+    h = tl.zeros_like(s)
+    if TASK == "classification":
+        if LOSS:
+            log_p, p = _log_softmax(s, valid)
+            hit = tl.arange(0, WIDTH)[None, :] == y[:, None]
+            value -= beta * weight * tl.where(hit, log_p, 0.0)
+            v += beta * weight * (p - hit.to(tl.float32))
+            h += beta * weight * p * (t - tl.sum(p * t, 1)[:, None])
+        if UNCERTAINTY:
+            log_q, q = _log_softmax(s / temperature, valid)
+            k = log_q - tl.sum(q * log_q, 1)[:, None]
+            value -= gamma * q * log_q
+            v -= gamma / temperature * q * k
+            bend = (t - tl.sum(q * t, 1)[:, None]) * (1.0 + k) - tl.sum(q * k * t, 1)[:, None]
+            h -= gamma / (temperature * temperature) * q * bend
+    elif TASK == "multilabel":
+        if LOSS:
+            p, slope, log1p, _ = _sigmoid(s)
+            value += beta * (tl.maximum(s, 0.0) - s * y + log1p)
+            v += beta * (p - y)
+            h += beta * slope * t
+        if UNCERTAINTY:
+            x = s / temperature
+            q, slope, log1p, rest = _sigmoid(x)
+            value += gamma * (log1p + rest)
+            v -= gamma / temperature * x * slope
+            h -= gamma / (temperature * temperature) * slope * (1.0 + x * (1.0 - 2.0 * q)) * t
+    elif TASK == "regression":
+        if LOSS:
+            value += beta * (s - y) * (s - y)
+            v += 2.0 * beta * (s - y)
+            h += 2.0 * beta * t
+    else:
+        mean, stated = tl.split(s.reshape(s.shape[0], WIDTH // 2, 2))
+        t_mean, t_log = tl.split(t.reshape(s.shape[0], WIDTH // 2, 2))
+        inside = (tl.abs(stated) <= _LIMIT).to(tl.float32)
+        r = tl.minimum(tl.maximum(stated, -_LIMIT), _LIMIT)
+        part = tl.zeros_like(r)
+        v_mean = tl.zeros_like(r)
+        v_log = tl.zeros_like(r)
+        h_mean = tl.zeros_like(r)
+        h_log = tl.zeros_like(r)
+        if LOSS:
+            e = mean - y
+            i = tl.exp(-r)
+            t_log *= inside
+            part += 0.5 * beta * (e * e * i + r + _LOG_2PI)
+            v_mean += beta * e * i
+            v_log += 0.5 * beta * (1.0 - e * e * i) * inside
+            h_mean += beta * i * (t_mean - e * t_log)
+            h_log += beta * i * e * (0.5 * e * t_log - t_mean) * inside
+        if UNCERTAINTY:
+            part += 0.5 * gamma * (r + 1.0 + _LOG_2PI)
+            v_log += 0.5 * gamma * inside
+        value = tl.join(part, tl.zeros_like(part)).reshape(s.shape)
+        v = tl.join(v_mean, v_log).reshape(s.shape)
+        h = tl.join(h_mean, h_log).reshape(s.shape)
+    keep = here[:, None] & valid
+    return tl.sum(tl.where(keep, value, 0.0), 1), tl.where(keep, v, 0.0), tl.where(keep, h, 0.0)
+
+
+@triton.jit
+def _features(z, stride, rows, here, columns, D):
+    at = z + rows[:, None] * stride + columns[None, :]
+    return tl.load(at, mask=here[:, None] & (columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _weights(w, stride, head, valid, columns, D):
+    at = w + head[:, None].to(tl.int64) * stride + columns[None, :]
+    return tl.load(at, mask=valid[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _split(x):
+    """float32 as a sum of three bfloat16 parts, 8 digits each."""
+    a = x.to(tl.bfloat16)
+    rest = x - a.to(tl.float32)
+    b = rest.to(tl.bfloat16)
+    return a, b, (rest - b.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _dot16(x, y, sum):
+    if _INTERPRETED:  # whose dot takes bfloat16 for integers
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, sum)
+
+
+@triton.jit
+def _dot(x, y, sum, PRECISION: tl.constexpr):
+    """sum + x y to the digits of float32, smallest products first; y is float32, x float32 or what features are."""
+    if PRECISION == "bf16x3":
+        y1, y2, y3 = _split(y)
+        if x.dtype == tl.bfloat16:
+            sum = _dot16(x, y3, sum)
+            sum = _dot16(x, y2, sum)
+            sum = _dot16(x, y1, sum)
+        else:
+            x1, x2, x3 = _split(x)
+            sum = _dot16(x3, y1, sum)
+            sum = _dot16(x1, y3, sum)
+            sum = _dot16(x2, y2, sum)
+            sum = _dot16(x2, y1, sum)
+            sum = _dot16(x1, y2, sum)
+            sum = _dot16(x1, y1, sum)
+    else:
+        sum = tl.dot(x.to(tl.float32), y, sum, input_precision=PRECISION)
+    return sum
+
+
+@triton.jit
+def _store_sum(partial, k, x):
+    """The sum over a block of rows, to (4, M, blocks)."""
+    at = (k * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(partial + at, tl.sum(x, 0))
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _forward(
+    zs, ws, bs, z_strides, w_strides, dims, energy, penalty, counted, slopes, curvatures, partial,
+    target, target_row, target_column, class_weight, present, present_m, present_row, ignore_index,
+    B, alpha, beta, gamma, temperature, flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    TASK: tl.constexpr = flags[0]
+    C: tl.constexpr = flags[1]
+    WIDTH: tl.constexpr = flags[2]
+    PRECISION: tl.constexpr = flags[5]
+    NORMALIZE: tl.constexpr = flags[6]
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    m = tl.program_id(1).to(tl.int64)
+    D = _pick(dims, m)
+    z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
+    head, valid = _heads(WIDTH, C, TASK)
+    here, y, weight = _rows_that_count(
+        rows, m, B, target, target_row, target_column, class_weight, present, present_m, present_row, ignore_index,
+        flags,
+    )  # fmt: skip
+
+    s = tl.zeros((BLOCK_B, WIDTH), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        z = _features(z_at, z_stride, rows, here, columns, D)
+        s = _dot(z, tl.trans(_weights(w_at, w_stride, head, valid, columns, D)), s, PRECISION)
+    if bs is not None:
+        s += tl.load(_pick(bs, m) + head, mask=valid, other=0.0).to(tl.float32)[None, :]
+
+    value, v, _ = _derivatives(s, tl.zeros_like(s), here, y, weight, beta, gamma, temperature, flags)
+
+    scale = alpha / D if NORMALIZE else alpha
+    size = tl.zeros((BLOCK_B,), tl.float32)
+    steep = tl.zeros((BLOCK_B,), tl.float32)
+    t = tl.zeros((BLOCK_B, WIDTH), tl.float32)
+    last = (D - 1) // BLOCK_D * BLOCK_D
+    for first in range(0, D, BLOCK_D):
+        columns = last - first + tl.arange(0, BLOCK_D)  # backwards: what was read last is still in the cache
+        z = _features(z_at, z_stride, rows, here, columns, D).to(tl.float32)
+        w = _weights(w_at, w_stride, head, valid, columns, D)
+        # The squares of g, never the Gram matrix of W: that form cancels as the penalty shrinks.
+        g = _dot(v, w, 2.0 * scale * z, PRECISION)
+        steep += tl.sum(g * g, 1)
+        size += scale * tl.sum(z * z, 1)
+        t = _dot(g, tl.trans(w), t, PRECISION)
+    _, _, curvature = _derivatives(s, t, here, y, weight, beta, gamma, temperature, flags)
+
+    if partial is not None:
+        _store_sum(partial, 0, here.to(tl.float32))
+        _store_sum(partial, 1, value)
+        _store_sum(partial, 2, size)
+        _store_sum(partial, 3, steep)
+    inside = rows < B
+    tl.store(energy + m * B + rows, value + size, mask=inside)
+    tl.store(penalty + m * B + rows, steep, mask=inside)
+    tl.store(counted + m * B + rows, here, mask=inside)
+    at = (head[None, :].to(tl.int64) * tl.num_programs(1) + m) * B + rows[:, None]
+    tl.store(slopes + at, v, mask=inside[:, None] & valid[None, :])
+    tl.store(curvatures + at, curvature, mask=inside[:, None] & valid[None, :])
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def _pool(
+    partial, gap, penalty, descent, loss, coefficients, blocks, delta, rate,
+    M: tl.constexpr, PADDED: tl.constexpr, PULL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The terms from the sums of blocks; by modality 1 / count and d gap / d beta l + gamma u of a row, (2, M)."""
+    m = tl.arange(0, PADDED)
+    # Summed over the columns after the loop: Triton 3.4 to 3.7 fail on a sum within it that is used twice.
+    counts = tl.zeros((PADDED, BLOCK), tl.float32)
+    sizes = tl.zeros((PADDED, BLOCK), tl.float32)
+    values = tl.zeros((PADDED, BLOCK), tl.float32)
+    steeps = tl.zeros((PADDED, BLOCK), tl.float32)
+    for first in range(0, blocks, BLOCK):
+        block = first + tl.arange(0, BLOCK)
+        at = partial + m[:, None] * blocks + block[None, :]
+        inside = (m < M)[:, None] & (block < blocks)[None, :]
+        counts += tl.load(at, mask=inside, other=0.0)
+        values += tl.load(at + M * blocks, mask=inside, other=0.0)
+        sizes += tl.load(at + 2 * M * blocks, mask=inside, other=0.0)
+        steeps += tl.load(at + 3 * M * blocks, mask=inside, other=0.0)
+    count, size = tl.sum(counts, 1), tl.sum(sizes, 1)
+    value, steep = tl.sum(values, 1), tl.sum(steeps, 1)
+
+    there = count > 0
+    share = 1.0 / tl.maximum(count, 1.0)
+    above = tl.zeros_like(value)
+    value *= share
+    if PULL:
+        above = tl.where(there, value - tl.min(tl.where(there, value, 3e38), 0), 0.0)
+    modalities = tl.maximum(tl.sum(there.to(tl.float32), 0), 1.0)
+    apart = tl.sum(above * above, 0) / modalities
+    steepness = tl.sum(steep * share, 0)
+    descended = rate * tl.sum(value + size * share, 0)
+    tl.store(gap, apart)
+    tl.store(penalty, steepness)
+    tl.store(descent, descended)
+    tl.store(loss, apart + delta * steepness + descended)
+    tl.store(coefficients + m, share, mask=m < M)
+    tl.store(coefficients + M + m, 2.0 * above / modalities * share, mask=m < M)
+
+
+@triton.jit
+def _scalar(at):
+    value = 0.0
+    if at is not None:
+        value = tl.load(at)
+    return value
+
+
+@triton.jit
+def _upstream(
+    rows, m, B, M, width: tl.constexpr, WIDTH: tl.constexpr, counted, slopes, curvatures,
+    a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
+):  # fmt: skip
+    """Which rows count; v and J W g, R x N; and the gradients of E, 2 ||g|| (q) and beta l + gamma u (e), R x 1."""
+    here = rows < B
+    here &= tl.load(counted + m * B + rows, mask=here, other=0) != 0
+    head = tl.arange(0, WIDTH)
+    at = (head[None, :].to(tl.int64) * M + m) * B + rows[:, None]
+    mask = here[:, None] & (head < width)[None, :]
+    v = tl.load(slopes + at, mask=mask, other=0.0)
+    curvature = tl.load(curvatures + at, mask=mask, other=0.0)
+    d_energy = tl.zeros((rows.shape[0],), tl.float32)
+    q = tl.zeros((rows.shape[0],), tl.float32)
+    e = tl.zeros((rows.shape[0],), tl.float32)
+    if a is not None:
+        d_energy = tl.load(a + m * a_m + rows * a_row, mask=here, other=0.0)
+    if p is not None:
+        q = 2.0 * tl.load(p + m * p_m + rows * p_row, mask=here, other=0.0)
+    if coefficients is not None:
+        share = tl.load(coefficients + m)
+        whole = _scalar(d_loss)
+        d_energy += tl.where(here, rate * (_scalar(d_descent) + whole) * share, 0.0)
+        q += tl.where(here, 2.0 * (_scalar(d_steep) + delta * whole) * share, 0.0)
+        e += tl.where(here, (_scalar(d_gap) + whole) * tl.load(coefficients + M + m), 0.0)
+    return here, v, curvature, d_energy[:, None], q[:, None], e[:, None]
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _backward(
+    zs, ws, z_strides, w_strides, dims, dzs, counted, slopes, curvatures, a, a_m, a_row, p, p_m, p_row,
+    coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate, B, alpha, flags: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the features."""
+    width: tl.constexpr = flags[0]
+    WIDTH: tl.constexpr = flags[1]
+    PRECISION: tl.constexpr = flags[2]
+    NORMALIZE: tl.constexpr = flags[3]
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    m = tl.program_id(1).to(tl.int64)
+    D = _pick(dims, m)
+    z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
+    dz_at = _pick(dzs, m)
+    head = tl.arange(0, WIDTH)
+    here, v, curvature, d_energy, q, e = _upstream(
+        rows, m, B, tl.num_programs(1), width, WIDTH, counted, slopes, curvatures,
+        a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
+    )  # fmt: skip
+    scale = 2.0 * alpha / D if NORMALIZE else 2.0 * alpha
+    c = scale * q + d_energy
+    u = (c + e) * v + q * curvature
+    for first in range(0, D, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        z = _features(z_at, z_stride, rows, here, columns, D).to(tl.float32)
+        w = _weights(w_at, w_stride, head, head < width, columns, D)
+        dz = _dot(u, w, scale * c * z, PRECISION)
+        inside = (rows < B)[:, None] & (columns < D)[None, :]
+        tl.store(dz_at + rows[:, None] * D + columns[None, :], dz.to(dz_at.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _backward_heads(
+    zs, ws, z_strides, w_strides, dims, offsets, partial, total, counted, slopes, curvatures,
+    a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate, B, blocks, alpha,
+    flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the heads. A program sums `blocks` blocks of rows, always in the same order."""
+    width: tl.constexpr = flags[0]
+    WIDTH: tl.constexpr = flags[1]
+    PRECISION: tl.constexpr = flags[2]
+    NORMALIZE: tl.constexpr = flags[3]
+    split = tl.program_id(0).to(tl.int64)
+    m = tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    D = _pick(dims, m)
+    z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
+    head = tl.arange(0, WIDTH)
+    valid = head < width
+    w = _weights(w_at, w_stride, head, valid, columns, D)
+    scale = 2.0 * alpha / D if NORMALIZE else 2.0 * alpha
+
+    dw = tl.zeros((WIDTH, BLOCK_D), tl.float32)
+    db = tl.zeros((WIDTH,), tl.float32)
+    for block in range(blocks):
+        rows = (split * blocks + block) * BLOCK_B + tl.arange(0, BLOCK_B)
+        here, v, curvature, d_energy, q, e = _upstream(
+            rows, m, B, tl.num_programs(1), width, WIDTH, counted, slopes, curvatures,
+            a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
+        )  # fmt: skip
+        z = _features(z_at, z_stride, rows, here, columns, D)
+        g = _dot(v, w, scale * z.to(tl.float32), PRECISION)
+        direct = q * curvature + (d_energy + e) * v
+        dw = _dot(tl.trans(q * v), g, dw, PRECISION)
+        dw = _dot(tl.trans(direct), z.to(tl.float32), dw, PRECISION)
+        db += tl.sum(direct, 0)
+
+    at = partial + split * total + _pick(offsets, m)
+    tl.store(at + head[:, None] * D + columns[None, :], dw, mask=valid[:, None] & (columns < D)[None, :])
+    if tl.program_id(2) == 0:
+        tl.store(at + width * D + head, db, mask=valid)
+
+
+def forward(
+    terms: EnergyTerms,
+    ignore_index: int,
+    present: Tensor | None,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    pooled: tuple[float, float, bool] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Energy and penalty `(M, B)`; for the backward which rows count `(M, B)`, v and J W g `(width, M, B)`.
+
+    With `pooled` (delta, rate, pull) also gap, penalty, descent, gap + delta penalty + descent, and the coefficients
+    of the backward `(2, M)`; descent is rate times the sum of the mean energies, and without `pull` the gap is 0.
+    """
+    launch = _Launch(features, weights, terms.alpha)
+    modalities, batch, width = launch.modalities, launch.batch, launch.width
+    tile = launch.tile("forward")
+    new = features[0].new_empty
+    energy, penalty = (new(modalities, batch, dtype=torch.float32) for _ in range(2))
+    counted = new(modalities, batch, dtype=torch.bool)
+    slopes, curvatures = (new(width, modalities, batch, dtype=torch.float32) for _ in range(2))
+    partial = None if pooled is None else new(4, modalities, tile.row_blocks, dtype=torch.float32)
+    target, class_weight = terms.target, terms.class_weight
+    launch(
+        _forward,
+        (tile.row_blocks, modalities),
+        tile,
+        bs=tuple(b.contiguous() for b in biases) or None,
+        energy=energy,
+        penalty=penalty,
+        counted=counted,
+        slopes=slopes,
+        curvatures=curvatures,
+        partial=partial,
+        target=target,
+        target_row=0 if target is None else target.stride(0),
+        target_column=0 if target is None or target.dim() == 1 else target.stride(1),
+        class_weight=None if class_weight is None else class_weight.contiguous(),
+        present=present,
+        present_m=0 if present is None else present.stride(0),
+        present_row=0 if present is None else present.stride(1),
+        ignore_index=ignore_index,
+        beta=float(terms.beta),
+        gamma=float(terms.gamma),
+        temperature=float(terms.temperature),
+        flags=(*_task_flags(terms, width), launch.precision, terms.normalize),
+    )
+    if pooled is None:
+        return energy, penalty, counted, slopes, curvatures, []
+    results = [new((), dtype=torch.float32) for _ in range(4)]
+    coefficients = new(2, modalities, dtype=torch.float32)
+    _start(
+        _pool,
+        (1,),
+        energy,
+        (4, 1),
+        partial=partial,
+        **dict(zip(("gap", "penalty", "descent", "loss"), results, strict=True)),
+        coefficients=coefficients,
+        blocks=tile.row_blocks,
+        delta=float(pooled[0]),
+        rate=float(pooled[1]),
+        M=modalities,
+        PADDED=triton.next_power_of_2(modalities),
+        PULL=pooled[2],
+        BLOCK=POOLED,
+    )
+    return energy, penalty, counted, slopes, curvatures, [*results, coefficients]
+
+
+def backward(
+    alpha: float,
+    normalize: bool,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    counted: Tensor,
+    slopes: Tensor,
+    curvatures: Tensor,
+    coefficients: Tensor | None,
+    upstream: Sequence[Tensor | None],
+    delta: float,
+    rate: float,
+    needs_features: bool,
+    needs_heads: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the features, and those of every weight and bias in turn as one flat float32 tensor.
+
+    `upstream`: the gradients of energy and penalty `(M, B)`, gap, penalty, descent and loss, or None.
+    """
+    launch = _Launch(features, weights, alpha)
+    arguments: dict[str, Any] = {"counted": counted, "slopes": slopes, "curvatures": curvatures}
+    for name, x in zip("ap", upstream[:2], strict=True):
+        strides = (0, 0) if x is None else x.stride()
+        arguments |= {name: x, f"{name}_m": strides[0], f"{name}_row": strides[1]}
+    arguments |= dict(zip(("d_gap", "d_steep", "d_descent", "d_loss"), upstream[2:], strict=True))
+    arguments |= {"coefficients": coefficients, "delta": float(delta), "rate": float(rate)}
+    arguments["flags"] = launch.width, _padded(launch.width), launch.precision, normalize
+    dzs = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in features if needs_features]
+    if needs_features:
+        tile = launch.tile("backward")
+        launch(_backward, (tile.row_blocks, launch.modalities), tile, dzs=tuple(dzs), **arguments)
+    if not needs_heads:
+        return dzs, features[0].new_empty(0, dtype=torch.float32)
+    offsets, total = head_offsets(weights)
+    if launch.batch == 0:
+        return dzs, features[0].new_zeros(total, dtype=torch.float32)
+    tile = launch.tile("backward_heads")
+    columns = max(1, triton.cdiv(launch.dim, tile.block_d))
+    blocks = triton.cdiv(tile.row_blocks, max(1, PROGRAMS // (columns * launch.modalities)))
+    splits = triton.cdiv(tile.row_blocks, blocks)
+    partial = features[0].new_empty(splits, total, dtype=torch.float32)
+    grid = splits, launch.modalities, columns
+    launch(_backward_heads, grid, tile, partial=partial, offsets=offsets, total=total, blocks=blocks, **arguments)
+    return dzs, partial.sum(0) if splits > 1 else partial[0]
+
+
+def head_offsets(weights: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
+    """Where each modality's weight starts in the flat gradient, its bias right behind; and the length of all."""
+    offsets = [0]
+    for w in weights:
+        offsets.append(offsets[-1] + w.shape[0] * (w.shape[1] + 1))
+    return tuple(offsets[:-1]), offsets[-1]
+
+
+class _Tile(NamedTuple):
+    block_b: int
+    block_d: int
+    warps: int
+    stages: int
+    row_blocks: int
+
+
+class _Launch:
+    """What the launches of a forward or backward have in common."""
+
+    def __init__(self, features: Sequence[Tensor], weights: Sequence[Tensor], alpha: float) -> None:
+        self.batch, self.modalities, self.width = features[0].shape[0], len(features), weights[0].shape[0]
+        self.dim = max(z.shape[1] for z in features)
+        zs, ws = [_rows(z) for z in features], [_rows(w) for w in weights]
+        self.shared: dict[str, Any] = {
+            "zs": tuple(zs),
+            "ws": tuple(ws),
+            "z_strides": tuple(z.stride(0) for z in zs),
+            "w_strides": tuple(w.stride(0) for w in ws),
+            "dims": tuple(z.shape[1] for z in zs),
+            "B": self.batch,
+            "alpha": float(alpha),
+        }
+        # float32 accuracy in every case
+        exact = "ieee" if torch.version.hip else "tf32x3"
+        self.precision = "bf16x3" if features[0].dtype == torch.bfloat16 else exact
+
+    def tile(self, kernel: str) -> _Tile:
+        rows, columns, warps, stages = _TILES[kernel][_padded(self.width)]
+        columns = min(columns, max(16, triton.next_power_of_2(self.dim)))
+        return _Tile(rows, columns, warps, stages, triton.cdiv(self.batch, rows))
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], tile: _Tile, **arguments: Any) -> None:
+        arguments |= {**self.shared, "BLOCK_B": tile.block_b, "BLOCK_D": tile.block_d}
+        _start(kernel, grid, self.shared["zs"][0], (tile.warps, tile.stages), **arguments)
+
+
+def _start(kernel: Any, grid: tuple[int, ...], like: Tensor, workers: tuple[int, int], **arguments: Any) -> None:
+    """The one place that launches a kernel; `workers`: warps and pipeline stages."""
+    if 0 in grid:
+        return
+    if failed and (cause := failed.get(_variant(kernel, like, workers, arguments))):
+        raise LaunchError(cause)
+    try:
+        with torch.cuda.device_of(like):
+            kernel[grid](**arguments, num_warps=workers[0], num_stages=workers[1], enable_fp_fusion=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        cause = f"kernel {kernel.__name__}, {like.device}, {type(error).__name__}: {error}"
+        failed[_variant(kernel, like, workers, arguments)] = cause
+        raise LaunchError(cause) from error
+
+
+def _variant(kernel: Any, like: Tensor, workers: tuple[int, int], arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What a compiled kernel depends on, but for the alignment of its arguments."""
+    fixed = ("flags", "BLOCK_B", "BLOCK_D", "M", "PULL")
+    kinds = [getattr(x, "dtype", None) for x in (*arguments.get("zs", ()), *arguments.get("ws", ()))]
+    absent = [name for name, x in arguments.items() if x is None]
+    return (like.device, kernel.__name__, workers, *(arguments.get(n) for n in fixed), *kinds, *absent)
+
+
+def _task_flags(terms: EnergyTerms, width: int) -> tuple[Any, ...]:
+    """The compile-time part of the terms: task, C, padded width, loss?, uncertainty?"""
+    return (
+        terms.task,
+        width // 2 if terms.task == "gaussian" else width,
+        _padded(width),
+        bool(terms.beta) and terms.target is not None,
+        bool(terms.gamma) and terms.task != "regression",
+    )
+
+
+def _padded(width: int) -> int:
+    return 1 << max(4, (width - 1).bit_length())  # tl.dot sums over at least 16
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

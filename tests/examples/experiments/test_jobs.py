@@ -1,0 +1,138 @@
+"""The comparison from the command line to its table, on a set small enough for a test."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ebmc_msa.data import DataError
+from ebmc_msa.data.files import read_tensors
+from ebmc_msa.experiments import jobs
+from ebmc_msa.experiments.dataset_view import Source, read
+from ebmc_msa.experiments.jobs import settings_of
+from ebmc_msa.experiments.summary import measured
+
+SHORT = ["--set", "stage1_epochs=1", "stage2_epochs=1", "dim=8"]
+METHODS = ["ebmc -cce", "single", "late", "composite", "linear", "g-blend", "umt", "mmpareto"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=90)
+    x = {f"x_{name}": rng.normal(size=(90, size)).astype("float32") for name, size in (("a", 4), ("b", 3), ("c", 5))}
+    x["x_a"][:, 0] += 2 * y
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    np.savez(path, y=y, split=np.arange(90) % 3, **x)
+    return path
+
+
+def call(data, out, *arguments):
+    words = ["--data", data, "--modalities", "a", "b", "--out", out, "--seeds", "1", "2", *arguments]
+    return jobs.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def compared(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    assert call(data, out, "--methods", *METHODS, *SHORT) == 0
+    return out
+
+
+def test_writes_table_figures_and_plot(compared):
+    content = json.loads((compared / "comparison.json").read_text())
+    found = content["measures"]["accuracy (%)"]
+    assert found["reference"] == "ebmc -cce"
+    assert [name.split()[0] for name in found["methods"]] == ["ebmc", *METHODS[1:2], "linear", "late", "composite",
+                                                             "mmpareto", "g-blend", "umt"]  # fmt: skip
+    table, within = (compared / "comparison.md").read_text().split("**Contribution**")
+    assert table.count("\n| ") == len(METHODS) + 1
+    assert "stage1_epochs" not in table.split("\n\n", 2)[2]  # a setting of all is no part of the names
+    assert within.count("| ebmc -cce, after balancing |") == 1
+    for picture in ("comparison", "inside", "features"):
+        assert (compared / f"{picture}.svg").read_text().startswith("<?xml")
+
+
+def test_what_was_measured_on_the_test_fold_is_not_shown_as_validation(compared):
+    methods = {" ".join(["ebmc -cce", *SHORT[1:]]): "ebmc -cce"}
+    assert measured(compared, methods, [1, 2], "test", "inside").keys() == {"ebmc -cce"}
+    assert measured(compared, methods, [1, 2], "valid", "inside") == {}
+
+
+def test_scores_are_those_of_the_stored_predictions(compared):
+    runs = [read_tensors(next(compared.glob(f"linear*-{seed}.pt"))) for seed in (1, 2)]
+    assert runs[0]["conditions"] == ["a", "b", "a+b"]
+    accuracy = [100 * (r["test"][-1] == r["test_target"]).double().mean().item() for r in runs]
+    missing = [100 * (r["test"][:2] == r["test_target"]).double().mean().item() for r in runs]
+    found = json.loads((compared / "comparison.json").read_text())["measures"]["accuracy (%)"]["methods"]["linear"]
+    assert found["full"]["mean"] == pytest.approx(np.mean(accuracy))
+    assert found["missing"]["mean"] == pytest.approx(np.mean(missing))
+    assert accuracy[0] > 50
+
+
+def test_goes_on_where_it_stopped(data, compared, capsys):
+    before = {path: path.stat().st_mtime_ns for path in compared.glob("*.pt")}
+    next(compared.glob("late*-2.pt")).unlink()
+    assert call(data, compared, "--methods", *METHODS, *SHORT) == 0
+    assert "1 of" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in compared.glob("*.pt")}
+    assert sorted(after) == sorted(before)
+    assert sum(after[path] != before[path] for path in before) == 1
+
+
+def test_validation_mode_never_holds_the_test_fold(data, tmp_path):
+    assert call(data, tmp_path, "--methods", "linear", "--valid") == 0
+    assert not any(key.startswith("test") for key in read_tensors(tmp_path / "linear-1.pt"))
+    assert (tmp_path / "valid.md").exists()
+    assert not (tmp_path / "comparison.md").exists()
+    assert set(read(Source(data, test=False)).splits) == {"train", "valid"}
+
+
+def test_other_data_need_another_folder(data, compared, capsys):
+    assert call(data, compared, "--methods", "linear", "--noisy", "a=1") == 2
+    assert "holds results of other data" in capsys.readouterr().err
+
+
+def test_noise_has_the_size_asked_for(data):
+    clean = read(Source(data, modalities=("b", "a")))
+    noisy = read(Source(data, modalities=("b", "a"), noisy=(("a", 2.0),)))
+    assert clean.modalities == ["b", "a"]
+    train = clean.splits["train"].features
+    for fold in ("train", "valid", "test"):
+        before, after = clean.splits[fold].features, noisy.splits[fold].features
+        assert torch.equal(before["b"], after["b"])
+        size = (after["a"] - before["a"]).std(0) / train["a"].std(0)
+        assert size.tolist() == pytest.approx([2] * 4, rel=0.5)
+
+
+def test_settings_from_a_method():
+    found = settings_of("ebmc -emc -cce eta=0.2 patience=3")
+    assert (found.without, found.eta, found.patience) == (("cce", "emc"), 0.2, 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("emc", "'emc', expected all or some of ebmc, single"),
+        ("ebmc -ecm", "'-ecm' after ebmc, expected -msd, -cce"),
+        ("ebmc etta=1", "'etta=1' after ebmc"),
+        ("ebmc patience=soon", "patience=soon, expected int for patience"),
+    ],
+)
+def test_misspelt_methods(method, message):
+    with pytest.raises(DataError, match=message):
+        settings_of(method)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"modalities": ("a", "z")}, r"--modalities: \['z'\], expected some of \['a', 'b', 'c'\]"),
+        ({"modalities": ("a",)}, "expected at least two"),
+        ({"modalities": ("a", "b"), "noisy": (("c", 1.0),)}, r"--noisy: \['c'\], expected some of \['a', 'b'\]"),
+    ],
+)
+def test_sources_that_cannot_be(data, source, message):
+    with pytest.raises(DataError, match=message):
+        read(Source(data, **source))

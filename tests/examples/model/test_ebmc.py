@@ -1,0 +1,204 @@
+"""The models: labels never reach the predictions, absent modalities, padding, stages."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ebmc_msa.data import synthetic
+from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.missing import restrict
+from ebmc_msa.data.split import Fold
+from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.model.concat import Concat
+from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, TrustEnsemble
+from ebmc_msa.model.settings import Settings
+from ebmc_msa.training.stages import train
+from modbalance.functional import scale_temperature
+
+
+@pytest.fixture(scope="module")
+def fold():
+    dataset = synthetic(n=(64, 32, 32))
+    spec = Spec.of(dataset)
+    return spec, *(Fold.of(dataset.splits[name], spec, torch.device("cpu")) for name in ("train", "valid", "test"))
+
+
+@pytest.fixture(scope="module")
+def balanced(fold):
+    spec, train_fold, valid, _ = fold
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
+    return train(model, train_fold, valid, model.settings, 0, lambda *_: None).model.eval()
+
+
+def test_target_changes_no_output(balanced, fold):
+    batch = fold[3].rows(torch.arange(32))
+    with torch.no_grad():
+        seen = balanced(batch)
+        assert torch.equal(seen.outputs, balanced(replace(batch, target=None)).outputs)
+    assert seen.loss > 0
+
+
+@pytest.mark.parametrize("kind", [EBMC, Concat])
+def test_absent_modalities_and_padding_change_nothing(kind, fold):
+    spec, _, _, batch = fold
+    torch.manual_seed(0)
+    model = kind(spec, Settings()).eval()
+    batch = batch.showing(restrict(batch.present, ("text", "audio")))
+    expected = predict(model, batch).outputs
+    poisoned = {name: x.clone() for name, x in batch.features.items()}
+    poisoned["vision"].fill_(float("nan"))
+    for i, length in enumerate(batch.lengths["text"]):
+        poisoned["text"][i, length:] = float("nan")
+    other = replace(batch, features=poisoned)
+    assert torch.equal(predict(model, other).outputs, expected)
+
+
+def test_enhanced_features_reach_the_head(balanced, fold):
+    batch = fold[3]
+    before = predict(balanced, batch).outputs
+    enhance = balanced.student.enhance
+    state = {k: v.clone() for k, v in enhance.state_dict().items()}
+    for p in enhance.parameters():
+        torch.nn.init.normal_(p.data)
+    assert not torch.allclose(predict(balanced, batch).outputs, before, atol=1e-2)
+    enhance.load_state_dict(state)
+
+
+def test_trust_is_exact_over_present_modalities(balanced, fold):
+    batch = fold[3].showing(restrict(fold[3].present, ("audio", "vision")))
+    trust = predict(balanced, batch).trust
+    assert (trust["text"] == 0).all()
+    some = batch.present["audio"] | batch.present["vision"]
+    torch.testing.assert_close(sum(trust.values()), some.float())
+
+
+def test_fusion_weighs_by_trust_on_held_out_data(balanced, fold):
+    spec, _, valid, _ = fold
+    trust = predict(balanced, valid).trust
+    present = valid.present
+    # tempered by the trust in the stage-1 model: at 1 the weights stay even
+    temper = 1 - balanced.student.fused_trust
+    means = {name: trust[name][present[name]].mean() ** temper for name in spec.dims}
+    weights = balanced.student.fusion_weights(present)
+    whole = torch.stack(list(present.values())).all(0)
+    for name, weight in weights.items():
+        assert (weight[~present[name]] == 0).all()
+        expected = 3 * means[name] / sum(means.values())
+        torch.testing.assert_close(weight[whole], expected.expand(int(whole.sum())))
+    torch.manual_seed(0)
+    even = EBMC(spec, Settings()).fusion_weights(present)
+    assert all((weight[whole] == weight[whole][0]).all() for weight in even.values())
+    assert even["text"][whole][0] == pytest.approx(1)
+
+
+def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanced, fold):
+    """The formula anew: mean trust among the calibrated teachers and the calibrated stage-1 model."""
+    spec, _, valid, _ = fold
+    student, stage1 = balanced.student, balanced.stage1.copy
+    batch = valid.rows(torch.arange(len(valid)))
+    with torch.no_grad():
+        outputs = student.teachers(batch).outputs
+        fused = stage1(batch).outputs
+    residual = (fused[:, 0] - batch.target) ** 2 / fused[:, 1].exp()
+    outputs["fused"] = torch.stack([fused[:, 0], fused[:, 1] + residual.mean().log()], 1)
+    present = {**batch.present, "fused": torch.ones(len(valid), dtype=torch.bool)}
+    expected = student.distill.trust(outputs, None, present)["fused"].mean()
+    assert 0 < student.fused_trust < 1
+    assert student.fused_trust == pytest.approx(expected.item(), rel=1e-3)
+    copy = EBMC(spec, student.settings)
+    copy.load_state_dict(student.state_dict())
+    assert copy.fused_trust == student.fused_trust
+
+
+def test_nothing_present_gives_a_number(balanced, fold):
+    batch = fold[3].showing(restrict(fold[3].present, ()))
+    assert torch.isfinite(predict(balanced, batch).outputs).all()
+
+
+def test_batch_of_one_trains(fold):
+    spec, train_fold, _, _ = fold
+    model = EBMC(spec, Settings())
+    model.start_balancing(train_fold, train_fold, {})
+    model(train_fold.rows(torch.tensor([0]))).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_teachers_do_not_drift(balanced, fold):
+    batch = fold[1].rows(torch.arange(64))
+    teachers = balanced.student.teachers
+    before = teachers.predict("text", batch).clone()
+    optimizer = torch.optim.SGD(balanced.parameters(), lr=0.1)
+    balanced.train()
+    balanced(batch).loss.backward()
+    optimizer.step()
+    balanced.train()
+    assert torch.equal(teachers.predict("text", batch), before)
+
+
+def test_teachers_are_kept_at_their_own_best_epochs(fold):
+    spec, train_fold, valid, _ = fold
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0, warmup_steps=0))
+    best = {}
+
+    def save(state):
+        for name, (score, weights) in state["branches"].items():
+            if name not in best or score > best[name][0]:
+                best[name] = score, {k: v.clone() for k, v in weights.items()}
+
+    train(model, train_fold, valid, model.settings, 0, lambda *_: None, save=save)
+    settings = replace(model.settings, stage2_epochs=1)
+    torch.manual_seed(0)
+    ebmc = train(EBMC(spec, settings), train_fold, valid, settings, 0, lambda *_: None).student
+    assert best.keys() == spec.dims.keys()
+    for name, (_, weights) in best.items():
+        kept = ebmc.teachers.branches[name].copy.state_dict()
+        assert all(torch.equal(x, kept[key]) for key, x in weights.items())
+
+
+@pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",)])
+def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
+    shown = fold[3].showing(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
+    got = predict(balanced, shown)
+    batch = shown.rows(torch.arange(32))
+    student, temperatures = balanced.student, balanced.temperatures()
+    with torch.no_grad():
+        raw = {name: student.teachers.predict(name, batch) for name in fold[0].dims}
+        raw |= {STAGE1: balanced.stage1(batch).outputs, STAGE2: student(batch).outputs}
+        scores = {
+            name: score(batch.features[name], batch.lengths[name]) for name, score in student.teachers.ood.items()
+        }
+    experts = {name: scale_temperature("gaussian", x, temperatures[name]) for name, x in raw.items()}
+    present = batch.present | dict.fromkeys((STAGE1, STAGE2), torch.ones(32, dtype=torch.bool))
+    expected = balanced.mixtures[names]("gaussian", experts, present, scores)
+    torch.testing.assert_close(expected, got.outputs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [
+        ("enhance-balance", {"enhance": {"alignment", "reconstruction"}}),
+        ("balance-enhance", {"balance": {"gap", "descent"}}),
+        ("joint", {"joint": {"alignment", "reconstruction", "gap", "descent"}}),
+    ],
+)
+def test_order_of_the_stages(order, first, fold):
+    spec, train_fold, valid, _ = fold
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order))
+    trained = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
+    stages = trained.stages
+    assert "-".join(stage.name for stage in stages) == order
+    (name, terms), *_ = first.items()
+    assert stages[0].name == name
+    assert terms <= stages[0].history[0]["train"].keys()
+    assert trained.stage1.teachers is None
+    assert set(model.teachers.branches) == set(spec.dims)
+    assert isinstance(trained.model, TrustEnsemble)
+    assert len(trained.model.mixtures) == 7
+    both = {"alignment", "reconstruction", "gap", "descent"}
+    assert both <= stages[-1].history[0]["train"].keys()
+    assert ("distillation" in stages[-1].history[0]["train"]) == (order != "joint")

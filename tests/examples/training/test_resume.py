@@ -1,0 +1,276 @@
+"""A run that is stopped anywhere and resumed ends at the bits of one that was not; a full disk costs one error."""
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import time
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from ebmc_msa.data import files
+from ebmc_msa.training import command, run
+from ebmc_msa.training import resume as unfinished
+
+SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--batch-size", "8", "--device", "cpu"]
+BRIEF = ["--stage1-epochs", "1", "--stage2-epochs", "1"]
+COMPARE = ["--compare"]
+
+
+@contextmanager
+def quick():
+    """Save after each epoch; write what the report would show instead of drawing it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unfinished, "SHARE", float("inf"))
+        patch.setattr(run, "write_report", lambda path, _, records: files.write_text(path, json.dumps(records)))
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def patch():
+    with quick() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "toy.npz")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    with quick():
+        assert start(data, out, *COMPARE) == 0
+    return out
+
+
+def write(path, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=72)
+    x = {f"x_{m}": rng.normal(size=(72, d)).astype("float32") + y[:, None] for m, d in (("sound", 6), ("lidar", 4))}
+    np.savez(path, y=y, split=np.arange(72) % 3, **x)
+    return path
+
+
+def start(data, out, *options):
+    return command.main([str(a) for a in ("--data", data, "--out", out, "--name", "a", *SHORT, *options)])
+
+
+def resume(out, *options):
+    return command.main([str(a) for a in ("--resume", out / "a", *options)])
+
+
+def found(out):
+    """What a run left, but for times and its own name: figures, what the report shows, bits of the models."""
+    assert [path.name for path in out.iterdir()] == ["a"]
+    left = {path.name: path for path in (out / "a").iterdir()}
+    metrics, records = (json.loads(left.pop(name).read_text()) for name in ("metrics.json", "report.html"))
+    for part in (metrics, *metrics.get("models", {}).values()):
+        del part["command"]
+        part.pop("cost", None)
+    for record in records:
+        del record["cost"]
+        for entry in record["history"]:
+            del entry["seconds"]
+    return metrics, records, {name: torch.load(path, weights_only=True)["state"] for name, path in left.items()}
+
+
+def assert_same(out, reference):
+    (metrics, records, states), (metrics_, records_, states_) = found(out), found(reference)
+    assert metrics == metrics_
+    assert records == records_
+    torch.testing.assert_close(states, states_, rtol=0, atol=0)
+
+
+def in_a_child(work):
+    """Exit status of `work` in a process of its own, negative for a signal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads; PyTorch's are idle here
+        child = os.fork()
+    if not child:
+        os._exit(work())
+    return child
+
+
+def status(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys):
+    update = run.Progress.update
+
+    def interrupt(*arguments, **changes):
+        if "total" not in changes:  # an epoch, not the end
+            raise KeyboardInterrupt
+        update(*arguments, **changes)
+
+    patch.setattr(run.Progress, "update", interrupt)
+    code, stops = start(data, tmp_path, *COMPARE), 0
+    while code == 130:
+        stops += 1
+        assert f"go on with: python {os.path.relpath(command.sys.argv[0])} --resume {tmp_path / 'a'}" in (
+            capsys.readouterr().err
+        )
+        code = resume(tmp_path)
+    assert code == 0
+    assert stops == 4 * 4
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def brief(data, tmp_path_factory):
+    """A run of eight writes: run.json, two epochs, checkpoint, record, metrics.json, report.html, its own name."""
+    out = tmp_path_factory.mktemp("brief")
+    with quick():
+        assert start(data, out, *BRIEF) == 0
+    return out
+
+
+@pytest.mark.parametrize("write", range(2, 9))
+def test_killed_at_a_write(data, brief, tmp_path, patch, write):
+    """When all of it is on the disk, but has not got its name."""
+    replace, calls = os.replace, 0
+
+    def die(*paths):
+        nonlocal calls
+        calls += 1
+        if calls == write:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*paths)
+
+    with patch.context() as at_write:
+        at_write.setattr(os, "replace", die)
+        assert status(in_a_child(lambda: start(data, tmp_path, *BRIEF))) == -signal.SIGKILL
+    assert resume(tmp_path) == 0
+    assert_same(tmp_path, brief)
+
+
+def test_killed_at_random_moments(data, uninterrupted, tmp_path, patch):
+    patch.setattr(unfinished, "SHARE", 0.5)
+    moments = random.Random(0)
+    child = in_a_child(lambda: start(data, tmp_path, *COMPARE))
+    while not (tmp_path / "a.partial/state/run.json").exists():
+        time.sleep(0.01)
+    for _ in range(4):
+        time.sleep(moments.uniform(0.1, 0.6))
+        os.kill(child, signal.SIGKILL)
+        assert status(child) in (-signal.SIGKILL, 0)
+        if (tmp_path / "a").exists():
+            break
+        child = in_a_child(lambda: resume(tmp_path))
+    else:
+        assert status(child) == 0
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
+def test_a_disk_that_fails_is_one_error_and_keeps_the_last_state(data, brief, tmp_path, patch, capsys, number):
+    fsync, calls = os.fsync, 0
+
+    def fail(file):
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # run.json, the first epoch, the second
+            raise OSError(number, os.strerror(number))
+        fsync(file)
+
+    with patch.context() as at_write:
+        at_write.setattr(os, "fsync", fail)
+        assert start(data, tmp_path, *BRIEF) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"ebmc-1111.pt: cannot be written ({os.strerror(number)}), expected room" in first
+    assert second.endswith(f"--resume {tmp_path / 'a'}")
+    assert [path.name for path in (tmp_path / "a.partial").rglob("*.p*")] == ["ebmc-1111.pt"]
+    assert resume(tmp_path) == 0
+    assert_same(tmp_path, brief)
+
+
+def test_no_room_for_the_first_state_leaves_nothing(data, tmp_path, capfd):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        return start(data, tmp_path, *BRIEF)
+
+    assert status(in_a_child(limited)) == 2
+    assert "cannot be written (File too large), expected room" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def stopped(data, out, patch):
+    """A run that was interrupted after its first epoch."""
+    with patch.context() as at_epoch:
+        at_epoch.setattr(run.Progress, "update", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert start(data, out, *BRIEF) == 130
+
+
+def test_resume_refuses_what_differs(data, brief, tmp_path, patch, capsys):
+    stopped(data, tmp_path, patch)
+    other = write(tmp_path / "other.npz", seed=1)
+    for options, message in (
+        (("--batch-size", 9), "--batch-size is 9, expected 8 as the run began with; leave it out"),
+        (("--data", other), f"{other} is not what {tmp_path / 'a'} began with, expected the same data"),
+        (("--data", tmp_path / "gone.npz"), "gone.npz does not exist"),
+    ):
+        capsys.readouterr()
+        assert resume(tmp_path, *options) == 2
+        assert message in capsys.readouterr().err
+    assert start(data, tmp_path) == 2
+    assert f"a.partial is unfinished, expected a new name; go on with --resume {tmp_path / 'a'}" in (
+        capsys.readouterr().err
+    )
+    other.unlink()
+    moved = tmp_path.parent / "moved" / data.name
+    moved.parent.mkdir()
+    moved.write_bytes(data.read_bytes())
+    assert resume(tmp_path, "--data", moved, "--batch-size", 8, "--device", "cpu") == 0
+    assert_same(tmp_path, brief)
+    assert resume(tmp_path) == 2
+    assert "is finished, expected one that was interrupted" in capsys.readouterr().err
+
+
+def test_resume_of_what_cannot_be_read(data, tmp_path, patch, capsys):
+    assert resume(tmp_path) == 2
+    assert "run.json cannot be read (FileNotFoundError), expected the folder of a run" in capsys.readouterr().err
+    stopped(data, tmp_path, patch)
+    (tmp_path / "a.partial/state/ebmc-1111.pt").write_bytes(b"torn")
+    assert resume(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "ebmc-1111.pt cannot be read" in error
+    assert "expected what train.py wrote; remove that file" in error
+
+
+def test_sigterm_is_an_interruption(data, tmp_path, patch, capfd):
+    def work():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return start(data, tmp_path)
+
+    child = in_a_child(work)
+    while not list(tmp_path.glob("a.partial/state/*.pt")):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert status(child) == 130
+    assert f"go on with: python {os.path.relpath(command.sys.argv[0])} --resume" in capfd.readouterr().err
+
+
+def test_saving_takes_its_share_of_the_time_at_most(tmp_path, patch):
+    now, saved = 0.0, []
+
+    def slow(path, state):
+        nonlocal now
+        now += 1
+        saved.append(state["epoch"])
+
+    patch.setattr(unfinished, "SHARE", 0.1)
+    patch.setattr(unfinished.time, "monotonic", lambda: now)
+    patch.setattr(unfinished, "write_tensors", slow)
+    save = unfinished.Unfinished(tmp_path / "a", {}).saver("ebmc", 1)
+    for epoch in range(1, 10):
+        now += 4
+        save({"epoch": epoch})
+    assert saved == [1, 4, 7]
