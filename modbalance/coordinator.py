@@ -410,9 +410,7 @@ class EnergyCoordinator(Balancer):
     def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
         if not plain:
             heads = [partial(self._outputs, name) for name in z]
-            x = [upcast(x) for x in z.values()]
-            found: tuple[Tensor, Tensor] = uncompiled(reference.energy_penalty, problem, mask, x, heads)
-            return found
+            return uncompiled(reference.energy_penalty, problem, mask, [upcast(x) for x in z.values()], heads)
         weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
         return energy_penalty(
             list(z.values()),
