@@ -16,13 +16,8 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Kind, Split, listed
+from ebmc_msa.data.tasks import TASKS
 
-TASKS: dict[str, Kind] = {
-    "sentiment": "sentiment",
-    "classification": "classes",
-    "multilabel": "multilabel",
-    "regression": "regression",
-}
 MOSI, SIMS = (-3.0, 3.0), (-1.0, 1.0)  # ranges of sentiment
 IEMOCAP_EMOTIONS = ("neutral", "happy", "sad", "angry")  # MulT's order
 MOSEI_EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # CMU-MultimodalSDK's order

@@ -8,7 +8,7 @@ import torch
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import measure
+from ebmc_msa.evaluation.scores import evaluate
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
@@ -108,9 +108,9 @@ def accuracy():
             torch.manual_seed(1111)
             concat = train(Concat(spec, plain), training, valid, plain, 1111, lambda *_: None).model
             models = {"ebmc": ebmc.model, "student": ebmc.student, "stage1": ebmc.stage1, "concat": concat}
-            scores = {name: measure(model, test)["acc"] for name, model in models.items()}
+            scores = {name: evaluate(model, test)["acc"] for name, model in models.items()}
             first = test.showing(restrict(test.present, ["first"]))
-            found[kind] = scores | {"first alone": measure(ebmc.model, first)["acc"]}
+            found[kind] = scores | {"first alone": evaluate(ebmc.model, first)["acc"]}
         return found[kind]
 
     return of
