@@ -33,7 +33,8 @@ class Split:
     group: list[str] | None = None  # video, conversation or speaker
     words: list[str] | Tensor | None = None  # utterances as written, or MMSA's text_bert (N, 3, T)
     conversation: Conversation | None = None  # which one each row belongs to, and its place in it
-    own: dict[str, Tensor] = field(default_factory=dict)  # (N,) float32, CH-SIMS's labels of single modalities
+    # (N,) float32, CH-SIMS's labels of single modalities
+    modality_target: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)

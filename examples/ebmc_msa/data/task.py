@@ -7,6 +7,7 @@ numbers regression.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -58,6 +59,11 @@ class LabelOptions:
         if self.task not in ("auto", "sentiment"):
             raise DataError(f"--range: goes with --task sentiment, not {self.task}; leave one of them out.")
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> LabelOptions:
+        """Of the options that `add_label_options` adds."""
+        return cls(args.task, tuple(args.range) if args.range else None, args.labels)
+
     def choose(self, where: str, kinds: Sequence[str], default: str | None = None) -> str | None:
         """One of the `kinds` of labels that the file holds.
 
@@ -89,7 +95,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout tells about them."""
+    """Where labels come from, and what the layout defines about them."""
 
     where: str  # for the messages
     what: str  # the field
@@ -157,13 +163,13 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
     if one_hot and asked in (None, "classes"):
         options.choose(source.where, ())
         values = {fold: torch.from_numpy(part.argmax(1)) for fold, part in arrays.items()}
-        note = _said(source, options, "classification", f"one-hot rows of {width} columns")
+        note = _note(source, options, "classification", f"one-hot rows of {width} columns")
         return Target("classes", width, values, note)
     several = asked is None and (integers or (binary and (held > 1).any()))
     if several or (asked == "multilabel" and (binary or not _mosei(y))):
         options.choose(source.where, ())
         values = {fold: _floats(part) for fold, part in arrays.items()}
-        note = _said(source, options, "multilabel", f"0 or 1 in each of {width} columns")
+        note = _note(source, options, "multilabel", f"0 or 1 in each of {width} columns")
         return Target("multilabel", width, values, note, names=tuple(map(str, range(width))))
     if not _mosei(y):
         raise _shape_error(source, arrays)
@@ -207,10 +213,10 @@ def _column(source: Source, arrays: dict[str, Array], options: LabelOptions, ask
         return _classes(source, arrays, finite, options, asked)
     values = {fold: _floats(part) for fold, part in arrays.items()}
     if kind == "regression":
-        return Target(kind, 1, values, _said(source, options, kind, f"labels {found}"))
+        return Target(kind, 1, values, _note(source, options, kind, f"labels {found}"))
     scale = options.range or source.range or _scale(source, finite, found, options)
     why = f"labels {found}" + (f", and {source.why}" if source.why else "")
-    return Target(kind, 1, values, _said(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
+    return Target(kind, 1, values, _note(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
 
 
 def _guess(source: Source, y: Array, integers: bool, options: LabelOptions) -> Kind:
@@ -263,10 +269,10 @@ def _classes(source: Source, arrays: dict[str, Array], y: Array, options: LabelO
         )
     elif len(y) and y.min() > 0:
         note, warning = f"labels {y.min():g} to {top}", "; labels do not start at 0, so no utterance has class 0"
-    return Target("classes", top + 1, values, _said(source, options, "classification", note) + warning)
+    return Target("classes", top + 1, values, _note(source, options, "classification", note) + warning)
 
 
-def _said(source: Source, options: LabelOptions, task: str, why: str) -> str:
+def _note(source: Source, options: LabelOptions, task: str, why: str) -> str:
     if options.task != "auto" or options.range:
         return f"task {task}, as stated"
     return f"task {task}, as the file states" if source.stated else f"task {task} (auto: {why})"

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ebmc_msa.data.files import replacing
+from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric
 from ebmc_msa.report import html, plots
-from ebmc_msa.report.run_view import METRICS, Metric, protocol
-from ebmc_msa.report.sections import SHOWN
+from ebmc_msa.report.run_view import protocol
 
 Results = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]  # heads, rows
@@ -66,7 +66,7 @@ def print_tables(results: Results, console: Console) -> None:
     """The two metrics that the report shows too, each with its loss; and whether trust told the spoilt ones."""
     metrics = metrics_of(results)
     console.print(Text(TITLES[results["protocol"]], "bold"), Text(about(results)), Text(protocol(results)))
-    for key in [key for key in SHOWN[results["kind"]] if key in metrics]:
+    for key in [key for key in KINDS[results["kind"]].shown if key in metrics]:
         _print(f"{metrics[key].arrowed}, in brackets the loss", *scores(results, key, brackets=True), console)
     if results.get("sizes"):
         _print(WORTH, *sizes(results), console)
@@ -120,9 +120,9 @@ def sizes(results: Results) -> Cells:
         [
             name,
             f"{size['size']:.2f}" + ("" if size["halved"] else " (nothing halves it)"),
-            metric.text(size["worth"]),
-            metric.text(size["left"]),
-            size["judge"],
+            metric.text(size["gain"]),
+            metric.text(size["gain_left"]),
+            size["model"],
         ]
         for name, size in results["sizes"].items()
     ]

@@ -15,12 +15,12 @@ from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import random_drop
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
-from ebmc_msa.evaluation.scores import measure, score, worth
+from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
-from ebmc_msa.training.distributed import from_first, parallel, rank, share
+from ebmc_msa.training.distributed import broadcast_from_rank0, parallel, rank, shard
 from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
@@ -138,7 +138,7 @@ def run_stage(
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
         entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
-        metrics = from_first(lambda: measure(model, valid))
+        metrics = broadcast_from_rank0(lambda: evaluate(model, valid))
         keep_best_branches(model, valid, branches)
         history.append(
             {
@@ -163,13 +163,13 @@ def run_stage(
 
 def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
-    scores = [score(model.spec.kind, entry["valid"]) for entry in history]
+    scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Scores and losses on validation by epoch."""
-    scores = [score(model.spec.kind, entry["valid"])[0] for entry in history]
+    scores = [selection_score(model.spec.kind, entry["valid"])[0] for entry in history]
     return scores, [entry["valid"]["loss"] for entry in history]
 
 
@@ -186,7 +186,7 @@ def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
         rows = valid.keep(valid.present[name])
         if len(rows):
             outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
-            now = worth(model.spec, outputs, target)
+            now = outputs_score(model.spec, outputs, target)
             if name not in best or now > best[name][0]:
                 best[name] = now, copy.deepcopy(branch.state_dict())
 
@@ -208,7 +208,7 @@ def _epoch(
     batches = shuffled(train, settings.batch_size, alike)
     for i, rows in enumerate(batches):
         model.strength = schedule.strength(epochs * schedule.per_epoch + i)
-        places = share(rows, train.conversation)
+        places = shard(rows, train.conversation)
         batch, present = train.rows(rows[places]), train.presence(rows)
         if settings.modality_dropout:
             present = random_drop(present, model.strength * settings.modality_dropout, alike)

@@ -259,7 +259,7 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "measure", interrupt)
+    monkeypatch.setattr(stages, "evaluate", interrupt)
     assert call("--out", tmp_path / "runs", *SHORT) == 130
     assert "Nothing was written; the same command starts again." in capsys.readouterr().err
     assert not list((tmp_path / "runs").iterdir())

@@ -17,7 +17,7 @@ from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, l
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.npy import open_npy
 from ebmc_msa.data.formats.ragged import stack
-from ebmc_msa.data.split_names import fold_of, unknown_split
+from ebmc_msa.data.split_names import split_of, unknown_split
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _PLAIN = ("id", "split", "label", "group", "raw_text")
@@ -108,7 +108,7 @@ def _columns(file: Path) -> dict[str, list[str]]:
 
 
 def _fold(file: Path, line: int, name: str) -> str:
-    fold = _NUMBERED.get(name) or fold_of(name)
+    fold = _NUMBERED.get(name) or split_of(name)
     if fold is None:
         raise unknown_split(f"{file}, line {line}", name, 1)
     return fold

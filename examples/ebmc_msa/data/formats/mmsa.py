@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory, numbers
 from ebmc_msa.data.formats.conversations import by_clip
-from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import SIMS, LabelOptions, Source, Target, decide, whole
 
 _MODALITIES = ("text", "audio", "vision")
@@ -38,7 +38,7 @@ def read_mmsa(
     options: LabelOptions,
     assemble: Assemble = in_memory,
 ) -> Dataset:
-    folds, rest = by_fold(name, content, dict)
+    folds, rest = by_split(name, content, dict)
     for fold, fields in folds.items():
         _check_fields(f"{name}[{fold!r}]", fields, labels)
     rest += sorted({str(key) for fields in folds.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
@@ -49,7 +49,7 @@ def read_mmsa(
         fold: replace(
             split,
             target=target.values.get(fold),
-            own=own.get(fold, {}),
+            modality_target=own.get(fold, {}),
             conversation=conversations.get(fold),
         )
         for fold, split in splits.items()

@@ -23,7 +23,7 @@ from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, l
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.npy import read_npy
-from ebmc_msa.data.split_names import fold_of, unknown_split
+from ebmc_msa.data.split_names import split_of, unknown_split
 from ebmc_msa.data.task import TASKS, LabelOptions, Source, Target, decide
 
 _PLAIN = ("y", "split", "id", "task", "group", "labels", "range", "conversation", "order", "speaker")
@@ -244,9 +244,9 @@ def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) 
 def _split_of_names(path: Path, names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     texts = scalars(str(path), "split", names)
     for name in dict.fromkeys(texts):
-        if fold_of(name) is None:
+        if split_of(name) is None:
             raise unknown_split(str(path), name, texts.count(name))
-    return np.array([FOLDS.index(fold_of(name)) for name in texts])  # type: ignore[arg-type]
+    return np.array([FOLDS.index(split_of(name)) for name in texts])  # type: ignore[arg-type]
 
 
 def _present(path: Path, name: str, values: Any) -> Any:

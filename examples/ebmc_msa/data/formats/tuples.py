@@ -15,7 +15,7 @@ from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.mult import names_of
 from ebmc_msa.data.formats.ragged import stack
-from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _SHAPE = "((words, visual, acoustic), label, id)"
@@ -38,7 +38,7 @@ def is_tuples(content: Any) -> bool:
 def read_tuples(
     content: dict[Any, Any], name: str, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
-    folds, rest = by_fold(name, content, (list, tuple))
+    folds, rest = by_split(name, content, (list, tuple))
     parts = {
         fold: [_example(f"{name}[{fold!r}][{i}]", row) for i, row in enumerate(rows)] for fold, rows in folds.items()
     }
