@@ -28,8 +28,7 @@ class Settings:
     stage2_epochs: int = 100  # paper
     batch_size: int = 64  # paper
     patience: int = 15  # epochs without a better validation score or loss; the rest is ours
-    patience_steps: int = 300  # at least that many steps, which on small data are more epochs
-    warmup_steps: int = 300  # of all regularisers; see training/schedule.py
+    warmup_steps: int = 400  # of all regularisers; see training/schedule.py
     lr: float = 1e-3
     weight_decay: float = 1e-2
     encoder: str = "transformer"

@@ -65,7 +65,7 @@ def train(
     is first built, training continues from there to the same bits.
     """
     plan = model.stages(settings)
-    schedule = Schedule.of(settings.warmup_steps, -(-len(train) // settings.batch_size), sum(plan.values()))
+    schedule = Schedule(settings.warmup_steps, -(-len(train) // settings.batch_size))
     stages: list[Stage] = []
     stage1: Model | None = None
     branches: Branches = {}
@@ -128,8 +128,7 @@ def run_stage(
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
-    patience = settings.patience, settings.patience_steps
-    while len(history) < epochs and schedule.go_on(*_progress(model, history), *patience):
+    while len(history) < epochs and schedule.go_on(*_progress(model, history), settings.patience):
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
