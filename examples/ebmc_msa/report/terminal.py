@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebmc_msa.report.run_view import METRICS, Run, Scores, protocol
+from ebmc_msa.evaluation.metrics import METRICS
+from ebmc_msa.report.run_view import Run, Scores, protocol
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:

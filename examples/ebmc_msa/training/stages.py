@@ -13,17 +13,18 @@ from torch import nn
 
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.missing import random_drop
+from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import Fold, outputs_and_targets, shuffled
-from ebmc_msa.evaluation.scores import measure, score, worth
+from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
-from ebmc_msa.training.distributed import from_first, parallel, rank, share
+from ebmc_msa.training.distributed import broadcast_from_rank0, parallel, rank, shard
 from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
+from modbalance.dropout import modality_dropout
 
 Progress = Callable[[str, int, dict[str, Any]], None]
 Save = Callable[[dict[str, Any]], None]
@@ -89,6 +90,10 @@ def train(
     def start_balancing() -> Model | None:
         return model.start_balancing(train, valid, {name: weights for name, (_, weights) in branches.items()})
 
+    # One for all stages: a new one would begin each with steps as large as those of the first.
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
+    )
     for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
         if place and stage1 is None:
             if not epochs:
@@ -96,7 +101,21 @@ def train(
             stage1 = start_balancing()
         here = schedule._replace(before=schedule.per_epoch * sum(stage.epochs for stage in stages))
         stages.append(
-            run_stage(name, model, train, valid, settings, epochs, seed, progress, here, branches, save_all, state)
+            run_stage(
+                name,
+                model,
+                train,
+                valid,
+                settings,
+                optimizer,
+                epochs,
+                seed,
+                progress,
+                here,
+                branches,
+                save_all,
+                state,
+            )
         )
         state = None
     if stage1 is None:
@@ -110,6 +129,7 @@ def run_stage(
     train: Fold,
     valid: Fold,
     settings: Settings,
+    optimizer: torch.optim.Optimizer,
     epochs: int,
     seed: int,
     progress: Progress,
@@ -120,9 +140,6 @@ def run_stage(
 ) -> Stage:
     """Train with early stopping; the model ends at the epoch that is best on validation."""
     step = parallel(model)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
-    )
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(model.state_dict())
     if state is not None:
@@ -136,7 +153,7 @@ def run_stage(
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
         entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
-        metrics = from_first(lambda: measure(model, valid))
+        metrics = broadcast_from_rank0(lambda: evaluate(model, valid))
         keep_best_branches(model, valid, branches)
         history.append(
             {
@@ -161,13 +178,13 @@ def run_stage(
 
 def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
-    scores = [score(model.spec.kind, entry["valid"]) for entry in history]
+    scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Scores and losses on validation by epoch."""
-    scores = [score(model.spec.kind, entry["valid"])[0] for entry in history]
+    scores = [selection_score(model.spec.kind, entry["valid"])[0] for entry in history]
     return scores, [entry["valid"]["loss"] for entry in history]
 
 
@@ -186,7 +203,7 @@ def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
             outputs, target = outputs_and_targets(
                 rows, lambda batch, f=branch, m=name: f(batch.features[m], batch.lengths.get(m))
             )
-            now = worth(model.spec, outputs, target)
+            now = outputs_score(model.spec, outputs, target)
             if name not in best or now > best[name][0]:
                 best[name] = now, copy.deepcopy(branch.state_dict())
 
@@ -208,10 +225,14 @@ def _epoch(
     batches = shuffled(train, settings.batch_size, alike)
     for i, rows in enumerate(batches):
         model.strength = schedule.strength(epochs * schedule.per_epoch + i)
-        batch, present = train.rows(share(rows)), train.presence(rows)
+        batch, present = train.rows(shard(rows)), train.presence(rows)
         if settings.modality_dropout:
-            present = random_drop(present, model.strength * settings.modality_dropout, alike)
-        batch = batch.showing({name: share(here) for name, here in present.items()})
+            rates = {
+                name: model.strength * rate
+                for name, rate in dropout_rates(settings.modality_dropout, present).items()
+            }
+            present = modality_dropout(present, rates, generator=alike)
+        batch = batch.showing({name: shard(here) for name, here in present.items()})
         if settings.corruption:
             batch = spoil(batch, std, model.strength * settings.corruption, own)
         out = step(batch)

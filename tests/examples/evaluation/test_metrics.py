@@ -10,6 +10,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
 from ebmc_msa.evaluation import metrics
+from ebmc_msa.evaluation.metrics import KINDS, METRICS
 
 
 def weighted_f1(predicted, true):
@@ -127,7 +128,7 @@ def test_compute_dispatches_by_kind(pair):
     labels = np.array([0, 1, 1])
     assert metrics.compute("classes", labels, labels, 2) == {"acc": 100.0, "ua": 100.0, "f1": 100.0}
     with pytest.raises(
-        ValueError, match=r"kind 'other', expected sentiment, classes, multilabel or regression; pass one"
+        ValueError, match=r"kind 'other', expected sentiment, classes, multilabel, regression; pass one"
     ):
         metrics.compute("other", p, y)
 
@@ -161,3 +162,19 @@ def test_sentiment_invariants(p, y):
     perfect = metrics.sentiment(y, y)
     assert perfect["mae"] == 0
     assert perfect["acc2_has0"] == perfect["acc7"] == perfect["acc5"] == perfect["f1_has0"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_of_metrics_is_whole(kind):
+    rng = np.random.default_rng(0)
+    y = {"classes": rng.integers(3, size=40), "multilabel": rng.integers(2, size=(40, 2))}.get(kind)
+    y = rng.uniform(-3, 3, 40) if y is None else y
+    p = rng.permutation(y)
+    found = metrics.compute(kind, p, y, 3, ("glad", "sad"))
+    used = {KINDS[kind].selects, *KINDS[kind].shown, *KINDS[kind].compared}
+    assert used <= found.keys()
+    assert all(METRICS[key].label for key in found)
+    for key in KINDS[kind].compared:  # the mean over samples is the metric
+        assert METRICS[key].per_sample(p, y).mean() == pytest.approx(found[key])
+    with pytest.raises(KeyError):
+        METRICS["no such metric"]

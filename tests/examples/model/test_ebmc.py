@@ -9,7 +9,7 @@ from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import STAGE1, STAGE2, TrustEnsemble

@@ -95,7 +95,7 @@ def trained(name, without=()):
 @pytest.mark.parametrize(("name", "without"), [("ebmc", ()), ("ebmc", ("cce", "msd")), ("concat", ())])
 def test_two_processes_are_one(name, without, tmp_path):
     def work(rank):
-        with distributed.joined():
+        with distributed.process_group():
             torch.save(trained(name, without), tmp_path / f"{rank}.pt")
 
     assert launch(work) == [0] * SIZE

@@ -6,7 +6,7 @@ import torch
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import measure
+from ebmc_msa.evaluation.scores import evaluate
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import stages
@@ -58,7 +58,9 @@ def test_training_follows_the_schedule(monkeypatch):
     """Corruption and modality dropout as well: all that EBMC adds is absent at first and whole in the end."""
     spec, training, valid, _ = folds(interaction("mixed", sizes=(64, 32, 1)))
     seen = []
-    monkeypatch.setattr(stages, "random_drop", lambda present, rate, _: seen.append(["drop", rate]) or present)
+    monkeypatch.setattr(
+        stages, "modality_dropout", lambda present, rate, generator: seen.append(["drop", rate["first"]]) or present
+    )
     monkeypatch.setattr(stages, "spoil", lambda batch, std, rate, _: seen[-1].append(rate) or batch)
     settings = Settings(stage1_epochs=4, stage2_epochs=4, batch_size=32, warmup_steps=10)
     model = EBMC(spec, settings)
@@ -96,9 +98,9 @@ def accuracy():
             torch.manual_seed(1)
             ebmc = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
             models = {"ebmc": ebmc.model, "student": ebmc.student, "stage1": ebmc.stage1}
-            scores = {name: measure(model, valid)["acc"] for name, model in models.items()}
+            scores = {name: evaluate(model, valid)["acc"] for name, model in models.items()}
             first = valid.showing(restrict(valid.present, ["first"]))
-            found[kind] = scores | {"first": measure(ebmc.model, first)["acc"]}
+            found[kind] = scores | {"first": evaluate(ebmc.model, first)["acc"]}
         return found[kind]
 
     return of

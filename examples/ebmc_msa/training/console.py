@@ -1,0 +1,48 @@
+"""The terminal, the device, and files that the user names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ebmc_msa.data import DataError
+from ebmc_msa.training.distributed import count, rank
+
+console = Console(quiet=rank() > 0)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and count() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as problem:
+        raise DataError(
+            f"--device: {name} cannot be used here, expected cpu, cuda, mps or auto; pass --device cpu."
+        ) from problem
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
+    return torch.device(name)
+
+
+def writable(path: Path) -> None:
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DataError(
+            f"--predictions: {path} cannot be written, expected a file in a folder that exists; change it."
+        )
+
+
+def bars() -> Progress:
+    columns = (
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+    return Progress(*columns, console=console)
