@@ -11,6 +11,10 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, recall_score
 from torch import Tensor
 
+from ebmc_msa.data.task import MOSI
+
+IEMOCAP4 = {"happy", "sad", "neutral", "angry"}
+
 Array = np.ndarray[Any, Any]
 Values = Array | Tensor
 Entry = Mapping[str, Any]  # {"mean", "std", "values"} over seeds
@@ -59,10 +63,10 @@ class _Metrics(dict[str, Metric]):
     """Metrics by key; that of one label or of a part of the data, such as `acc_happy`, is named after it."""
 
     def __missing__(self, key: str) -> Metric:
-        whole, _, part = key.partition("_")
-        if whole not in ("acc", "f1") or not part:
-            raise KeyError(key)
-        return Metric(f"{whole.capitalize()} {part}")
+        for start, name in (("acc_", "Acc"), ("f1_", "F1"), ("binary_f1_", "Binary F1")):
+            if key.startswith(start) and key != start:
+                return Metric(f"{name} {key.removeprefix(start)}")
+        raise KeyError(key)
 
 
 METRICS = _Metrics(
@@ -71,11 +75,14 @@ METRICS = _Metrics(
         "acc2_non0": Metric("Acc-2 non0"),
         "f1_has0": Metric("F1 has0"),
         "f1_non0": Metric("F1 non0"),
+        "acc2": Metric("Acc-2"),
+        "acc3": Metric("Acc-3"),
         "acc7": Metric("Acc-7"),
         "acc5": Metric("Acc-5"),
         "acc": Metric("Accuracy", per_sample=lambda p, y: 100.0 * (p == y)),
         "ua": Metric("Unweighted accuracy"),
         "f1": Metric("Weighted F1"),
+        "binary_f1": Metric("Binary F1, mean"),
         "mae": Metric("MAE", percent=False, higher=False, per_sample=lambda p, y: np.abs(p - y)),
         "corr": Metric("Corr", percent=False),
         "r2": Metric("R²", percent=False),
@@ -84,29 +91,47 @@ METRICS = _Metrics(
 
 
 class Kind(NamedTuple):
-    """The metrics of a kind of labels."""
+    """What the metrics of a kind of labels are used for."""
 
-    compute: Callable[[Values, Values, int, Sequence[str]], dict[str, float]]
     selects: str  # the epoch
     shown: tuple[str, ...]  # in figures and in short tables
     compared: tuple[str, ...]  # between methods, sample by sample; none: not supported
 
 
 KINDS = {
-    "sentiment": Kind(lambda p, y, *_: sentiment(p, y), "mae", ("acc2_non0", "mae"), ("acc2_has0", "mae")),
-    "classes": Kind(lambda p, y, c, _: classes(p, y, c), "acc", ("f1", "ua"), ("acc",)),
-    "multilabel": Kind(lambda p, y, _, labels: multilabel(p, y, labels), "f1", ("f1", "acc"), ()),
-    "regression": Kind(lambda p, y, *_: regression(p, y), "mae", ("mae", "corr"), ("mae",)),
+    "sentiment": Kind("mae", ("acc2_non0", "mae"), ("acc2_has0", "mae")),
+    "classes": Kind("acc", ("f1", "ua"), ("acc",)),
+    "multilabel": Kind("f1", ("f1", "acc"), ()),
+    "regression": Kind("mae", ("mae", "corr"), ("mae",)),
 }
 
 
+def shown_in_figures(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """Two metrics among `keys`; sentiment that is not on MOSI's scale has no Acc-2 non0."""
+    return ("acc2", "mae") if "acc2" in keys else KINDS[kind].shown
+
+
 def compute(
-    kind: str, prediction: Values, target: Values, num_classes: int = 1, labels: Sequence[str] = ()
+    kind: str,
+    prediction: Values,
+    target: Values,
+    num_classes: int = 1,
+    labels: Sequence[str] = (),
+    scale: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a data set's kind, by key; predictions are in label units."""
-    if kind not in KINDS:
-        raise ValueError(f"metrics: kind {kind!r}, expected {', '.join(KINDS)}; pass one of them.")
-    return KINDS[kind].compute(prediction, target, num_classes, labels)
+    """The metrics of a data set's kind, by key; predictions are in label units.
+
+    `scale` is the range of sentiment, -3 to 3 without it.
+    """
+    if kind == "sentiment":
+        return sentiment(prediction, target) if scale in (None, MOSI) else scaled(prediction, target, *scale)
+    if kind == "classes":
+        return classes(prediction, target, num_classes, labels)
+    if kind == "multilabel":
+        return multilabel(prediction, target, labels)
+    if kind == "regression":
+        return regression(prediction, target)
+    raise ValueError(f"metrics: kind {kind!r}, expected {', '.join(KINDS)}; pass one of them.")
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
@@ -137,8 +162,37 @@ def sentiment(prediction: Values, target: Values) -> dict[str, float]:
     }
 
 
-def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, float]:
-    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1."""
+def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[str, float]:
+    """CH-SIMS's metrics of sentiment: Acc-2, Acc-3, Acc-5, weighted F1 of the two classes, MAE, Pearson.
+
+    On CH-SIMS's own scale from -1 to 1, values are clipped to it and cut at 0 (two classes: `> 0` or not); at -0.1
+    and 0.1; and at -0.7, -0.1, 0.1 and 0.7, each class with its upper end. On another scale the cut points move with
+    it. MAE and Pearson are of the clipped values, in label units. Cut points: Yu et al., CH-SIMS, ACL 2020, as MMSA
+    computes them.
+    """
+    p, y = (np.clip(values, low, high) for values in _pair(prediction, target))
+    # float32 labels of 0.1 lie above 0.1, and so may values that were standardised and scaled back
+    unit_p, unit_y = (np.round((2 * values - low - high) / (high - low), 6) for values in (p, y))
+
+    def cut(*points: float) -> tuple[Array, Array]:
+        return np.digitize(unit_p, points, right=True), np.digitize(unit_y, points, right=True)
+
+    return {
+        "acc2": _accuracy(*cut(0.0)),
+        "acc3": _accuracy(*cut(-0.1, 0.1)),
+        "acc5": _accuracy(*cut(-0.7, -0.1, 0.1, 0.7)),
+        "f1": _f1(*cut(0.0)),
+        "mae": float(mean_absolute_error(y, p)),
+        "corr": _pearson(p, y),
+    }
+
+
+def classes(prediction: Values, target: Values, num_classes: int, labels: Sequence[str] = ()) -> dict[str, float]:
+    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1.
+
+    Where the classes have names, the F1 of each too, NaN for one that does not occur. For IEMOCAP's four also what
+    papers report beside MulT: each emotion against the rest, as binary weighted F1, and the mean of the four.
+    """
     p, y = _pair(prediction, target)
     for name, values in (("prediction", p), ("target", y)):
         if (values != np.round(values)).any() or values.min() < 0 or values.max() >= num_classes:
@@ -148,7 +202,18 @@ def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, f
             )
     p, y = p.astype(int), y.astype(int)
     recall = recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0)
-    return {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    found = {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    if set(labels) == IEMOCAP4:
+        binary = {f"binary_f1_{label}": _f1(p == i, y == i) for i, label in enumerate(labels)}
+        found |= {"binary_f1": float(np.mean(list(binary.values()))), **binary}
+    if labels:
+        each = f1_score(y, p, labels=range(len(labels)), average=None, zero_division=0)
+        occurs = np.isin(range(len(labels)), y)
+        found |= {
+            f"f1_{label}": 100 * float(value) if there else float("nan")
+            for label, value, there in zip(labels, each, occurs, strict=True)
+        }
+    return found
 
 
 def multilabel(prediction: Values, target: Values, labels: Sequence[str]) -> dict[str, float]:

@@ -35,7 +35,7 @@ def compute_metrics(
     if not torch.isfinite(outputs).all():
         raise DataError("training diverged: predictions are NaN or infinite, expected numbers; pass a smaller --lr.")
     predicted, true = label_predictions(spec, outputs).cpu(), label_targets(spec, target).cpu()
-    found = metrics.compute(spec.kind, predicted, true, spec.num_outputs, spec.labels)
+    found = metrics.compute(spec.kind, predicted, true, spec.num_outputs, spec.labels, spec.range)
     if spec.kind == "classes":
         found |= {
             f"acc_{name}": metrics.accuracy(predicted[rows], true[rows]) for name, rows in (parts or {}).items()
@@ -59,6 +59,7 @@ def outputs_score(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, f
         label_targets(spec, target).cpu(),
         spec.num_outputs,
         spec.labels,
+        spec.range,
     )
     return selection_score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})
 
@@ -89,5 +90,5 @@ def constant_score(spec: Spec, target: Tensor) -> float:
     """Score of a constant prediction: the commonest class, the commoner value of each label, the training mean."""
     y = label_targets(spec, target)
     guess = y.new_full(y.shape, spec.mean) if spec.task == "gaussian" else y.mode(0).values.expand_as(y)
-    found = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels)
+    found = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels, spec.range)
     return selection_score(spec.kind, {**found, "loss": 0.0})[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import evaluate, selection_score
-from ebmc_msa.experiments.balancers import AGM, OGM, UMT, Auxiliary, MMPareto, blend_weights
+from ebmc_msa.experiments.balancers import UMT, Balanced, agm, blending, mmpareto, ogm, unimodal
 from ebmc_msa.experiments.stacking import fit_composite
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ood import pooled
@@ -175,8 +175,10 @@ def gradient_blending(work: Work) -> Model:
             model = work.alone(name)
             before[name] = losses(standardised(Concat(model.spec, work.settings), work.train))
             after[name] = losses(model)
-    weights = blend_weights(before, after)
-    return trained(Auxiliary(work.spec, work.settings, weights), work)
+    model = Balanced(work.spec, work.settings, blending)
+    model.balance.update(before)
+    model.balance.update(after)
+    return trained(model, work)
 
 
 def standardised(model: Concat, fold: Fold) -> Concat:
@@ -191,14 +193,14 @@ CONTROLS: dict[str, Callable[[Work], Model]] = {
     "concat": lambda work: plain(work, 0.0),
     "dropout": lambda work: trained(Concat(work.spec, work.settings), work),
     "dropout-chosen": dropout_chosen,
-    "auxiliary": lambda work: trained(Auxiliary(work.spec, work.settings), work),
+    "auxiliary": lambda work: trained(Balanced(work.spec, work.settings, unimodal), work),
     "late": late,
     "composite": lambda work: fit_composite(work.spec, work.settings, work.train, work.valid, work.seed),
 }
 BALANCERS: dict[str, Callable[[Work], Model]] = {
-    "ogm-ge": lambda work: trained(OGM(work.spec, work.settings), work),
-    "agm": lambda work: trained(AGM(work.spec, work.settings), work),
-    "mmpareto": lambda work: trained(MMPareto(work.spec, work.settings), work),
+    "ogm-ge": lambda work: trained(Balanced(work.spec, work.settings, ogm), work),
+    "agm": lambda work: trained(Balanced(work.spec, work.settings, agm), work),
+    "mmpareto": lambda work: trained(Balanced(work.spec, work.settings, mmpareto), work),
     "g-blend": gradient_blending,
     "umt": umt,
 }

@@ -17,25 +17,29 @@ from pathlib import Path
 # Steps this small gain nothing from more threads. Set before torch starts them, and inherited by the processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ebmc_msa.data import DataError
+from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data.check import check_class_weight, context_of
 from ebmc_msa.data.exit_status import exit_status
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.experiments.baselines import NAMES, NEED_ALONE
 from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.jobs import Job, claim, run
 from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import report, result_path, stored, sweep_plot
-from ebmc_msa.model.settings import COMPONENTS, ORDERS
+from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, ORDERS, Settings
 
 SEEDS = (1111, 1112, 1113, 1114, 1115)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="PATH", type=Path, help="as for train.py; the synthetic set without it")
     data.add_argument("--imbalance", type=float, default=0.8, metavar="I", help="of the synthetic set (%(default)s)")
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help="as for train.py (%(default)s)")
+    add_label_options(data)
     data.add_argument("--modalities", nargs="+", default=[], metavar="NAME", help="only these")
     data.add_argument(
         "--noisy", nargs="+", default=[], metavar="NAME=SIZE", type=_noise,
@@ -53,6 +57,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="EBMC with each value of a setting, on validation: --sweep eta 0.03 0.1 0.3",
     )  # fmt: skip
     what.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a setting of every method")
+    what.add_argument(
+        "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME", help="as for train.py (%(default)s)"
+    )
+    what.add_argument("--causal", action="store_true", help="as for train.py")
     what.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED", help="(1111 … 1115)")
     what.add_argument(
         "--noise", action="store_true",
@@ -76,14 +84,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace, command: str) -> int:
     """Run what is not there yet, and write the tables; 1 if a job failed."""
-    methods = {label: Method.parse(" ".join([label, *args.set])) for label in ordered(requested(args))}
+    labels = ordered(requested(args))
+    for label in labels:
+        Method.parse(" ".join([label, *args.set]))
     source = Source(
-        args.data, args.imbalance, args.split_seed, tuple(args.modalities), tuple(args.noisy), not args.valid
+        args.data,
+        args.imbalance,
+        args.split_seed,
+        tuple(args.modalities),
+        tuple(args.noisy),
+        not args.valid,
+        label_options(args),
     )
     dataset = read(source)
     if not KINDS[dataset.kind].compared:
         known = ", ".join(kind for kind, entry in KINDS.items() if entry.compared)
         raise DataError(f"--data: {dataset.kind} labels, expected {known}; pass data of such a kind.")
+    context = context_of(dataset, args.context, causal=args.causal)
+    shared = [f"context={context}"] * (context != "none") + ["causal=True"] * args.causal
+    methods = {}
+    for label in labels:
+        name, *changes = label.split()
+        methods[label] = Method.parse(" ".join([name, *shared, *changes, *args.set]))
+        check_settings(label, methods[label].settings(), dataset)
     claim(args.out, source)
 
     split = "valid" if args.valid else "test"
@@ -98,10 +121,17 @@ def compare(args: argparse.Namespace, command: str) -> int:
     then = [job for job in jobs if args.again or stored(args.out, *job, split) is None]
     print(f"{dataset.name}: {len(first) + len(then)} of {len(alone) + len(jobs)} to run", flush=True)
     failed = sum(run(some, source, args.out, args.jobs, args.noise) for some in (first, then))
-    print("\n" + report(args.out, dataset.name, methods, args.seeds, split, command))
+    title = dataset.name if context == "none" else f"{dataset.name}, {context} context"
+    print("\n" + report(args.out, title, methods, args.seeds, split, command))
     if args.sweep and not failed:
         print(f"Plot: {sweep_plot(args.out, methods, args.seeds)}")
     return 1 if failed else 0
+
+
+def check_settings(label: str, settings: Settings, dataset: Dataset) -> None:
+    """Whether the data allow them."""
+    context_of(dataset, settings.context, causal=settings.causal)
+    check_class_weight(label, dataset, settings.class_weight)
 
 
 def requested(args: argparse.Namespace) -> list[str]:

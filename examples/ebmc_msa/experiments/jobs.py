@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ebmc_msa.data import DataError
-from ebmc_msa.data.batch import Spec
+from ebmc_msa.data import DataError, LabelOptions
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold
+from ebmc_msa.data.task import MOSI
 from ebmc_msa.evaluation import robustness
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_predictions, label_targets, predict
@@ -30,6 +31,7 @@ from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import result_path
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.training.stages import train
 
 CPU = torch.device("cpu")
@@ -72,17 +74,18 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
     started = time.process_time()
     dataset, method = read(source), job.method
     settings = method.settings()
-    spec = Spec.of(dataset, [method.modality] if method.modality else None)
+    spec = spec_of(dataset, settings, [method.modality] if method.modality else None)
     splits = {name: Fold.of(split, spec, CPU) for name, split in dataset.splits.items()}
 
     def alone(modality: str) -> Concat:
-        model = Concat(Spec.of(dataset, [modality]), settings)
+        model = Concat(spec_of(dataset, settings, [modality]), settings)
         model.load_state_dict(read_tensors(result_path(out, method.alone(modality), job.seed))["state"])
         return model.eval()
 
     train_split = splits["train"].with_any_modality()
     work = Work(spec, settings, train_split, splits["valid"], job.seed, alone)
-    result: dict[str, Any] = {"kind": spec.kind, "conditions": list(conditions(spec.dims))}
+    kind = spec.kind if spec.range in (None, MOSI) else "regression"  # Acc-2 has0 is of MOSI's scale
+    result: dict[str, Any] = {"kind": kind, "conditions": list(conditions(spec.dims))}
     ebmc = None
     if method.name == "ebmc":
         ebmc = train(EBMC(spec, settings), work.train, work.valid, settings, job.seed, lambda *_: None)
@@ -114,9 +117,9 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
 
 def claim(out: Path, source: Source) -> None:
     """Refuse a folder that holds results of other data."""
-    data = json.dumps(
-        {**source._asdict(), "path": source.path and str(source.path.resolve()), "test": None}, indent=2
-    )
+    held = {**source._asdict(), "path": source.path and str(source.path.resolve()), "test": None}
+    stated = held.pop("options")
+    data = json.dumps(held | (asdict(stated) if stated != LabelOptions() else {}), indent=2)
     path = out / "source.json"
     try:
         out.mkdir(parents=True, exist_ok=True)

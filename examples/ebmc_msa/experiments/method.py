@@ -7,7 +7,7 @@ from typing import Any
 
 from ebmc_msa.data import DataError
 from ebmc_msa.experiments.baselines import NAMES
-from ebmc_msa.model.settings import COMPONENTS, ORDERS, Settings
+from ebmc_msa.model.settings import CLASS_WEIGHTS, COMPONENTS, CONTEXTS, ORDERS, Settings
 
 ALONE = "alone:"  # before a modality's name: the model of that modality alone
 
@@ -43,10 +43,9 @@ class Method:
                     f"--methods: {change!r} after {name}, expected -{', -'.join(COMPONENTS)} or KEY=VALUE with a key "
                     f"of {', '.join(sorted(types))}; correct it."
                 )
-        if overrides.get("order", ORDERS[0]) not in ORDERS:
-            raise DataError(
-                f"--methods: order={overrides['order']}, expected one of {', '.join(ORDERS)}; correct it."
-            )
+        for key, known in (("order", ORDERS), ("context", CONTEXTS), ("class_weight", CLASS_WEIGHTS)):
+            if overrides.get(key, known[0]) not in known:
+                raise DataError(f"--methods: {key}={overrides[key]}, expected one of {', '.join(known)}; correct it.")
         return cls(name, tuple(sorted(without)), tuple(overrides.items()))
 
     def __str__(self) -> str:

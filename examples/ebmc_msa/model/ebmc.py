@@ -15,7 +15,7 @@ from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
 from ebmc_msa.model.encoders import encode, feature_std, make_encoders
 from ebmc_msa.model.ensemble import STAGE1, TrustEnsemble
-from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term
+from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term, weight_of, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.teachers import TeacherOutputs, Teachers, UnimodalBranch
 from modbalance import (
@@ -28,7 +28,7 @@ from modbalance import (
 from modbalance.distributed import mean
 from modbalance.functional import fit_temperature, scale_temperature
 from modbalance.presence import masked_softmax, select
-from modbalance.tasks import prediction_variance, task_loss
+from modbalance.tasks import prediction_variance
 
 
 class EBMC(Model):
@@ -53,13 +53,14 @@ class EBMC(Model):
         self.spec, self.settings = spec, settings
         dims = dict.fromkeys(spec.dims, settings.dim)
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
+        task = {"num_outputs": spec.num_outputs, "task": spec.task, "class_weight": weight_of(spec)}
         self.encoders = make_encoders(spec, settings)
-        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
+        self.decouple = SemanticDecoupler(dims, settings.dim, **task, **lambdas)
         self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
         rates = dropout_rates(settings.modality_dropout, spec.dims)
         self.hide = statistics.fmean(rates.values())
-        self.enhance = ComplementaryEnhancer(dims, settings.dim, spec.num_outputs, spec.task, hide=self.hide)
-        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
+        self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=self.hide)
+        self.coordinate = EnergyCoordinator(dims, **task, gap="pull")
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
@@ -149,8 +150,8 @@ class EBMC(Model):
         """Without MSD the heads T_m still learn, on detached private parts, because teachers are made of them."""
         if batch.target is None:
             return torch.zeros(())
-        heads, task = self.decouple.heads, self.spec.task
-        losses = [task_loss(task, heads[name](x.detach()), batch.target) for name, x in private.items()]
+        heads = self.decouple.heads
+        losses = [weighted_loss(self.spec, heads[name](x.detach()), batch.target) for name, x in private.items()]
         return mean(torch.stack(losses), torch.stack([batch.present[name] for name in private]), sync=self.training)
 
     # What training asks; see `Model`.

@@ -11,6 +11,8 @@ COMPONENTS = ("msd", "cce", "emc", "imtd")
 PROTOCOLS = ("conditions", "random", "unequal", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
+CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 def checked(kind: type, test: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
@@ -81,6 +83,10 @@ class Settings:
     )
     order: str = option("enhance-balance", "of EBMC's stages", choices=ORDERS)  # paper
     encoder: str = option("transformer", "of sequences; mean averages frames without attention", choices=ENCODERS)
+    context: str = "none"  # encoder of conversations
+    causal: bool = False  # whether it reads the past alone
+    shuffled: bool = False  # the control: conversations in random order
+    class_weight: str = option("none", "balanced: in the loss all classes count alike", choices=CLASS_WEIGHTS)
     finetune_text: str | None = option(
         None, "a BERT on this disk, as save_pretrained writes it, that encodes text and is fine-tuned", metavar="DIR"
     )

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebmc_msa.data.files import replacing
-from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric
+from ebmc_msa.evaluation.metrics import METRICS, Metric, shown_in_figures
 from ebmc_msa.report import html, plots
 from ebmc_msa.report.run_view import protocol
 
@@ -69,7 +69,7 @@ def print_tables(results: Results, console: Console) -> None:
     """The two metrics that the report shows too, each with its loss; and whether trust told the spoilt ones."""
     metrics = metrics_of(results)
     console.print(Text(TITLES[results["protocol"]], "bold"), Text(about(results)), Text(protocol(results)))
-    for key in [key for key in KINDS[results["kind"]].shown if key in metrics]:
+    for key in [key for key in shown_in_figures(results["kind"], metrics) if key in metrics]:
         _print(f"{metrics[key].arrowed}, in brackets the loss", *scores(results, key, brackets=True), console)
     if results.get("sizes"):
         _print(WORTH, *sizes(results), console)

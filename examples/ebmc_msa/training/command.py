@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ebmc_msa.data.options import label_options
 from ebmc_msa.training.options import parse, parser, settings_of
 
 
@@ -36,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(args: argparse.Namespace, argv: list[str]) -> None:
     from ebmc_msa.data import load, synthetic
-    from ebmc_msa.training import distributed, evaluate, resume, run
+    from ebmc_msa.data.check import check_class_weight, context_of
+    from ebmc_msa.training import checkpoint, distributed, evaluate, resume, run
 
     partial = None
     if args.resume is not None:
@@ -44,18 +47,23 @@ def work(args: argparse.Namespace, argv: list[str]) -> None:
         args = parse_again(argv, partial.metadata)
     if args.evaluate is not None and distributed.rank() > 0:
         return
-    dataset = (
-        synthetic(imbalance=args.imbalance)
-        if args.data is None
-        else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None or args.missing == "noise")
-    )
+    if args.data is None:
+        dataset = synthetic(imbalance=args.imbalance)
+    else:
+        stated = label_options(args)
+        if args.evaluate is not None:
+            stated = replace(stated, expected=checkpoint.expected(args.evaluate))
+        labels = args.evaluate is None or args.missing == "noise"
+        dataset = load(args.data, split_seed=args.split_seed, labels=labels, options=stated)
     if args.missing:
         evaluate.evaluate_robustness(args.evaluate, dataset, args.missing, args.device)
     elif args.evaluate is not None:
         evaluate.evaluate(args.evaluate, dataset, args.device, args.predictions)
     else:
         command = {"argv": argv, "cwd": os.getcwd(), "command": resume.command(argv)}
-        run.train(dataset, args, settings_of(args), command, partial)
+        settings = settings_of(args, context_of(dataset, args.context, causal=args.causal))
+        check_class_weight("--class-weight", dataset, settings.class_weight)
+        run.train(dataset, args, settings, command, partial)
 
 
 def parse_again(argv: list[str], metadata: dict[str, Any]) -> argparse.Namespace:

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ebmc_msa.data import DataError
+from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data.dataset import FOLDS
 from ebmc_msa.training.distributed import count, rank
 
 console = Console(quiet=rank() > 0)
@@ -46,3 +47,13 @@ def bars() -> Progress:
         TextColumn("{task.fields[state]}"),
     )
     return Progress(*columns, console=console)
+
+
+def introduce(dataset: Dataset) -> None:
+    """Print the sizes, and the decisions about the data."""
+    console.print(f"{dataset.name}: {sizes(dataset)}", *filter(None, [dataset.note]), sep="\n", markup=False)
+
+
+def sizes(dataset: Dataset) -> str:
+    rows = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
+    return f"{rows}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())

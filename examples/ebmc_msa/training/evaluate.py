@@ -19,7 +19,7 @@ from ebmc_msa.evaluation.scores import by_condition
 from ebmc_msa.report import robustness
 from ebmc_msa.report.report import print_table
 from ebmc_msa.training import checkpoint
-from ebmc_msa.training.console import console, pick_device, writable
+from ebmc_msa.training.console import console, introduce, pick_device, writable
 from ebmc_msa.training.results import grouped, prediction_rows, save_predictions, spread
 
 
@@ -36,6 +36,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
     if predictions is not None:
         writable(predictions)
     device = pick_device(device_name)
+    introduce(dataset)
     tested, rows = [], []
     for path in paths:
         name, seed, model = checkpoint.read(path, device)

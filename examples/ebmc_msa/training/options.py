@@ -6,14 +6,16 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from ebmc_msa.model.settings import COMPONENTS, PROTOCOLS, SYNTHETIC, Settings
+from ebmc_msa.data.options import add_label_options
+from ebmc_msa.data.parser import Parser
+from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, PROTOCOLS, SYNTHETIC, Settings
 
 OPTIONS = {field.name: field for field in fields(Settings) if "help" in field.metadata}
 
 
 def parser() -> argparse.ArgumentParser:
     small = Settings(**SYNTHETIC)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
         "validation; the test split is opened once, at the end. Writes OUT/NAME/ with\n"
         "metrics.json, report.html and a checkpoint per model and seed.",
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--split-seed", type=int, default=0, metavar="N",
         help="draws the validation split where the data have none (%(default)s)",
     )  # fmt: skip
+    add_label_options(data)
     what = parser.add_argument_group("what to train")
     what.add_argument(
         "--model", default="ebmc", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (ebmc)"
@@ -56,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
         keywords = dict(field.metadata)
         default = "" if field.default is None else f" ({field.default})"
         how.add_argument(f"--{name.replace('_', '-')}", **{**keywords, "help": keywords["help"] + default})
+    how.add_argument(
+        "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME",
+        help="read the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where "
+        "the data hold conversations and their order (%(default)s)",
+    )  # fmt: skip
+    how.add_argument("--causal", action="store_true", help="context of earlier utterances only")
     how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
@@ -86,9 +95,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace, context: str) -> Settings:
+    """The settings that the options state; `context` is the encoder of conversations where that is `auto`."""
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if args.finetune_text is not None:
         given["finetune_text"] = str(args.finetune_text)
     defaults = SYNTHETIC if args.data is None else {}
+    given |= {"context": context, "causal": args.causal}
     return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})

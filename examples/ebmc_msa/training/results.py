@@ -19,9 +19,10 @@ from ebmc_msa.data.files import write_text
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_predictions, label_targets, label_variance
-from ebmc_msa.model.prediction import Model, Prediction
+from ebmc_msa.model.prediction import Model, Prediction, spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.record import ByCondition, Record
+from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training.console import console
 
 T = TypeVar("T")
@@ -32,7 +33,13 @@ def summary(
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     selection = {"split": "valid", "metric": KINDS[dataset.kind].selects}
-    head = {"dataset": dataset.name, "kind": dataset.kind, "task": Spec.of(dataset).task}
+    context = {
+        "encoder": settings.context,
+        "causal": settings.causal,
+        "speakers": spec_of(dataset, settings).speakers,
+        "control": any(record.model.endswith(CONTROL) for record in records),
+    }
+    head = {"dataset": dataset.name, "kind": dataset.kind, "task": Spec.of(dataset).task, "context": context}
     versions = {"modbalance": modbalance.__version__, "torch": torch.__version__, "python": platform.python_version()}
     tail = {"versions": versions, "settings": settings.as_dict(), "note": dataset.note, "command": command}
     by_model = {}
@@ -84,7 +91,9 @@ def prediction_rows(
     name: str, seed: int, spec: Spec, ids: list[str], out: Prediction, test: Fold
 ) -> list[dict[str, Any]]:
     columns = {"prediction": label_predictions(spec, out.outputs), "variance": label_variance(spec, out.outputs)}
-    if spec.labels:
+    if test.target is not None:
+        columns = {"label": label_targets(spec, test.target), **columns}
+    if spec.kind == "multilabel":
         columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
     columns |= {f"trust_{m}": w for m, w in out.trust.items()}
     lists = {column: x.tolist() for column, x in columns.items()}
@@ -100,7 +109,7 @@ def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-    console.print(f"Written to {path}: {len(rows)} predictions.")
+    console.print(f"Written to {path}: {len(rows)} prediction{'s' * (len(rows) != 1)}.")
 
 
 def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:

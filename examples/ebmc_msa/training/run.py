@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from rich.progress import Progress
 
 from ebmc_msa.data import DataError, Dataset
-from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import Fold
@@ -21,11 +21,13 @@ from ebmc_msa.data.tokens import describe, tokenised
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import by_condition, contribution
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.record import Record
 from ebmc_msa.report.report import print_table, write_report
+from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
-from ebmc_msa.training.console import bars, console, pick_device, writable
+from ebmc_msa.training.console import bars, console, introduce, pick_device, writable
 from ebmc_msa.training.distributed import barrier, broadcast_from_rank0, rank
 from ebmc_msa.training.results import errors, parameters, prediction_rows, save_predictions, summary
 from ebmc_msa.training.resume import PartialRun, begin, finalized
@@ -43,7 +45,7 @@ def train(
     """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
-    names = models(dataset, args.model, args.compare)
+    names = models(dataset, args.model, args.compare, settings.context != "none")
     device = pick_device(args.device)
     if args.predictions:
         writable(args.predictions)
@@ -58,7 +60,7 @@ def train(
             "data; put them back, or start another run."
         )
     with finalized(run):
-        console.print(f"{dataset.name}: {sizes(dataset)}" + (f"\n{dataset.note}" if dataset.note else ""))
+        introduce(dataset)
         with bars() as progress:
             records = [
                 finished_record(run, name, seed) or one(dataset, name, seed, settings, device, run, progress)
@@ -73,7 +75,8 @@ def train(
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record.rows])
     print_table(results, console)
-    console.print(f"Written to {run.final}: report.html, metrics.json, {len(records)} checkpoints.")
+    count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
+    console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
 
 
 def finished_record(run: PartialRun, name: str, seed: int) -> Record | None:
@@ -93,8 +96,10 @@ def one(
 ) -> Record | None:
     """Train one model from one seed, or continue its training, and test it, once; a record on the first process."""
     torch.manual_seed(seed)
-    spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
-    model = checkpoint.build(name, spec, settings).to(device)
+    base = name.removesuffix(CONTROL)
+    settings = replace(settings, shuffled=name != base)
+    spec = spec_of(dataset, settings, None if base in ("ebmc", "concat") else [base])
+    model = checkpoint.build(base, spec, settings).to(device)
     if spec.text is not None:
         model.encoders["text"].load(Path(settings.finetune_text))
     train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
@@ -141,7 +146,8 @@ def one(
     return record
 
 
-def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
+def models(dataset: Dataset, model: str, compare: bool, context: bool = False) -> list[str]:
+    """What to train; with context and `compare` also each model's control, on conversations in random order."""
     for name in dataset.modalities:
         if name in ("ebmc", "concat") or set(name) & set(".+/") or hasattr(torch.nn.ModuleDict(), name):
             raise DataError(
@@ -152,14 +158,11 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
     if model not in known:
         raise DataError(f"--model: {model}, expected {', '.join(known)}; the modalities are those of the data.")
     names = known if compare else [model]
+    if compare and context:
+        names = [*names, *(f"{name}{CONTROL}" for name in names)]
     if len(dataset.modalities) < 2 and "ebmc" in names:
         raise DataError(
             f"--model: ebmc with {dataset.modalities} alone, expected at least two modalities to balance; "
             f"pass --model {dataset.modalities[0]}."
         )
     return names
-
-
-def sizes(dataset: Dataset) -> str:
-    folds = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS)
-    return f"{folds}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())

@@ -14,7 +14,7 @@ from torch import nn
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import dropout_rates
-from ebmc_msa.data.split import Fold, outputs_and_targets, shuffled
+from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
 from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
@@ -66,7 +66,7 @@ def train(
     is first built, training continues from there to the same bits.
     """
     plan = model.stages(settings)
-    schedule = Schedule(settings.warmup_steps, -(-len(train) // settings.batch_size))
+    schedule = Schedule(settings.warmup_steps, len(by_length(train, settings.batch_size)))
     stages: list[Stage] = []
     stage1: Model | None = None
     branches: Branches = {}
@@ -172,7 +172,7 @@ def run_stage(
     if history:
         model.load_state_dict(best)
         history[_best(model, history) - 1]["selected"] = True
-    seconds, steps = sum(entry["seconds"] for entry in history), len(history) * schedule.per_epoch
+    seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
 
 
@@ -200,9 +200,7 @@ def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
     for name, branch in model.unimodal_branches().items():
         rows = valid.keep(valid.present[name])
         if len(rows):
-            outputs, target = outputs_and_targets(
-                rows, lambda batch, f=branch, m=name: f(batch.features[m], batch.lengths.get(m))
-            )
+            outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
             now = outputs_score(model.spec, outputs, target)
             if name not in best or now > best[name][0]:
                 best[name] = now, copy.deepcopy(branch.state_dict())
@@ -225,14 +223,13 @@ def _epoch(
     batches = shuffled(train, settings.batch_size, alike)
     for i, rows in enumerate(batches):
         model.strength = schedule.strength(epochs * schedule.per_epoch + i)
-        batch, present = train.rows(shard(rows)), train.presence(rows)
+        places = shard(rows, train.conversation)
+        batch, present = train.rows(rows[places]), train.presence(rows)
         if settings.modality_dropout:
-            rates = {
-                name: model.strength * rate
-                for name, rate in dropout_rates(settings.modality_dropout, present).items()
-            }
+            rates = dropout_rates(settings.modality_dropout, present)
+            rates = {name: model.strength * rate for name, rate in rates.items()}
             present = modality_dropout(present, rates, generator=alike)
-        batch = batch.showing({name: shard(here) for name, here in present.items()})
+        batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
             batch = spoil(batch, std, model.strength * settings.corruption, own)
         out = step(batch)
@@ -244,7 +241,7 @@ def _epoch(
         _add(sums["train"], out.terms)
         _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
-    return {**means, "gradient": shares(means["gradient"])}
+    return {**means, "gradient": shares(means["gradient"]), "steps": len(batches)}
 
 
 def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:

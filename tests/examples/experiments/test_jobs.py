@@ -12,6 +12,7 @@ from ebmc_msa.experiments import command
 from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import measured
+from figures import drawn
 
 SHORT = ["--set", "stage1_epochs=1", "stage2_epochs=1", "dim=8"]
 METHODS = ["ebmc -cce", "single", "late", "composite", "linear", "g-blend", "umt", "mmpareto"]
