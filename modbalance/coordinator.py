@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_nonnegative, check_positive
+from modbalance.checks import (
+    Presence,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.gate import HeldOutGate
@@ -19,7 +26,8 @@ from modbalance.heads import check_heads, linear_heads, not_plain, probe, sharde
 from modbalance.kernels import energy_penalty, reference
 from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import check_placement
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.protocol import Balancer
 from modbalance.tasks import (
@@ -39,6 +47,7 @@ from modbalance.training_check import TrainingCheck
 __all__ = ["EnergyCoordinator"]
 
 
+@no_tensor
 class CoordinatorOutput(NamedTuple):
     loss: Tensor
     gap: Tensor
@@ -66,6 +75,10 @@ class EnergyCoordinator(Balancer):
       beta loss + gamma u alone, since ||z||^2 would let inflation close it; the paper's forms compare E.
     - `penalty` flattens the energy around each feature (`kernels.energy_penalty`).
     - `descent` is energy descent as a gradient: what reaches z is exactly lambda dE/dz.
+    - `observe`, one line in the validation loop, multiplies what gap, penalty, loss and uncertainty do to the
+      features of a modality by a weight from 0 to 1, which falls when its held-out energy rises
+      (`functional.gate_weights`). ||z||^2 has the largest weight of any modality: it restrains one that over-fits
+      in favour of those that do not.
     - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
       see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
 
@@ -83,7 +96,8 @@ class EnergyCoordinator(Balancer):
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
         step: lambda of the label-free descent of the returned features; 0 returns the input itself.
-        gap: `pull`, `paper`, `paper_per_sample` or None.
+        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise every gap has cost points,
+            and nowhere has it gained what the others had not. With `joint=True`, `paper` is the paper's own form.
         temperature: T of the entropy, > 0.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
         backend: of `kernels.energy_penalty`; heads that are not linear need `auto` or `reference`.
@@ -119,7 +133,7 @@ class EnergyCoordinator(Balancer):
         >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}
         >>> out = balance(features, torch.arange(6) % 3)
         >>> sorted(out.scalars()), out.energy["audio"].shape
-        (['descent', 'fit', 'gap', 'loss', 'penalty', 'weight/audio', 'weight/video'], torch.Size([6]))
+        (['descent', 'fit', 'gap', 'loss', 'penalty'], torch.Size([6]))
     """
 
     class_weight: Tensor | None
@@ -136,7 +150,7 @@ class EnergyCoordinator(Balancer):
         delta: float = 0.1,
         descent: float = 1.0,
         step: float = 0.0,
-        gap: Gap | None = "pull",
+        gap: Gap | None = None,
         temperature: float = 1.0,
         normalize: bool = True,
         backend: str = "auto",
@@ -184,9 +198,24 @@ class EnergyCoordinator(Balancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
+        """Energies and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            target: `(B,)` class indices or `(B, C)` probabilities for classification, else `(B, C)`, or `(B,)` for
+                one regression target. None gives losses of 0 and the label-free energies.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            uncertainty: `(B,)` by modality, in place of the entropy of the own head.
+
+        Returns:
+            `loss` and its terms `gap`, `penalty`, `descent` and `fit`, scalars; `energy` `(B,)` for every modality of
+            `dims`; `features` as they came, after the label-free descent if `step` > 0.
+        """
+        features = given(features)
         masks = self._check(features, target, present)
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
@@ -195,11 +224,11 @@ class EnergyCoordinator(Balancer):
         sync = self.training and self.sync
         if self.training and target is not None:
             self.gate.close(sync)
-        given, features = features, self.gate.scale(features, list(self.dims))
+        ungated, features = features, self.gate.scale(features, self.dims)
         plain = self._by_weights()
         fused = None
         if plain and uncertainty is None and processes(sync) is None:
-            fused = self._fused(problem, features, masks if present else None)
+            fused = self._fused(problem, features, masks if present is not None else None)
         if fused is not None:
             energy, gap, penalty, descent, loss = fused
             fit = energy[:0].sum()
@@ -213,6 +242,8 @@ class EnergyCoordinator(Balancer):
             energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync, plain)
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
+        if self.gate.active and target is not None:
+            loss = loss + self._kept(problem, ungated, masks, sync)
         check_loss("EnergyCoordinator", loss, features)
         if target is not None:
             self._training_check.count("EnergyCoordinator", self, features)
@@ -223,14 +254,12 @@ class EnergyCoordinator(Balancer):
             descent,
             fit,
             absent_like(energies, self.dims),
-            self._descended(given, masks, problem, plain),
-            dict(zip(self.dims, self.gate.weight.clone().unbind(), strict=True)),
+            self._descended(ungated, masks, problem, plain),
+            self.gate.weights(self.dims),
         )
 
     @torch.no_grad()
-    def observe(
-        self, features: Mapping[str, Tensor], target: Tensor, present: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def observe(self, features: Mapping[str, Tensor], target: Tensor, present: Presence | None = None) -> None:
         """Take in a batch of held-out data, in the validation loop: from it comes the weight of each modality.
 
         The next training forward ends the observation and sets the weights by `functional.gate_weights`, from the
@@ -248,6 +277,7 @@ class EnergyCoordinator(Balancer):
         Raises:
             ValueError: as `forward` does.
         """
+        features = given(features)
         masks = self._check(features, target, present)
         problem = self._problem(target, self.gamma)
         z, mask = self._rows(problem, features, masks)
@@ -257,10 +287,12 @@ class EnergyCoordinator(Balancer):
         self.gate.observe(torch.stack([*absent_like(energy, self.dims).values()]), torch.stack([*masks.values()]))
 
     def _check(
-        self, features: Mapping[str, Tensor], target: Tensor | None, present: Mapping[str, Tensor] | None
+        self, features: Mapping[str, Tensor], target: Tensor | None, present: Presence | None
     ) -> dict[str, Tensor]:
         masks = check_inputs("EnergyCoordinator", features, present, self.dims)
-        rows, width, ignored = len(next(iter(masks.values()))), self.num_outputs, self.ignore_index
+        rows, width, ignored = next(iter(masks.values())).shape[0], self.num_outputs, self.ignore_index
+        heads = None if self.owns_heads else {m: next(self.heads[m].parameters(), None) for m in self.dims}
+        check_placement("EnergyCoordinator", self, features=features, heads=heads, target=target)
         if target is not None:
             check_target("EnergyCoordinator", self.task, target, rows, width)
         check_values("EnergyCoordinator", self.task, features, masks, target, width, ignored, self.validate)
@@ -290,6 +322,19 @@ class EnergyCoordinator(Balancer):
             )
             self._say_route = False
         return False
+
+    def _kept(
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync
+    ) -> Tensor:
+        """A zero with the gradient on the features' size that the gate took: of that, all get the largest weight."""
+        z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
+        sizes = [problem.norm_weight(x.shape[1]) * upcast(x).square().sum(-1) for x in z.values()]
+        (size,) = reduce([masked_sum(torch.stack(sizes), mask, dim=1)], sync)
+        weights = self.gate.weights(self.dims)
+        weight = torch.stack([weights[name] for name in z])
+        lost = self.gate.weight.amax() - weight
+        kept = self.descent * (lost * size.mean()).sum()
+        return kept - kept.detach()
 
     def _rows(
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
@@ -333,8 +378,8 @@ class EnergyCoordinator(Balancer):
         energy, gradient_norm = self._energy(problem, z, mask, plain)
         stated = None
         if uncertainty is not None:
-            given = absent_like(dict(uncertainty), self.dims)
-            stated = self.gamma * torch.stack([upcast(given[name]) for name in z])
+            everywhere = absent_like(dict(uncertainty), self.dims)
+            stated = self.gamma * torch.stack([upcast(everywhere[name]) for name in z])
             energy = energy + select(stated, mask)
         gap = fit = zero_of(z)
         if problem.target is None:
@@ -355,16 +400,19 @@ class EnergyCoordinator(Balancer):
         if plain:
             x, (weight, bias) = upcast(z), self._linear_head(name)
             return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        outputs = probe(self.heads[name], z, learn=self.joint)
+        outputs = probe(self.heads[name], self._for_head(name, z), learn=self.joint)
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
+
+    def _for_head(self, name: str, x: Tensor) -> Tensor:
+        """In the type of the head's parameters: features of any floating type will do."""
+        p = next(self.heads[name].parameters(), None)
+        return x if p is None else x.to(p.dtype)
 
     def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
         if not plain:
             heads = [partial(self._outputs, name) for name in z]
-            x = [upcast(x) for x in z.values()]
-            found: tuple[Tensor, Tensor] = uncompiled(reference.energy_penalty, problem, mask, x, heads)
-            return found
+            return uncompiled(reference.energy_penalty, problem, mask, [upcast(x) for x in z.values()], heads)
         weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
         return energy_penalty(
             list(z.values()),
@@ -396,7 +444,11 @@ class EnergyCoordinator(Balancer):
         assert problem.target is not None
         losses = [
             masked_loss(
-                self.task, upcast(self.heads[name](x.detach())), problem.target, self.class_weight, self.ignore_index
+                self.task,
+                upcast(self.heads[name](self._for_head(name, x.detach()))),
+                problem.target,
+                self.class_weight,
+                self.ignore_index,
             )
             for name, x in z.items()
         ]
@@ -410,7 +462,7 @@ class EnergyCoordinator(Balancer):
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
         for name, x in features.items():
-            z = select(x, masks[name])
+            z = self._for_head(name, select(x, masks[name]))
             if plain:
                 weight, _ = self._linear_head(name)
                 new = descend(

@@ -7,11 +7,19 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_nonnegative, check_positive
+from modbalance.checks import (
+    Presence,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, reduce
-from modbalance.functional.decoupling import alignment_sum, preservation_sum, redundancy_sum
+from modbalance.functional.decoupling import alignment_sum, check_ids, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import absent_like, select, stack, zero_of
 from modbalance.tasks import IGNORE_INDEX, Task, check_loss, check_target, check_task, check_values, output_width
 from modbalance.training_check import TrainingCheck
@@ -19,6 +27,7 @@ from modbalance.training_check import TrainingCheck
 __all__ = ["SemanticDecoupler"]
 
 
+@no_tensor
 class DecouplerOutput(NamedTuple):
     loss: Tensor
     alignment: Tensor
@@ -117,10 +126,29 @@ class SemanticDecoupler(nn.Module):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
+        ids: Tensor | None = None,
     ) -> DecouplerOutput:
+        """Parts, predictions and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            target: `(B,)` class indices or `(B, C)` probabilities for classification, else `(B, C)`, or `(B,)` for
+                one regression target. None leaves out L_uni.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            ids: `(B,)` integers; samples with the same one are no negatives of each other in L_inv. Among several
+                processes on each or on none.
+
+        Returns:
+            `loss`, `alignment`, `redundancy` and `preservation`, scalars; `shared` and `private` `(B, dim)` and
+            `predictions` `(B, width)` for every modality of `dims`, zero where absent.
+        """
+        features = given(features)
         masks = check_inputs("SemanticDecoupler", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        check_placement("SemanticDecoupler", self, features=features, present=present, target=target)
+        check_ids("SemanticDecoupler", ids, next(iter(masks.values())))
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)
         check_values(
@@ -135,13 +163,16 @@ class SemanticDecoupler(nn.Module):
         )
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
-        inputs = {name: select(x, masks[name]) for name, x in features.items()}
+        inputs = {
+            name: as_parameters("SemanticDecoupler", name, select(x, masks[name]), self.shared[name])
+            for name, x in features.items()
+        }
         shared = {name: select(self.shared[name](x), masks[name]) for name, x in inputs.items()}
         private = {name: select(self.private[name](x), masks[name]) for name, x in inputs.items()}
         predictions = {name: select(self.heads[name](x), masks[name]) for name, x in private.items()}
 
         z, mask = stack("SemanticDecoupler", shared, masks)
-        sums = [alignment_sum(z, mask, self.temperature, sync, self.max_batch)]
+        sums = [alignment_sum(z, mask, self.temperature, sync, self.max_batch, ids)]
         sums.append(redundancy_sum(*stack("SemanticDecoupler", private, masks), self.cosine))
         if target is not None:
             outputs, mask = stack("SemanticDecoupler", predictions, masks)

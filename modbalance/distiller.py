@@ -9,16 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import check_inputs, check_positive, readable
+from modbalance.checks import Presence, check_inputs, check_positive, given, readable
 from modbalance.distributed import Sync, reduce
 from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import check_placement
 from modbalance.presence import select
 from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
 
 __all__ = ["TrustDistiller"]
 
 
+@no_tensor
 class DistillerOutput(NamedTuple):
     loss: Tensor
     weights: dict[str, Tensor]
@@ -96,9 +98,24 @@ class TrustDistiller(nn.Module):
         student: Tensor,
         teachers: Mapping[str, Tensor],
         variances: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
     ) -> DistillerOutput:
+        """Trust and the distillation loss.
+
+        Args:
+            student: outputs of the fused model, `(B, width)`.
+            teachers: outputs by modality, `(B, width)`; detached. One that is None is absent for all.
+            variances: `(B,)` or `(B, C)` by modality; read from the teachers without them.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `teachers`; a modality that
+                is not in it is present for all.
+            bias: numbers or `(B,)` by modality, added to the logarithm of its trust.
+
+        Returns:
+            `loss`, a scalar, and `weights` `(B,)` by modality, 0 where absent, else summing to 1.
+        """
+        teachers = given(teachers)
+        check_placement("TrustDistiller", student=student, teachers=teachers)
         weights = self.trust(teachers, variances, present, bias)
         width = output_width(self.task, self.num_outputs)
         if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
@@ -118,12 +135,14 @@ class TrustDistiller(nn.Module):
         self,
         teachers: Mapping[str, Tensor],
         variances: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The weights alone, before there is a student: what fusion needs."""
+        """The weights alone, before there is a student: what fusion needs. The arguments are those of `forward`."""
+        teachers = given(teachers)
         width = output_width(self.task, self.num_outputs)
         masks = check_inputs("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
+        check_placement("TrustDistiller", teachers=teachers, variances=variances, bias=bias)
         if variances is None:
             if self.task == "regression":
                 raise ValueError(

@@ -8,10 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_nonnegative, check_positive
+from modbalance.checks import (
+    Presence,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import MaskedSum, absent_like, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
@@ -29,6 +37,7 @@ from modbalance.training_check import TrainingCheck
 __all__ = ["ComplementaryEnhancer"]
 
 
+@no_tensor
 class EnhancerOutput(NamedTuple):
     loss: Tensor
     reconstruction: Tensor
@@ -146,11 +155,31 @@ class ComplementaryEnhancer(nn.Module):
         private: Mapping[str, Tensor],
         predict: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         gates: Mapping[str, Tensor] | None = None,
     ) -> EnhancerOutput:
+        """Rebuilt features and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            shared: shared parts by modality, `(B, dim)`.
+            private: private parts by modality, `(B, dim)`.
+            predict: features by modality to outputs `(B, width)`; called once per modality with only that one
+                replaced. Without it the label term is 0.
+            target: as for `EnergyCoordinator`. Without it the label term is 0.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            gates: `(B,)` in [0, 1] by modality: how far the others may lean on it.
+
+        Returns:
+            `loss`, `reconstruction` and `task`, scalars; `features` `(B, D_m)` and `imputed` bool `(B,)` for every
+            modality of `dims`.
+        """
+        features, shared, private = given(features), given(shared), given(private)
         masks = check_inputs("ComplementaryEnhancer", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        parts = {"shared": shared, "private": private, "gates": gates}
+        check_placement("ComplementaryEnhancer", self, features=features, target=target, **parts)
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
         shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
@@ -208,7 +237,10 @@ class ComplementaryEnhancer(nn.Module):
         for name, x in inputs.items():
             if self.training and self.noise:
                 x = x + self.noise * torch.randn_like(x)
-            enhanced[name] = select(self.generators[name](x), anything)
+            enhanced[name] = select(
+                self.generators[name](as_parameters("ComplementaryEnhancer", name, x, self.generators[name])),
+                anything,
+            )
             imputed[name] = anything & ~masks[name]
         return enhanced, imputed
 

@@ -13,7 +13,7 @@ from modbalance.kernels.dispatch import coordination
 from modbalance.kernels.energy_terms import EnergyTerms
 from triton_suite import ONCE, close, each_task, nan_filled  # noqa: F401
 
-TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7}
+TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7, "gap": "pull"}
 FIELDS = ("loss", "gap", "penalty", "descent", "fit")
 WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 

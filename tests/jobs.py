@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cases import CLASSES, DIMS, Batch, make_batch, poison
 from modbalance import EnergyCoordinator
 from modbalance.diagnostics import ModalityMonitor
+from modbalance.distributed import reduce
+from modbalance.functional.decoupling import alignment_sum
 from rig import Rig, assert_close, outcome
 
 
@@ -142,7 +144,8 @@ def sharded(group, component, task):
         for module, batch in ((alone, whole), (model, pieces[rank])):
             module(*batch)  # FSDP2 wants the root first
             module.component.observe(*batch)
-            module.component.gate.reference.zero_()
+            module.component.gate.lowest.zero_()
+            module.component.gate.first.zero_()
     for module, batch in ((alone, whole), (model, pieces[rank])):
         optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
         module(*batch).loss.backward()
@@ -150,7 +153,7 @@ def sharded(group, component, task):
     for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
         near(got.full_tensor().detach(), want.detach(), 1e-10, name)
     if component == "coordinator":
-        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.5] * 3
+        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.25] * 3
 
 
 def compiled(group, component):
@@ -203,11 +206,31 @@ def observed(group):
                 features = {name: x[rows] for name, x in whole.features.items()}
                 rig.component.observe(features, whole.target[rows], present)
             rig(*whole)
+        want, got = (outcome(rig, *whole).features for rig in (alone, together))
+        for name, x in got.items():
+            near(x, want[name], 1e-12, name)
         gates = alone.component.gate, together.component.gate
         assert gates[0].weight.tolist() == gates[1].weight.tolist()
-        near(gates[1].reference, gates[0].reference, 1e-12, "reference")
+        near(gates[1].lowest, gates[0].lowest, 1e-12, "lowest")
         weights.append(tuple(gates[1].weight.tolist()))
     assert len(set(weights)) > 1
+
+
+def copies(group):
+    """InfoNCE with ids over all processes against one process, gradients included."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    sizes = (3, 1, 4)[:size]
+    torch.manual_seed(4)
+    x = torch.randn(3, sum(sizes), 2, dtype=torch.float64)
+    mask, ids = torch.rand(3, sum(sizes)) < 0.8, torch.randint(3, (sum(sizes),))
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    whole, mine = x.clone().requires_grad_(), x[:, own].clone().requires_grad_()
+    want = alignment_sum(whole, mask, 0.5, ids=ids).mean()
+    (terms,) = reduce([alignment_sum(mine, mask[:, own], 0.5, group, ids=ids[own])], group)
+    near(terms.mean().detach(), want.detach(), 1e-10)
+    want.backward()
+    terms.mean().backward()
+    near(mine.grad, size * whole.grad[:, own], 1e-10)
 
 
 def wrapped_heads(group, wrapper):

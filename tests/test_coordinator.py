@@ -24,7 +24,7 @@ from cases import (
 from modbalance import EnergyCoordinator, Teacher
 
 GAPS = ("pull", "paper", "paper_per_sample", None)
-TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7}
+TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7, "gap": "pull"}
 each_task = pytest.mark.parametrize("task", TASKS)
 
 

@@ -133,7 +133,7 @@ CALL = {
     "rank": (
         ({**F, "audio": F["audio"][None]},),
         {},
-        "features['audio'] has shape (1, 4, 3), expected (4, 3) from dims; pool or flatten",
+        "features['audio'] has shape (1, 4, 3), expected (4, 3) from dims; pool it, for example masked_mean",
     ),
     "rows": (
         ({**F, "audio": F["audio"][:2]},),
@@ -197,7 +197,9 @@ def test_bad_input_raises(arguments, options, message):
 
 def test_features_that_are_no_floats_raise():
     with raises(
-        "features['audio'] is a torch.int64 tensor (4, 3), expected a floating-point tensor (4, 3); conv", TypeError
+        "features['audio'] is a torch.int64 tensor (4, 3), expected a floating-point tensor (4, 3); "
+        "pass features['audio'].float()",
+        TypeError,
     ):
         SemanticDecoupler(DIMS, DIM, CLASSES)({**F, "audio": F["audio"].long()})
 

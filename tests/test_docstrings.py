@@ -5,10 +5,22 @@ import inspect
 import pytest
 
 import modbalance
-from modbalance import balancers, diagnostics, distributed, dropout, functional, kernels, presence, tasks
+from modbalance import balancers, diagnostics, distributed, dropout, functional, kernels, presence, tasks, tokens
 from modbalance.balancers import formulas
 
-MODULES = (modbalance, balancers, formulas, functional, kernels, diagnostics, tasks, presence, dropout, distributed)
+MODULES = (
+    modbalance,
+    balancers,
+    formulas,
+    functional,
+    kernels,
+    diagnostics,
+    tasks,
+    presence,
+    dropout,
+    tokens,
+    distributed,
+)
 PUBLIC = {
     f"{value.__module__}.{name}": value
     for module in MODULES

@@ -351,7 +351,7 @@ def test_the_coordinator_and_its_copy(device):
     batch = make_batch("classification", presence="some", dtype=torch.float32)
     features = {name: x.to(device).requires_grad_() for name, x in batch.features.items()}
     present = {name: x.to(device) for name, x in batch.present.items()}
-    module = EnergyCoordinator(DIMS, CLASSES, backend="triton", gamma=0.5).to(device)
+    module = EnergyCoordinator(DIMS, CLASSES, backend="triton", gamma=0.5, gap="pull").to(device)
     twin, other = copy.deepcopy(module), copy.deepcopy(module)
     other.backend = "analytic"
     losses = [m(features, batch.target.to(device), present).loss for m in (module, twin, other)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modbalance.kernels import analytic, reference, triton_ops
 from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.placement import autocasts, check_placement, without_autocast
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, output_width
 
 Backend = Literal["auto", "triton", "analytic", "reference"]
@@ -129,9 +130,9 @@ def energy_penalty(
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in features) else torch.float32
     z, w = [_as(x, dtype) for x in features], [_as(x, dtype) for x in weights]
     b = [x.new_zeros(x.shape[0]) if y is None else _as(y, dtype) for x, y in zip(w, biases, strict=True)]
-    if not torch.is_autocast_enabled(z[0].device.type):
+    if not autocasts(z[0]):
         return EnergyPenalty(*kernel(terms, mask, z, w, b))
-    with torch.autocast(z[0].device.type, enabled=False):
+    with without_autocast(z[0]):
         return EnergyPenalty(*kernel(terms, mask, z, w, b))
 
 
@@ -228,4 +229,7 @@ def _check(
         )
     if target is not None:
         check_target("energy_penalty", task, target, batch, num_outputs)
+    groups = {"features": features, "weights": weights, "biases": biases}
+    named = {f"{kind}[{m}]": x for kind, group in groups.items() for m, x in enumerate(group)}
+    check_placement("energy_penalty", None, **named, target=target, present=present, class_weight=class_weight)
     return num_outputs

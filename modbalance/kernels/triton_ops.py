@@ -14,6 +14,7 @@ from torch import Tensor
 from modbalance.kernels import fallback
 from modbalance.kernels.autograd import apply, forbid_double_backward, inside_vmap
 from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.placement import without_autocast
 
 MAX_MODALITIES = 8  # each is an argument of its own of the compiled kernel
 MAX_WIDTH = 64  # wider heads would spill registers
@@ -171,7 +172,7 @@ def _run(name: str, fall_back: bool, features: Sequence[Tensor], *arguments: Any
         if not fall_back:
             raise
         fallback.warn(error)
-    with torch.autocast(features[0].device.type, enabled=False):
+    with without_autocast(features[0]):
         return getattr(fallback, name)(*arguments)  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.encoders import encode
-from ebmc_msa.model.prediction import Prediction, task_term
+from ebmc_msa.model.prediction import Prediction, task_term, weight_of
 from ebmc_msa.model.settings import Settings
 from modbalance import Teacher, balancers
 
@@ -66,16 +66,16 @@ class UMT(Balanced):
         self.teachers = {name: Teacher(encoder) for name, encoder in encoders.items()}
 
     def extra(self, batch: Batch) -> dict[str, Any]:
-        taught = {n: teacher(batch.features[n], batch.lengths.get(n)) for n, teacher in self.teachers.items()}
+        taught = {name: teacher(*batch.inputs(name)) for name, teacher in self.teachers.items()}
         return {"teacher_features": taught}
 
 
 def unimodal(model: Balanced) -> balancers.Balancer:
-    return balancers.UnimodalLosses(*model.common)
+    return balancers.UnimodalLosses(*model.common, class_weight=weight_of(model.spec))
 
 
 def blending(model: Balanced) -> balancers.Balancer:
-    return balancers.GradientBlending(*model.common)
+    return balancers.GradientBlending(*model.common, class_weight=weight_of(model.spec))
 
 
 def ogm(model: Balanced) -> balancers.Balancer:
@@ -87,4 +87,4 @@ def agm(model: Balanced) -> balancers.Balancer:
 
 
 def mmpareto(model: Balanced) -> balancers.Balancer:
-    return balancers.MMPareto(dict(model.encoders), *model.common)
+    return balancers.MMPareto(dict(model.encoders), *model.common, class_weight=weight_of(model.spec))

@@ -13,7 +13,7 @@ from ebmc_msa.data.missing import conditions
 from ebmc_msa.data.split import Fold, by_length
 from ebmc_msa.evaluation.scores import worth
 from ebmc_msa.model.encoders import encode, make_encoders
-from ebmc_msa.model.prediction import Model, Prediction, make_head
+from ebmc_msa.model.prediction import Model, Prediction, make_head, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
 from modbalance.presence import masked_mean, select
@@ -39,9 +39,9 @@ class Coalitions(Model):
         outputs = self.say(features, batch, tuple(features))
         terms = {"task": outputs.new_zeros(())}
         if batch.target is not None:
-            terms = {"task": task_loss(self.spec.task, outputs, batch.target).mean()}
+            terms = {"task": weighted_loss(self.spec, outputs, batch.target).mean()}
             for name, z in features.items():
-                own = task_loss(self.spec.task, self.heads[name](z), batch.target)
+                own = weighted_loss(self.spec, self.heads[name](z), batch.target)
                 terms[name] = masked_mean(own, batch.present[name])
         return Prediction(outputs, outputs, {}, {}, torch.stack(list(terms.values())).sum(), terms)
 

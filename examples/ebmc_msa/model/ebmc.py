@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
 from ebmc_msa.model.encoders import encode, feature_std, make_encoders
-from ebmc_msa.model.ensemble import TrustEnsemble
-from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term
+from ebmc_msa.model.ensemble import STAGE1, TrustEnsemble
+from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term, weight_of, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.teachers import TeacherOutputs, Teachers, UnimodalBranch
 from modbalance import (
@@ -24,8 +24,9 @@ from modbalance import (
     TrustDistiller,
 )
 from modbalance.distributed import mean
+from modbalance.functional import fit_temperature, scale_temperature
 from modbalance.presence import masked_softmax, select
-from modbalance.tasks import prediction_variance, task_loss
+from modbalance.tasks import prediction_variance
 
 
 class EBMC(Model):
@@ -34,6 +35,12 @@ class EBMC(Model):
     Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; of the coordinator only the
     probes learn. `start_balancing` freezes a teacher per modality and opens stage II: the full loss, and fusion by
     the teachers' mean trust on validation.
+
+    In training all terms but the task loss are scaled by `strength`, which the training loop raises from 0 to 1.
+
+    Where modalities tell more together than any of them alone, trust in single modalities is a poor guide. So both
+    the fusion weights and distillation are tempered by `fused_trust`, the stage-1 model's mean trust among the
+    teachers and itself on validation: at 1 fusion stays as it is in stage I and nothing is distilled.
 
     Two other orders of the stages exist for comparison. `balance-enhance` has EMC in stage I, and MSD and CCE from
     stage II on. `joint` has a single stage with all three, and teachers only for the ensemble.
@@ -44,18 +51,18 @@ class EBMC(Model):
         self.spec, self.settings = spec, settings
         dims = dict.fromkeys(spec.dims, settings.dim)
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
+        task = {"num_outputs": spec.num_outputs, "task": spec.task, "class_weight": weight_of(spec)}
         self.encoders = make_encoders(spec, settings)
-        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
+        self.decouple = SemanticDecoupler(dims, settings.dim, **task, **lambdas)
         self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
-        self.enhance = ComplementaryEnhancer(
-            dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
-        )
-        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
+        self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=settings.modality_dropout)
+        self.coordinate = EnergyCoordinator(dims, **task, gap="pull")
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
         self.teachers: Teachers | None = None  # from stage II on
         self.log_trust = dict.fromkeys(spec.dims, 0.0)  # of the mean trust on validation
+        self.fused_trust = 0.0
         self.enhancing = settings.order != "balance-enhance"
         self.balancing = settings.order != "enhance-balance"
 
@@ -64,6 +71,8 @@ class EBMC(Model):
         if self.teachers is not None and teachers is None:
             teachers = self.teachers(batch)
         settings, weights = self.settings, self.fusion_weights(batch.present)
+        strength = self.strength if self.training else 1.0
+        self.enhance.hide = strength * settings.modality_dropout
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
         balanced = self.coordinate(encode(self.encoders, batch), batch.target, batch.present)
         features = balanced.features
@@ -91,34 +100,41 @@ class EBMC(Model):
         if "msd" in settings.without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
         else:
-            loss = loss + settings.zeta * parts.loss
+            # The unimodal losses have no warm-up: an over-fitted modality is best known at its first epochs.
+            rest = parts.alignment + settings.lambda_1 * parts.redundancy
+            loss = loss + settings.zeta * (strength * rest + settings.lambda_2 * parts.preservation)
             terms |= {
                 "alignment": parts.alignment,
                 "redundancy": parts.redundancy,
                 "preservation": parts.preservation,
             }
         if enhanced is not None:
-            loss = loss + settings.beta * enhanced.loss
+            loss = loss + strength * settings.beta * enhanced.loss
             terms |= {"reconstruction": enhanced.reconstruction, "enhancement": enhanced.task}
         if "emc" not in settings.without:
-            loss = loss + (settings.gamma * balanced.loss if self.balancing else balanced.fit)
+            loss = loss + (strength * settings.gamma * balanced.loss if self.balancing else balanced.fit)
             terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
             terms["fit"] = balanced.fit
         if teachers is not None:
             distilled = self.distill(outputs, teachers.outputs, None, batch.present, teachers.log_in_distribution)
             trust = distilled.weights
-            loss = loss + settings.eta * distilled.loss
+            loss = loss + strength * (1 - self.fused_trust) * settings.eta * distilled.loss
             terms["distillation"] = distilled.loss
         return Prediction(outputs, fused, trust, balanced.energy, loss, terms)
 
     def fusion_weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights over the present modalities, `(B,)`: the softmax of `log_trust`, equal in stage I."""
+        """Weights of mean 1 over the present modalities, `(B,)`: the softmax of `log_trust` times their number.
+
+        They are 1 in stage I, so that a modality counts as much as it would in a concatenation.
+        """
         here = torch.stack(list(present.values()))
         logits = torch.tensor([self.log_trust[name] for name in present], device=here.device)
-        return dict(zip(present, masked_softmax(logits[:, None].expand(here.shape), here, 0), strict=True))
+        weights = here.sum(0) * masked_softmax(logits[:, None].expand(here.shape), here, 0)
+        return dict(zip(present, weights, strict=True))
 
     def _fuse(self, features: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        return self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
+        # Twice: one half of each feature is rebuilt, and that half is near 0 at first.
+        return 2 * self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
 
     def _explained_variance(self, outputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Share of the target's variance that each teacher explains, `(B,)` in [0, 1]."""
@@ -130,8 +146,8 @@ class EBMC(Model):
         """Without MSD the heads T_m still learn, on detached private parts, because teachers are made of them."""
         if batch.target is None:
             return torch.zeros(())
-        heads, task = self.decouple.heads, self.spec.task
-        losses = [task_loss(task, heads[name](x.detach()), batch.target) for name, x in private.items()]
+        heads = self.decouple.heads
+        losses = [weighted_loss(self.spec, heads[name](x.detach()), batch.target) for name, x in private.items()]
         return mean(torch.stack(losses), torch.stack([batch.present[name] for name in private]), sync=self.training)
 
     # What training asks; see `Model`.
@@ -156,19 +172,37 @@ class EBMC(Model):
             for name, state in branches.items():
                 self.teachers.branches[name].copy.load_state_dict(state)
             self.teachers.fit(train, valid)
+            self.fused_trust = self._fused_trust_on(valid, stage1)
             self.log_trust = self._log_trust_on(valid)
         self.enhancing = self.balancing = True
         return stage1
 
     def _log_trust_on(self, valid: Fold) -> dict[str, float]:
-        """Logarithm of the mean trust in each modality on validation: teachers are over-confident in training."""
+        """Logarithm of the mean trust in each modality on validation, tempered by `fused_trust`.
+
+        Not on training samples, because teachers are over-confident there.
+        """
         trust: dict[str, list[Tensor]] = {name: [] for name in self.spec.dims}
         for batch in (valid.rows(rows) for rows in by_length(valid)):
             outputs, scores = self.teachers(batch)
             for name, weight in self.distill.trust(outputs, None, batch.present, scores).items():
                 trust[name].append(weight[batch.present[name]])
         means = {name: torch.cat(parts).mean().nan_to_num(1.0).item() for name, parts in trust.items()}
-        return {name: math.log(max(mean, 1e-3)) for name, mean in means.items()}
+        return {name: (1 - self.fused_trust) * math.log(max(mean, 1e-3)) for name, mean in means.items()}
+
+    def _fused_trust_on(self, valid: Fold, stage1: Model) -> float:
+        """Mean trust in the stage-1 model among it and the teachers, all calibrated, on validation."""
+        if not len(valid):
+            return 0.0
+        task = self.spec.task
+        temperature = fit_temperature(task, *outputs_and_targets(valid, lambda batch: stage1(batch).outputs))
+        trust = []
+        for batch in (valid.rows(rows) for rows in by_length(valid)):
+            outputs = self.teachers(batch).outputs
+            outputs[STAGE1] = scale_temperature(task, stage1(batch).outputs, temperature)
+            always = torch.ones(len(batch), dtype=torch.bool, device=outputs[STAGE1].device)
+            trust.append(self.distill.trust(outputs, None, {**batch.present, STAGE1: always})[STAGE1])
+        return torch.cat(trust).mean().item()
 
     def finalize(self, valid: Fold, stage1: Model | None) -> Model:
         if self.teachers is None or stage1 is None:
@@ -196,12 +230,13 @@ class EBMC(Model):
             "enhancing": self.enhancing,
             "balancing": self.balancing,
             "log_trust": dict(self.log_trust),
+            "fused_trust": self.fused_trust,
             "teachers": self.teachers is not None,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.enhancing, self.balancing = state["enhancing"], state["balancing"]
-        self.log_trust = dict(state["log_trust"])
+        self.log_trust, self.fused_trust = dict(state["log_trust"]), state["fused_trust"]
         if not state["teachers"]:
             self.teachers = None
         elif self.teachers is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.settings import Settings
@@ -32,6 +34,7 @@ class Model(nn.Module):
 
     spec: Spec
     encoders: nn.ModuleDict
+    strength = 1.0  # of all regularisers in training, 0 to 1; set by the training loop at each step
     partly_unused = False  # whether the loss can leave parameters out; DDP must know
 
     def forward(self, batch: Batch) -> Prediction:
@@ -79,4 +82,20 @@ def task_term(model: Model, outputs: Tensor, target: Tensor | None) -> Tensor:
     """Mean task loss over the batch, and over processes in training; 0 without a target."""
     if target is None:
         return outputs.new_zeros(())
-    return mean(task_loss(model.spec.task, outputs, target), sync=model.training)
+    return mean(weighted_loss(model.spec, outputs, target), sync=model.training)
+
+
+def weighted_loss(spec: Spec, outputs: Tensor, target: Tensor) -> Tensor:
+    """The task loss of each sample, `(B,)`, weighted by class where the spec says so."""
+    return task_loss(spec.task, outputs, target, class_weight=weight_of(spec, outputs.device))
+
+
+def weight_of(spec: Spec, device: torch.device | None = None) -> Tensor | None:
+    """Weight of each class, `(C,)`, as the components take it."""
+    return torch.tensor(spec.class_weight, device=device) if spec.class_weight else None
+
+
+def spec_of(dataset: Dataset, settings: Settings, modalities: list[str] | None = None) -> Spec:
+    """What a model with these settings must know of the data."""
+    context = "none" if settings.context == "none" else "shuffled" if settings.shuffled else "ordered"
+    return Spec.of(dataset, modalities, context=context, balanced=settings.class_weight == "balanced")

@@ -17,14 +17,14 @@ from modbalance.presence import select
 
 
 class UnimodalBranch(nn.Module):
-    """One modality from its input to its own prediction: encoder, private part, head."""
+    """One modality from its input to its own prediction: encoder (with its context), private part, head."""
 
     def __init__(self, encoder: nn.Module, private: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.private, self.head = encoder, private, head
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.head(self.private(self.encoder(x, lengths)))
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.head(self.private(self.encoder(*inputs)))
 
 
 class TeacherOutputs(NamedTuple):
@@ -59,7 +59,7 @@ class Teachers(nn.Module):
 
     def predict(self, name: str, batch: Batch) -> Tensor:
         """Outputs of one teacher, `(B, width)`, not calibrated."""
-        return self.branches[name](batch.features[name], batch.lengths.get(name))
+        return self.branches[name](*batch.inputs(name))
 
     @torch.no_grad()
     def fit(self, train: Fold, valid: Fold) -> None:

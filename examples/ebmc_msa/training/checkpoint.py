@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import TrustEnsemble
 from ebmc_msa.model.prediction import Model
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.run_view import CONTROL
 
 VERSION = 4
 
@@ -35,6 +37,17 @@ def save(path: Path, name: str, seed: int, model: Model, settings: Settings) -> 
     write_tensors(path, content)
 
 
+def expected(run: Path) -> tuple[Any, tuple[float, float] | None] | None:
+    """Kind and range of the labels that the models of a run were trained on; None without a checkpoint to read."""
+    for path in sorted(run.glob("*.pt")):
+        try:
+            spec = Spec.from_dict(read_tensors(path)["spec"])
+        except Exception:  # told when it is read as a whole
+            return None
+        return spec.kind, spec.range
+    return None
+
+
 def read(path: Path, device: torch.device) -> tuple[str, int, Model]:
     """Model name, seed and the model as it was saved, in eval mode."""
     try:
@@ -45,7 +58,7 @@ def read(path: Path, device: torch.device) -> tuple[str, int, Model]:
                 "train.py writes; train it again."
             )
         spec, settings = Spec.from_dict(content["spec"]), Settings.from_dict(content["settings"])
-        model = build(content["model"], spec, settings)
+        model = build(content["model"].removesuffix(CONTROL), spec, settings)
         if content["ensemble"]:
             model = TrustEnsemble(model, model)
         model.to(device)

@@ -14,13 +14,14 @@ from torch import nn
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import random_drop
-from ebmc_msa.data.split import Fold, outputs_and_targets, shuffled
+from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
 from ebmc_msa.evaluation.scores import measure, score, worth
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
 from ebmc_msa.training.distributed import from_first, parallel, rank, share
+from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
 
@@ -64,6 +65,8 @@ def train(
     is first built, training continues from there to the same bits.
     """
     plan = model.stages(settings)
+    per_epoch = len(by_length(train, settings.batch_size))
+    schedule = Schedule.of(settings.warmup_steps, per_epoch, sum(plan.values()))
     stages: list[Stage] = []
     stage1: Model | None = None
     branches: Branches = {}
@@ -92,8 +95,9 @@ def train(
             if not epochs:
                 return Trained(model, model, stages, copy.deepcopy(model))
             stage1 = start_balancing()
+        here = schedule._replace(before=schedule.per_epoch * sum(stage.epochs for stage in stages))
         stages.append(
-            run_stage(name, model, train, valid, settings, epochs, seed, progress, branches, save_all, state)
+            run_stage(name, model, train, valid, settings, epochs, seed, progress, here, branches, save_all, state)
         )
         state = None
     if stage1 is None:
@@ -110,6 +114,7 @@ def run_stage(
     epochs: int,
     seed: int,
     progress: Progress,
+    schedule: Schedule,
     branches: Branches,
     save: Save,
     state: dict[str, Any] | None,
@@ -124,14 +129,15 @@ def run_stage(
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
-    while len(history) < epochs and len(history) - _best(model, history) < settings.patience:
+    patience = settings.patience, settings.patience_steps
+    while len(history) < epochs and schedule.go_on(*_progress(model, history), *patience):
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
         alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
-        entry = _epoch(model, step, optimizer, train, settings, alike, own)
+        entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
         metrics = from_first(lambda: measure(model, valid))
         keep_best_branches(model, valid, branches)
         history.append(
@@ -151,7 +157,7 @@ def run_stage(
     if history:
         model.load_state_dict(best)
         history[_best(model, history) - 1]["selected"] = True
-    seconds, steps = sum(entry["seconds"] for entry in history), len(history) * -(-len(train) // settings.batch_size)
+    seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
 
 
@@ -159,6 +165,12 @@ def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
     scores = [score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Scores and losses on validation by epoch."""
+    scores = [score(model.spec.kind, entry["valid"])[0] for entry in history]
+    return scores, [entry["valid"]["loss"] for entry in history]
 
 
 def _draw(*what: int | str) -> int:
@@ -173,9 +185,7 @@ def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
     for name, branch in model.unimodal_branches().items():
         rows = valid.keep(valid.present[name])
         if len(rows):
-            outputs, target = outputs_and_targets(
-                rows, lambda batch, f=branch, m=name: f(batch.features[m], batch.lengths.get(m))
-            )
+            outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
             now = worth(model.spec, outputs, target)
             if name not in best or now > best[name][0]:
                 best[name] = now, copy.deepcopy(branch.state_dict())
@@ -187,6 +197,8 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     train: Fold,
     settings: Settings,
+    schedule: Schedule,
+    epochs: int,
     alike: torch.Generator,
     own: torch.Generator,
 ) -> dict[str, Any]:
@@ -194,13 +206,15 @@ def _epoch(
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
     std = feature_std(model.encoders)
     batches = shuffled(train, settings.batch_size, alike)
-    for rows in batches:
-        batch, present = train.rows(share(rows)), train.presence(rows)
+    for i, rows in enumerate(batches):
+        model.strength = schedule.strength(epochs * schedule.per_epoch + i)
+        places = share(rows, train.conversation)
+        batch, present = train.rows(rows[places]), train.presence(rows)
         if settings.modality_dropout:
-            present = random_drop(present, settings.modality_dropout, alike)
-        batch = batch.showing({name: share(here) for name, here in present.items()})
+            present = random_drop(present, model.strength * settings.modality_dropout, alike)
+        batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
-            batch = spoil(batch, std, settings.corruption, own)
+            batch = spoil(batch, std, model.strength * settings.corruption, own)
         out = step(batch)
         optimizer.zero_grad()
         model.backward(out)
@@ -210,7 +224,7 @@ def _epoch(
         _add(sums["train"], out.terms)
         _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
-    return {**means, "gradient": shares(means["gradient"])}
+    return {**means, "gradient": shares(means["gradient"]), "steps": len(batches)}
 
 
 def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:

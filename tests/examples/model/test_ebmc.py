@@ -79,16 +79,38 @@ def test_fusion_weighs_by_trust_on_held_out_data(balanced, fold):
     spec, _, valid, _ = fold
     trust = predict(balanced, valid).trust
     present = valid.present
-    means = {name: trust[name][present[name]].mean() for name in spec.dims}
+    # tempered by the trust in the stage-1 model: at 1 the weights stay even
+    temper = 1 - balanced.student.fused_trust
+    means = {name: trust[name][present[name]].mean() ** temper for name in spec.dims}
     weights = balanced.student.fusion_weights(present)
     whole = torch.stack(list(present.values())).all(0)
     for name, weight in weights.items():
         assert (weight[~present[name]] == 0).all()
-        torch.testing.assert_close(weight[whole], (means[name] / sum(means.values())).expand(int(whole.sum())))
+        expected = 3 * means[name] / sum(means.values())
+        torch.testing.assert_close(weight[whole], expected.expand(int(whole.sum())))
     torch.manual_seed(0)
     even = EBMC(spec, Settings()).fusion_weights(present)
     assert all((weight[whole] == weight[whole][0]).all() for weight in even.values())
-    assert even["text"][whole][0] == pytest.approx(1 / 3)
+    assert even["text"][whole][0] == pytest.approx(1)
+
+
+def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanced, fold):
+    """The formula anew: mean trust among the calibrated teachers and the calibrated stage-1 model."""
+    spec, _, valid, _ = fold
+    student, stage1 = balanced.student, balanced.stage1.copy
+    batch = valid.rows(torch.arange(len(valid)))
+    with torch.no_grad():
+        outputs = student.teachers(batch).outputs
+        fused = stage1(batch).outputs
+    residual = (fused[:, 0] - batch.target) ** 2 / fused[:, 1].exp()
+    outputs["fused"] = torch.stack([fused[:, 0], fused[:, 1] + residual.mean().log()], 1)
+    present = {**batch.present, "fused": torch.ones(len(valid), dtype=torch.bool)}
+    expected = student.distill.trust(outputs, None, present)["fused"].mean()
+    assert 0 < student.fused_trust < 1
+    assert student.fused_trust == pytest.approx(expected.item(), rel=1e-3)
+    copy = EBMC(spec, student.settings)
+    copy.load_state_dict(student.state_dict())
+    assert copy.fused_trust == student.fused_trust
 
 
 def test_nothing_present_gives_a_number(balanced, fold):
@@ -119,7 +141,7 @@ def test_teachers_do_not_drift(balanced, fold):
 def test_teachers_are_kept_at_their_own_best_epochs(fold):
     spec, train_fold, valid, _ = fold
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0))
+    model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0, warmup_steps=0))
     best = {}
 
     def save(state):
