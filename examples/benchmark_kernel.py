@@ -35,7 +35,8 @@ GRID = list(itertools.product((1, 16, 64, 256, 1024, 4096, 65536), (32, 128, 768
 QUICK = [(1, 32, 4, 3), (64, 128, 4, 3), (1024, 128, 4, 3), (4096, 128, 7, 2), (4096, 768, 4, 3)]
 GPU = [(256, 768, 7, 3), (1024, 512, 4, 3), (4096, 1024, 4, 3), (16384, 768, 7, 3), (65536, 1024, 4, 3)]
 GPU.append((65536, 4096, 4, 5))
-SHAPES = {"grid": GRID, "quick": QUICK, "gpu": GPU}
+CPU = list(itertools.product((1, 16, 64, 256, 1024, 4096), (128, 768), (4, 7), (2, 3)))
+SHAPES = {"grid": GRID, "quick": QUICK, "cpu": CPU, "gpu": GPU}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Row = dict[str, Any]  # of the CSV
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # relative L2
