@@ -63,7 +63,7 @@ def test_every_method_has_the_same_context(tmp_path):
     np.savez(tmp_path / "talks.npz", y=rng.integers(3, size=90), split=talk % 3, **x, **order)
     methods = ["umt", "concat", "concat shuffled=True"]
     options = ["--data", tmp_path / "talks.npz", "--out", tmp_path / "out", "--seeds", "1", "--valid", *SHORT]
-    assert jobs.main([str(word) for word in (*options, "--methods", *methods)]) == 0
+    assert command.main([str(word) for word in (*options, "--methods", *methods)]) == 0
     found = {path.name: read_tensors(path)["settings"] for path in (tmp_path / "out").glob("*.pt")}
     assert len(found) == 5  # UMT needs each modality alone
     assert all(settings["context"] == "gru" for settings in found.values())
