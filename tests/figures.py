@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 
 def drawn(svg):
-    """Whether every axes holds a line or a collection beside its ticks, or more patches than background and spines."""
+    """Whether every axes holds a line or a collection beside its ticks, or more patches than its frame."""
     groups = [
         g
         for g in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g")
