@@ -34,6 +34,7 @@ from ebmc_msa.data import DataError, Split
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
@@ -231,7 +232,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmark.py cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
