@@ -67,7 +67,7 @@ METHODS: dict[str, tuple[float, ...]] = {
     "coordinator": (0.03, 0.1),
 }
 CONTROL = "unimodal"
-CONTROLS = ("weak alone", "strong alone", "late")  # models of one modality, and the mean of what they say
+CONTROLS = ("weak alone", "strong alone", "late")  # models of one modality, and the mean of their predictions
 
 
 class Run(NamedTuple):

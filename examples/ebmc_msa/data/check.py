@@ -1,4 +1,4 @@
-"""What must hold of any data set, whatever file it came from; and what the report should say about it."""
+"""What must hold of any data set, whatever file it came from; and findings for the report."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _findings(dataset: Dataset) -> Iterator[str]:
     for name, x in split.features.items():
         columns = _constant_columns(x, split, name)
         if columns == x.shape[-1]:
-            yield f"{name} is constant in {fold}: it says nothing"
+            yield f"{name} is constant in {fold}: it is uninformative"
         elif columns:
             yield f"{name}: {columns} of {x.shape[-1]} columns constant in {fold}"
     yield from outliers(dataset)

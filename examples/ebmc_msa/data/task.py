@@ -34,7 +34,7 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels leave them in doubt.
+        expected: kind and range that a trained model expects; taken where the labels are ambiguous.
     """
 
     task: str = "auto"
@@ -84,7 +84,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout tells about them."""
+    """Where labels come from, and what the layout implies about them."""
 
     where: str  # for the messages
     what: str  # the field
@@ -106,7 +106,7 @@ def decide(source: Source, labels: Mapping[str, Any], options: LabelOptions) -> 
             `(N, C)`; MOSEI's 7 or 6 columns; MulT's `(N, 4, 2)` of IEMOCAP. Empty without labels.
 
     Raises:
-        DataError: the labels are of no such shape, contradict the stated task, or leave it in doubt.
+        DataError: the labels are of no such shape, contradict the stated task, or leave it ambiguous.
     """
     asked = TASKS.get(options.task) or ("sentiment" if options.range else source.stated)
     if not labels:
@@ -152,13 +152,13 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
     if one_hot and asked in (None, "classes"):
         options.choose(source.where, ())
         values = {fold: torch.from_numpy(part.argmax(1)) for fold, part in arrays.items()}
-        note = _said(source, options, "classification", f"one-hot rows of {width} columns")
+        note = _note(source, options, "classification", f"one-hot rows of {width} columns")
         return Target("classes", width, values, note)
     several = asked is None and (integers or (binary and (held > 1).any()))
     if several or (asked == "multilabel" and (binary or not _mosei(y))):
         options.choose(source.where, ())
         values = {fold: _floats(part) for fold, part in arrays.items()}
-        note = _said(source, options, "multilabel", f"0 or 1 in each of {width} columns")
+        note = _note(source, options, "multilabel", f"0 or 1 in each of {width} columns")
         return Target("multilabel", width, values, note, names=tuple(map(str, range(width))))
     if not _mosei(y):
         raise _shape_error(source, arrays)
@@ -202,10 +202,10 @@ def _column(source: Source, arrays: dict[str, Array], options: LabelOptions, ask
         return _classes(source, arrays, finite, options, asked)
     values = {fold: _floats(part) for fold, part in arrays.items()}
     if kind == "regression":
-        return Target(kind, 1, values, _said(source, options, kind, f"labels {found}"))
+        return Target(kind, 1, values, _note(source, options, kind, f"labels {found}"))
     scale = options.range or source.range or _scale(source, finite, found, options)
     why = f"labels {found}" + (f", and {source.why}" if source.why else "")
-    return Target(kind, 1, values, _said(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
+    return Target(kind, 1, values, _note(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
 
 
 def _guess(source: Source, y: Array, integers: bool, options: LabelOptions) -> Kind:
@@ -258,10 +258,10 @@ def _classes(source: Source, arrays: dict[str, Array], y: Array, options: LabelO
         )
     elif len(y) and y.min() > 0:
         note, warning = f"labels {y.min():g} to {top}", "; labels do not start at 0, so no utterance has class 0"
-    return Target("classes", top + 1, values, _said(source, options, "classification", note) + warning)
+    return Target("classes", top + 1, values, _note(source, options, "classification", note) + warning)
 
 
-def _said(source: Source, options: LabelOptions, task: str, why: str) -> str:
+def _note(source: Source, options: LabelOptions, task: str, why: str) -> str:
     if options.task != "auto" or options.range:
         return f"task {task}, as stated"
     return f"task {task}, as the file states" if source.stated else f"task {task} (auto: {why})"

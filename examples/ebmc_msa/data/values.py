@@ -24,13 +24,13 @@ def outliers(dataset: Dataset) -> Iterator[str]:
     """
     first = next(iter(dataset.splits.values()))
     for name in first.features:
-        typical = _typical(first, name)
+        usual = _usual(first, name)
         worst = torch.zeros(())
         for fold, split in dataset.splits.items():
             peak = _peak(split.features[name])
-            if (peak > (REFUSED * typical).clamp(max=LARGEST)).any():
-                raise _error(f"{dataset.name}[{fold!r}]", split, name, typical)
-            worst = torch.maximum(worst, peak / typical)
+            if (peak > (REFUSED * usual).clamp(max=LARGEST)).any():
+                raise _error(f"{dataset.name}[{fold!r}]", split, name, usual)
+            worst = torch.maximum(worst, peak / usual)
         if (worst > REPORTED).any():
             column = int(worst.argmax())
             yield (
@@ -39,7 +39,7 @@ def outliers(dataset: Dataset) -> Iterator[str]:
             )
 
 
-def _typical(split: Split, name: str) -> Tensor:
+def _usual(split: Split, name: str) -> Tensor:
     """90th percentile of |x| by column over valid frames, of the largest column where it is 0."""
     x, here = split.features[name], split.present[name].nonzero()[:, 0]
     frames = x.shape[1] if x.ndim == 3 else 1
@@ -60,8 +60,8 @@ def _peak(x: Tensor) -> Tensor:
     return peak
 
 
-def _error(where: str, split: Split, name: str, typical: Tensor) -> DataError:
-    limit = (REFUSED * typical).clamp(max=LARGEST)
+def _error(where: str, split: Split, name: str, usual: Tensor) -> DataError:
+    limit = (REFUSED * usual).clamp(max=LARGEST)
     for rows in row_blocks(split.features[name]):
         beyond = (split.features[name][rows].float().abs() > limit).nonzero()
         if len(beyond):
@@ -69,7 +69,7 @@ def _error(where: str, split: Split, name: str, typical: Tensor) -> DataError:
             value = split.features[name][row, ..., column].float().abs().max().item()
             return DataError(
                 f"{where}: {name} of {split.id[row]} reaches {value:.3g} in column {column}, where the 90th "
-                f"percentile is {typical[column].item():.3g}, expected at most {limit[column].item():.3g}; correct "
+                f"percentile is {usual[column].item():.3g}, expected at most {limit[column].item():.3g}; correct "
                 "the value, or mark the modality as absent there."
             )
     raise AssertionError

@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         """Set mean and scale from `(n, D)` blocks of what is really there in the training fold."""
         mean, scale = moments(blocks, len(self.mean))
         self.mean.copy_(mean)
-        # A column that never moves says nothing: divide it by 1, not by almost zero.
+        # Divide a constant column by 1, not by almost zero.
         self.scale.copy_(torch.where(scale > 1e-6 * mean.abs(), scale, 1.0))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         x = self.embed(x)
         x = self.dropout(x + positions(x.shape[1], x.shape[2]).to(x))
-        # An empty sequence attends to its first frame, which nobody reads: a softmax over nothing is NaN.
+        # An empty sequence attends to its first frame, whose output is masked: a softmax over nothing is NaN.
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
         for block in self.blocks:
             x = block(x, keys[:, None, None])

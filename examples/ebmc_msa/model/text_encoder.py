@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         ids = torch.where(valid, x[..., 0], 0).long()
-        # An empty utterance attends to its first token, which nobody reads: a softmax over nothing is NaN.
+        # An empty utterance attends to its first token, whose output is masked: a softmax over nothing is NaN.
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
         states = self.bert(input_ids=ids, attention_mask=keys.long()).last_hidden_state
         return self.body(masked_mean(states, valid, dim=1))

@@ -109,7 +109,7 @@ def accuracy():
             concat = train(Concat(spec, plain), training, valid, plain, 1111, lambda *_: None).model
             models = {"ebmc": ebmc.model, "student": ebmc.student, "stage1": ebmc.stage1, "concat": concat}
             scores = {name: evaluate(model, test)["acc"] for name, model in models.items()}
-            first = test.showing(restrict(test.present, ["first"]))
+            first = test.with_present(restrict(test.present, ["first"]))
             found[kind] = scores | {"first alone": evaluate(ebmc.model, first)["acc"]}
         return found[kind]
 

@@ -99,7 +99,7 @@ def _first_column(file: Path) -> list[str]:
 def _table(file: Path) -> np.ndarray[Any, Any]:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # that it is empty is said below
+            warnings.simplefilter("ignore")  # an empty file is reported below
             return np.loadtxt(file, np.float32, comments=None, delimiter=",", ndmin=2, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
