@@ -1,10 +1,8 @@
 """Balanced multimodal learning: four drop-in components over named modalities."""
 
-from __future__ import annotations
-
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+import types
+import typing
 
 from modbalance import functional, kernels
 from modbalance.coordinator import EnergyCoordinator
@@ -15,7 +13,7 @@ from modbalance.enhancer import ComplementaryEnhancer
 from modbalance.presence import masked_mean
 from modbalance.teacher import Teacher
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from modbalance import diagnostics as diagnostics
     from modbalance import integrations as integrations
 
@@ -35,7 +33,7 @@ __version__ = "0.1.0"
 _ON_DEMAND = ("diagnostics", "integrations")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> types.ModuleType:
     """Packages that not every run needs, imported when they are first asked for."""
     if name in _ON_DEMAND:
         return importlib.import_module(f"modbalance.{name}")

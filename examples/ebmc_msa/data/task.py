@@ -34,7 +34,8 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels are ambiguous.
+        expected: kind and range that a trained model expects; taken where the labels are ambiguous, or where
+            the file holds labels of several kinds.
     """
 
     task: str = "auto"
@@ -84,7 +85,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout implies about them."""
+    """Where labels come from, and what the layout defines about them."""
 
     where: str  # for the messages
     what: str  # the field
@@ -163,7 +164,8 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
     if not _mosei(y):
         raise _shape_error(source, arrays)
     kinds = ("sentiment", "emotions") if width == 7 else ("emotions",)
-    default = "emotions" if asked == "multilabel" or width == 6 else "sentiment"
+    wanted = asked or (options.expected[0] if options.expected else None)
+    default = "emotions" if wanted == "multilabel" or width == 6 else "sentiment"
     if options.choose(source.where, kinds, default) == "emotions":
         if asked not in (None, "multilabel"):
             raise DataError(f"--task: emotions are of --task multilabel, not {options.task}; leave one option out.")

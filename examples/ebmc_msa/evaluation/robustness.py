@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict
+from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict, unequal_rates
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption
 from ebmc_msa.evaluation.metrics import METRICS
@@ -38,10 +38,10 @@ class Level(NamedTuple):
 def levels(
     protocol: str, present: Mapping[str, Tensor], sequences: Collection[str], draws: int = DRAWS
 ) -> list[Level]:
-    """The rows of `conditions`, `random` or `frames`, the untouched fold first.
+    """The rows of `conditions`, `random`, `unequal` or `frames`, the untouched fold first.
 
     Args:
-        protocol: one of these three.
+        protocol: one of these four.
         present: of the whole fold, with all modalities that any of the models reads: all lose the same.
         sequences: modalities with a time axis.
         draws: masks to average over.
@@ -59,6 +59,15 @@ def levels(
             Level(f"{rate:.1f}", [_with_present(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
             for rate, seeds in _rates(8, draws)
         ]
+    if protocol == "unequal":
+        masks = {
+            " ".join(f"{name} {rate:.2g}" for name, rate in rates.items()): [
+                _with_present(missing_at_random(present, rates, seed)) for seed in range(draws)
+            ]
+            for rates in unequal_rates(present)
+        }
+        untouched = Level("none missing", [_with_present(present)], averaged=False)
+        return [untouched, *(Level(name, changes) for name, changes in masks.items())]
     if not sequences:
         raise DataError(
             f"--missing frames: {', '.join(present)} without a time axis, expected a sequence to drop frames of; "

@@ -24,6 +24,7 @@ GAIN = "Gain of a modality alone over the constant prediction, on validation."
 TITLES = {
     "conditions": "Modalities missing from the whole test fold",
     "random": "Modalities missing at random",
+    "unequal": "Modalities missing at unequal rates",
     "frames": "Frames missing at random",
     "noise": "One modality corrupted in half of the samples",
 }
@@ -40,6 +41,8 @@ def about(results: Results) -> str:
         "model that reads none of what is left predicts from nothing.",
         "random": f"Each utterance lacks each modality with that probability and keeps at least one; {draws}. avg: "
         "0.1 to 0.7. A model that reads none of what is left answers from nothing.",
+        "unequal": "Each utterance lacks each modality with the probability beside its name and keeps at least one; "
+        f"{draws}. avg: both rows. A model that reads none of what is left answers from nothing.",
         "frames": f"That share of each sequence's valid frames is gone, at least one is kept; {draws}. avg: all ten "
         f"rates.{stays}",
         "noise": f"Half of the samples that have the modality have it corrupted; {draws}. noise: Gaussian, at the "

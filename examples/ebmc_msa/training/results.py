@@ -54,6 +54,7 @@ def summary(
                 when: _means([record.contribution[when] for record in group]) for when in ("before", "after")
             },
             "cost": {stage: _means([record.cost[stage] for record in group]) for stage in group[0].cost},
+            "experts": {str(record.seed): record.experts for record in group if record.experts},
             **tail,
         }
     if not compare:

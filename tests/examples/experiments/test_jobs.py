@@ -55,6 +55,22 @@ def test_writes_table_figures_and_plot(compared):
         assert drawn((compared / f"{picture}.svg").read_text())
 
 
+def test_every_method_has_the_same_context(tmp_path):
+    """`auto` turns it on where the data are conversations; its control is a variant of a method."""
+    rng, talk = np.random.default_rng(0), np.arange(90) // 5
+    x = {f"x_{name}": rng.normal(size=(90, 3)).astype("float32") for name in "ab"}
+    order = {"conversation": talk, "order": np.arange(90)}
+    np.savez(tmp_path / "talks.npz", y=rng.integers(3, size=90), split=talk % 3, **x, **order)
+    methods = ["umt", "concat", "concat shuffled=True"]
+    options = ["--data", tmp_path / "talks.npz", "--out", tmp_path / "out", "--seeds", "1", "--valid", *SHORT]
+    assert command.main([str(word) for word in (*options, "--methods", *methods)]) == 0
+    found = {path.name: read_tensors(path)["settings"] for path in (tmp_path / "out").glob("*.pt")}
+    assert len(found) == 5  # UMT needs each modality alone
+    assert all(settings["context"] == "gru" for settings in found.values())
+    assert sorted(settings["shuffled"] for settings in found.values()) == [False] * 4 + [True]
+    assert "talks, gru context" in (tmp_path / "out/valid.md").read_text()
+
+
 def test_what_was_measured_on_the_test_fold_is_not_shown_as_validation(compared):
     methods = {"ebmc -cce": Method.parse(" ".join(["ebmc -cce", *SHORT[1:]]))}
     assert measured(compared, methods, [1, 2], "test", "internals").keys() == {"ebmc -cce"}
