@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.frames import frame_mask, keep_frames
 
 SMALLEST, LARGEST = 0.25, 4.0  # standard deviations of each feature
 KEPT = 0.1, 0.9  # share of the frames that stay
@@ -47,8 +48,8 @@ def drop_frames_at_random(
     x: Tensor, lengths: Tensor, share: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """`x` `(B, T, D)` with about `share` of each sample's frames, at least one, drawn at random and in order."""
-    valid = torch.arange(x.shape[1]) < lengths.cpu()[:, None]
+    valid = frame_mask(x.shape[1], lengths.cpu())
     draw = torch.rand(x.shape[:2], generator=generator).masked_fill(~valid, 2.0)
     keep = valid & ((draw < share[:, None]) | (draw == draw.amin(1, keepdim=True)))
-    order = (~keep).byte().argsort(dim=1, stable=True).to(x.device)
-    return x.gather(1, order[..., None].expand_as(x)), keep.sum(1).to(lengths)
+    x, left = keep_frames(x, keep)
+    return x, left.to(lengths)

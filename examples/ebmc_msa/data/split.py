@@ -11,6 +11,7 @@ from torch import Tensor
 from ebmc_msa.data import Split
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.conversation import Conversation, batches
+from ebmc_msa.data.frames import frame_mask
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Fold:
         for rows in present.nonzero()[:, 0].split(size):
             where: tuple[Tensor, ...] = (self.index[rows],)
             if name in self.lengths:
-                row, frame = (torch.arange(x.shape[1]) < self.lengths[name][rows, None]).nonzero(as_tuple=True)
+                row, frame = frame_mask(x.shape[1], self.lengths[name][rows]).nonzero(as_tuple=True)
                 where = (self.index[rows[row]], frame)
             yield x[where].to(self.device, torch.float32)
 

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.frames import std_or_one
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import evaluate, selection_score
 from ebmc_msa.experiments.balancers import UMT, Balanced, agm, blending, mmpareto, ogm, unimodal
@@ -95,9 +96,7 @@ def linear(work: Work) -> Linear:
     raw, here = (torch.cat(parts) for parts in zip(*map(side_by_side, batches), strict=True))
     count = here.sum(0).clamp(min=1)
     mean = select(raw, here).sum(0) / count
-    scale = (select(raw - mean, here).square().sum(0) / count).sqrt()
-    # Divide a constant column by 1, not by almost zero.
-    scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
+    scale = std_or_one((select(raw - mean, here).square().sum(0) / count).sqrt(), mean)
     x, y = select((raw - mean) / scale, here).double().numpy(), work.train.target.numpy()
     for strength in STRENGTHS:
         model = Linear(spec, mean, scale)

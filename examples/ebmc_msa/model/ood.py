@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ebmc_msa.data.augment import corrupt_at_random
+from ebmc_msa.data.frames import frame_mask, std_or_one
 from ebmc_msa.data.split import Fold, by_length
 from modbalance import masked_mean
 
@@ -58,9 +59,7 @@ class OODScore(nn.Module):
             return
         batches = (train.rows(rows) for rows in by_length(train))
         x = torch.cat([pooled(batch.features[name], batch.lengths.get(name)) for batch in batches]).cpu().double()
-        spread = x.std(0)
-        # Divide a constant column by 1, not by almost zero.
-        spread = torch.where(spread > 1e-6 * x.mean(0).abs(), spread, 1.0)
+        spread = std_or_one(x.std(0), x.mean(0))
         covariance = torch.from_numpy(LedoitWolf().fit(((x - x.mean(0)) / spread).numpy()).covariance_)
         root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)))  # of a constant modality it is 0
         self.mean.copy_(x.mean(0))
@@ -79,4 +78,4 @@ def pooled(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the valid frames, `(B, D)`."""
     if lengths is None:
         return x
-    return masked_mean(x, torch.arange(x.shape[1], device=x.device) < lengths[:, None], dim=1)
+    return masked_mean(x, frame_mask(x.shape[1], lengths), dim=1)
