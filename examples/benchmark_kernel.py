@@ -42,7 +42,7 @@ Row = dict[str, Any]  # of the CSV
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # relative L2
 
 
-def make_methods(task: str, device: str, dtype: torch.dtype, compiled: bool, say: Console) -> dict[str, Method]:
+def make_methods(task: str, device: str, dtype: torch.dtype, compiled: bool, console: Console) -> dict[str, Method]:
     methods = {"eager": twice(task, by_autograd)}
     for backend in kernels.BACKENDS:
         if backend == "reference":
@@ -51,7 +51,7 @@ def make_methods(task: str, device: str, dtype: torch.dtype, compiled: bool, say
             gradients(ours(task, backend), make_inputs((2, 16, 2, 2), task, "trained", device, dtype))
             methods[backend] = ours(task, backend)
         except (ImportError, RuntimeError, ValueError) as error:
-            say.print(f"without {backend}, which cannot run here: {error}")
+            console.print(f"without {backend}, which cannot run here: {error}")
     if compiled:
         methods["compiled func.grad"] = torch.compile(
             twice(task, lambda function, z: torch.func.grad(function)(z)), dynamic=False
@@ -161,7 +161,7 @@ def stamp(device: str) -> Row:
     return {"date": datetime.date.today().isoformat(), "device": name, **versions}
 
 
-def summary(rows: list[Row], say: Console) -> None:
+def summary(rows: list[Row], console: Console) -> None:
     table = Table("heads", "method", "shapes", "median speed-up", "worst", "best", "median share of floor")
     for heads, method in sorted({(r["heads"], r["method"]) for r in rows}):
         mine = [r for r in rows if (r["heads"], r["method"]) == (heads, method) and r["speedup"]]
@@ -172,7 +172,7 @@ def summary(rows: list[Row], say: Console) -> None:
         table.add_row(
             heads, method, str(len(mine)), *numbers, f"{statistics.median(r['floor_share'] for r in mine):.1%}"
         )
-    say.print(table)
+    console.print(table)
 
 
 def cell(row: Row) -> str:
@@ -225,7 +225,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; pass --device cpu")
     if options.device == "cuda" and options.cpu_time:
-        parser.error("--cpu-time: says nothing of a GPU; leave it out")
+        parser.error("--cpu-time: cannot measure a GPU; leave it out")
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out}: is a file, expected a folder")
     options.limit = options.limit or (16.0 if options.device == "cuda" else 0.7)
@@ -236,18 +236,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    say, device, dtype = Console(), options.device, DTYPES[options.dtype]
+    console, device, dtype = Console(), options.device, DTYPES[options.dtype]
     clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
     torch._dynamo.config.cache_size_limit = 8 * len(GRID)
     compiled = options.shapes == "grid" if options.compile is None else options.compile
-    methods = make_methods(options.task, device, dtype, compiled, say)
+    methods = make_methods(options.task, device, dtype, compiled, console)
     bandwidth, header, rows = copy_bandwidth(device), stamp(device), []
     options.out.mkdir(parents=True, exist_ok=True)
     for shape, heads in itertools.product(SHAPES[options.shapes], ("trained", "fixed")):
         size = shape[0] * shape[1] * shape[3] * dtype.itemsize
         if size > options.limit * 2**30:
-            say.print(f"skipped {shape}: its features exceed --limit {options.limit} GiB")
+            console.print(f"skipped {shape}: its features exceed --limit {options.limit} GiB")
             continue
         few = (min(shape[0], 4096), *shape[1:])
         check(methods, options.task, make_inputs(few, options.task, heads, device, dtype))
@@ -259,12 +259,12 @@ def main(arguments: list[str] | None = None) -> None:
             shares = {"speedup": eager / mine if eager and mine else "", "floor_us": floor}
             shares["floor_share"] = floor / device_time if device_time else ""
             rows.append({**header, **what, "method": name, **result, **shares, "feature_bytes": size})
-        say.print(f"{shape} {heads}", {k: cell(v) for k, v in results.items()}, soft_wrap=True)
+        console.print(f"{shape} {heads}", {k: cell(v) for k, v in results.items()}, soft_wrap=True)
         write(rows, options.out / "kernel.csv")
     if rows:
-        summary(rows, say)
+        summary(rows, console)
         plot(rows, options.out / "kernel.png")
-        say.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s; wrote {options.out}/kernel.csv and kernel.png")
+        console.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s; wrote {options.out}/kernel.csv and kernel.png")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, counted
 from ebmc_msa.data.formats.clean import row_blocks
+from ebmc_msa.data.frames import frame_mask
 
 REFUSED = 1e6  # times the 90th percentile of |x| of the column in the first fold
 REPORTED = 1e3
@@ -47,7 +48,7 @@ def _usual(split: Split, name: str) -> Tensor:
     rows = here[:: max(1, -(-len(here) // most))]
     seen = x[rows].float()
     if name in split.lengths:
-        seen = seen[torch.arange(frames) < split.lengths[name][rows, None]]
+        seen = seen[frame_mask(frames, split.lengths[name][rows])]
     found = seen.abs().quantile(0.9, 0, interpolation="lower") if len(seen) else torch.zeros(x.shape[-1])
     return torch.where(found > 0, found, found.max() if found.max() > 0 else torch.ones(()))
 

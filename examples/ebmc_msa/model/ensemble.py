@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold, by_length
@@ -71,7 +71,7 @@ class TrustEnsemble(Model):
         target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
         weight = torch.tensor([0.8, 0.2]).repeat_interleave(count).to(target.device)
         subsets = list(conditions(self.spec.dims).values())
-        experts = [self._expert_outputs(valid.showing(restrict(valid.present, names))) for names in subsets]
+        experts = [self._expert_outputs(valid.with_present(restrict(valid.present, names))) for names in subsets]
         whole = experts[-1].outputs
         self.fused_temperatures = {
             name: fit_temperature(task, whole[name][:count], target[:count]) for name in self.fused_temperatures
@@ -96,7 +96,9 @@ class TrustEnsemble(Model):
         generator, parts = torch.Generator().manual_seed(0), []
         for rate in (0.0, 0.5):
             for rows in by_length(fold):
-                batch = spoil(replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator)
+                batch = corrupt_at_random(
+                    replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator
+                )
                 teachers: TeacherOutputs = self.student.teachers(batch)
                 outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers), (STAGE1,))
                 parts.append((outputs, _available(batch.present), teachers.log_in_distribution))

@@ -90,7 +90,7 @@ def task_term(model: Model, outputs: Tensor, target: Tensor | None) -> Tensor:
 
 
 def weighted_loss(spec: Spec, outputs: Tensor, target: Tensor) -> Tensor:
-    """The task loss of each sample, `(B,)`, weighted by class where the spec says so."""
+    """The task loss of each sample, `(B,)`, weighted by class where the spec has weights."""
     return task_loss(spec.task, outputs, target, class_weight=weight_of(spec, outputs.device))
 
 

@@ -73,7 +73,7 @@ class Teachers(nn.Module):
     def fit(self, train: Fold, valid: Fold) -> None:
         """Fit temperatures on validation, and the scores on both splits."""
         for name in self.branches:
-            rows = valid.keep(valid.present[name])
+            rows = valid.select(valid.present[name])
             if len(rows):
                 outputs, target = outputs_and_targets(rows, lambda batch, name=name: self.predict(name, batch))
                 self.temperatures[name] = fit_temperature(self.task, outputs, target)

@@ -46,7 +46,7 @@ def test_absent_modalities_and_padding_change_nothing(kind, fold):
     spec, _, _, batch = fold
     torch.manual_seed(0)
     model = kind(spec, Settings()).eval()
-    batch = batch.showing(restrict(batch.present, ("text", "audio")))
+    batch = batch.with_present(restrict(batch.present, ("text", "audio")))
     expected = predict(model, batch).outputs
     poisoned = {name: x.clone() for name, x in batch.features.items()}
     poisoned["vision"].fill_(float("nan"))
@@ -68,7 +68,7 @@ def test_enhanced_features_reach_the_head(balanced, fold):
 
 
 def test_trust_is_exact_over_present_modalities(balanced, fold):
-    batch = fold[3].showing(restrict(fold[3].present, ("audio", "vision")))
+    batch = fold[3].with_present(restrict(fold[3].present, ("audio", "vision")))
     trust = predict(balanced, batch).trust
     assert (trust["text"] == 0).all()
     some = batch.present["audio"] | batch.present["vision"]
@@ -151,7 +151,7 @@ def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
 
 
 def test_nothing_present_gives_a_number(balanced, fold):
-    batch = fold[3].showing(restrict(fold[3].present, ()))
+    batch = fold[3].with_present(restrict(fold[3].present, ()))
     assert torch.isfinite(predict(balanced, batch).outputs).all()
 
 
@@ -198,7 +198,7 @@ def test_teachers_are_kept_at_their_own_best_epochs(fold):
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",)])
 def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
-    shown = fold[3].showing(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
+    shown = fold[3].with_present(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
     got = predict(balanced, shown)
     batch = shown.rows(torch.arange(32))
     student, temperatures = balanced.student, balanced.temperatures()
