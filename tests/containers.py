@@ -34,7 +34,7 @@ def npz(home, fields):
     return home / "d.npz"
 
 
-def by_fold(fields):
+def by_split(fields):
     """MulT's fields, padding last."""
     names = {"text": "x_text", "audio": "x_audio", "vision": "x_vision", "labels": "y", "id": "id"}
     return {
@@ -54,7 +54,7 @@ def pt(home, fields):
 
 def pth(home, fields):
     torch.save(
-        {fold: {k: tensors(x) for k, x in part.items()} for fold, part in by_fold(fields).items()}, home / "d.pth"
+        {fold: {k: tensors(x) for k, x in part.items()} for fold, part in by_split(fields).items()}, home / "d.pth"
     )
     return home / "d.pth"
 
@@ -74,7 +74,7 @@ def safetensors(home, fields):
 
 def safetensors_by_fold(home, fields):
     save = pytest.importorskip("safetensors.torch").save_file
-    parts = by_fold(fields)
+    parts = by_split(fields)
     x = {f"{fold}.{k}": tensors(v) for fold, part in parts.items() for k, v in part.items() if k != "id"}
     save(x, home / "d.safetensors", {f"{fold}.id": json.dumps(part["id"].tolist()) for fold, part in parts.items()})
     return home / "d.safetensors"
@@ -91,7 +91,7 @@ def h5(home, fields):
 def h5_groups(home, fields):
     h5py = pytest.importorskip("h5py")
     with h5py.File(home / "d.hdf5", "w") as file:
-        for fold, part in by_fold(fields).items():
+        for fold, part in by_split(fields).items():
             for name, x in part.items():
                 packed = {"compression": "gzip"} if x.dtype.kind == "f" else {}
                 file.create_dataset(f"{fold}/{name}", data=x.astype("S20") if name == "id" else x, **packed)

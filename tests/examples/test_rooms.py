@@ -9,7 +9,6 @@ import modbalance
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "examples/ebmc_msa"
-SHARED = "command_line"  # left of all rooms
 ROOMS = ["data", "model", "evaluation", "report", "training", "experiments"]
 COMMANDS = {"train.py", "compare.py", "convert.py", "benchmark.py"}
 LINES = 25  # of a command, at most
@@ -35,7 +34,7 @@ def rooms_of(tree):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_room_imports_to_its_right(room):
-    allowed = {SHARED, *ROOMS[: ROOMS.index(room) + 1]}
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
     for path in (PACKAGE / room).rglob("*.py"):
         wrong = rooms_of(ast.parse(path.read_text())) - allowed
         assert not wrong, f"{path.relative_to(PACKAGE)} imports from {wrong}"
@@ -47,8 +46,7 @@ def test_an_import_to_the_right_is_seen():
 
 def test_beside_the_rooms_there_are_thin_commands_only():
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
-    assert {path.name for path in PACKAGE.glob("*.py")} == COMMANDS | {"__init__.py", f"{SHARED}.py"}
-    assert not rooms_of(ast.parse((PACKAGE / f"{SHARED}.py").read_text()))
+    assert {path.name for path in PACKAGE.glob("*.py")} == COMMANDS | {"__init__.py"}
     assert all(len((PACKAGE / name).read_text().splitlines()) <= LINES for name in COMMANDS)
 
 

@@ -12,10 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ebmc_msa.command_line import Parser, add_label_options
 from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.formats.converted import is_folder, on_disk, verify, write_folder
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 
 
 def convert(
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         args.dest,
         split_seed=args.split_seed,
         labels=not args.no_labels,
-        options=LabelOptions.of(args),
+        options=label_options(args),
         overwrite=args.overwrite,
     )
     size = sum(file.stat().st_size for file in args.dest.rglob("*") if file.is_file())

@@ -7,7 +7,6 @@ numbers regression.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,13 +16,8 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Kind, Split, listed
+from ebmc_msa.data.tasks import TASKS
 
-TASKS: dict[str, Kind] = {
-    "sentiment": "sentiment",
-    "classification": "classes",
-    "multilabel": "multilabel",
-    "regression": "regression",
-}
 MOSI, SIMS = (-3.0, 3.0), (-1.0, 1.0)  # ranges of sentiment
 IEMOCAP_EMOTIONS = ("neutral", "happy", "sad", "angry")  # MulT's order
 MOSEI_EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # CMU-MultimodalSDK's order
@@ -40,7 +34,8 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels leave them in doubt.
+        expected: kind and range that a trained model expects; taken where the labels are ambiguous, or where
+            the file holds labels of several kinds.
     """
 
     task: str = "auto"
@@ -58,11 +53,6 @@ class LabelOptions:
             raise DataError(f"--range: {low:g} {high:g}, expected the lowest and the highest sentiment; swap them.")
         if self.task not in ("auto", "sentiment"):
             raise DataError(f"--range: goes with --task sentiment, not {self.task}; leave one of them out.")
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> LabelOptions:
-        """Of the options that `add_label_options` adds."""
-        return cls(args.task, tuple(args.range) if args.range else None, args.labels)
 
     def choose(self, where: str, kinds: Sequence[str], default: str | None = None) -> str | None:
         """One of the `kinds` of labels that the file holds.
@@ -95,7 +85,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout defines about them."""
+    """Where labels come from, and what the layout implies about them."""
 
     where: str  # for the messages
     what: str  # the field
@@ -117,7 +107,7 @@ def decide(source: Source, labels: Mapping[str, Any], options: LabelOptions) -> 
             `(N, C)`; MOSEI's 7 or 6 columns; MulT's `(N, 4, 2)` of IEMOCAP. Empty without labels.
 
     Raises:
-        DataError: the labels are of no such shape, contradict the stated task, or leave it in doubt.
+        DataError: the labels are of no such shape, contradict the stated task, or leave it ambiguous.
     """
     asked = TASKS.get(options.task) or ("sentiment" if options.range else source.stated)
     if not labels:
@@ -174,7 +164,8 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
     if not _mosei(y):
         raise _shape_error(source, arrays)
     kinds = ("sentiment", "emotions") if width == 7 else ("emotions",)
-    default = "emotions" if asked == "multilabel" or width == 6 else "sentiment"
+    wanted = asked or (options.expected[0] if options.expected else None)
+    default = "emotions" if wanted == "multilabel" or width == 6 else "sentiment"
     if options.choose(source.where, kinds, default) == "emotions":
         if asked not in (None, "multilabel"):
             raise DataError(f"--task: emotions are of --task multilabel, not {options.task}; leave one option out.")

@@ -78,7 +78,7 @@ def _rows(split: Split, keep: torch.Tensor) -> Split:
         [split.id[i] for i in rows],
         None if split.group is None else [split.group[i] for i in rows],
         _words(split.words, keep),
-        modality_target={name: y[keep] for name, y in split.modality_target.items()},
+        own={name: y[keep] for name, y in split.own.items()},
         conversation=None if split.conversation is None else split.conversation.rows(keep),
     )
 

@@ -91,20 +91,24 @@ METRICS = _Metrics(
 
 
 class Kind(NamedTuple):
-    """The metrics of a kind of labels."""
+    """What the metrics of a kind of labels are used for."""
 
-    compute: Callable[[Values, Values, int, Sequence[str]], dict[str, float]]
     selects: str  # the epoch
-    shown: tuple[str, ...]  # in figures and in short tables, as far as the scale of the labels has them
+    shown: tuple[str, ...]  # in figures and in short tables
     compared: tuple[str, ...]  # between methods, sample by sample; none: not supported
 
 
 KINDS = {
-    "sentiment": Kind(lambda p, y, *_: sentiment(p, y), "mae", ("acc2_non0", "acc2", "mae"), ("acc2_has0", "mae")),
-    "classes": Kind(lambda p, y, c, labels: classes(p, y, c, labels), "acc", ("f1", "ua"), ("acc",)),
-    "multilabel": Kind(lambda p, y, _, labels: multilabel(p, y, labels), "f1", ("f1", "acc"), ()),
-    "regression": Kind(lambda p, y, *_: regression(p, y), "mae", ("mae", "corr"), ("mae",)),
+    "sentiment": Kind("mae", ("acc2_non0", "mae"), ("acc2_has0", "mae")),
+    "classes": Kind("acc", ("f1", "ua"), ("acc",)),
+    "multilabel": Kind("f1", ("f1", "acc"), ()),
+    "regression": Kind("mae", ("mae", "corr"), ("mae",)),
 }
+
+
+def shown_in_figures(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """Two metrics among `keys`; sentiment that is not on MOSI's scale has no Acc-2 non0."""
+    return ("acc2", "mae") if "acc2" in keys else KINDS[kind].shown
 
 
 def compute(
@@ -113,17 +117,21 @@ def compute(
     target: Values,
     num_classes: int = 1,
     labels: Sequence[str] = (),
-    range: tuple[float, float] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """The metrics of a data set's kind, by key; predictions are in label units.
 
-    `range` is that of sentiment, -3 to 3 without it.
+    `scale` is the range of sentiment, -3 to 3 without it.
     """
-    if kind not in KINDS:
-        raise ValueError(f"metrics: kind {kind!r}, expected {', '.join(KINDS)}; pass one of them.")
-    if kind == "sentiment" and range not in (None, MOSI):
-        return scaled(prediction, target, *range)
-    return KINDS[kind].compute(prediction, target, num_classes, labels)
+    if kind == "sentiment":
+        return sentiment(prediction, target) if scale in (None, MOSI) else scaled(prediction, target, *scale)
+    if kind == "classes":
+        return classes(prediction, target, num_classes, labels)
+    if kind == "multilabel":
+        return multilabel(prediction, target, labels)
+    if kind == "regression":
+        return regression(prediction, target)
+    raise ValueError(f"metrics: kind {kind!r}, expected {', '.join(KINDS)}; pass one of them.")
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
@@ -163,10 +171,10 @@ def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[
     computes them.
     """
     p, y = (np.clip(values, low, high) for values in _pair(prediction, target))
-    # float32 labels of 0.1 lie above 0.1, and so may be what was standardised and is not any more
+    # float32 labels of 0.1 lie above 0.1, and so may values that were standardised and scaled back
     unit_p, unit_y = (np.round((2 * values - low - high) / (high - low), 6) for values in (p, y))
 
-    def cut(*points: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def cut(*points: float) -> tuple[Array, Array]:
         return np.digitize(unit_p, points, right=True), np.digitize(unit_y, points, right=True)
 
     return {

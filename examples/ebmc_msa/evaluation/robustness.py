@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict
+from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict, unequal_rates
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption
 from ebmc_msa.evaluation.metrics import METRICS
@@ -38,10 +38,10 @@ class Level(NamedTuple):
 def levels(
     protocol: str, present: Mapping[str, Tensor], sequences: Collection[str], draws: int = DRAWS
 ) -> list[Level]:
-    """The rows of `conditions`, `random` or `frames`, the untouched fold first.
+    """The rows of `conditions`, `random`, `unequal` or `frames`, the untouched fold first.
 
     Args:
-        protocol: one of these three.
+        protocol: one of these four.
         present: of the whole fold, with all modalities that any of the models reads: all lose the same.
         sequences: modalities with a time axis.
         draws: masks to average over.
@@ -51,12 +51,23 @@ def levels(
     """
     if protocol == "conditions":
         found = sorted(conditions(present).items(), key=lambda item: -len(item[1]))
-        return [Level(name, [_showing(restrict(present, keep))], len(keep) < len(present)) for name, keep in found]
+        return [
+            Level(name, [_with_present(restrict(present, keep))], len(keep) < len(present)) for name, keep in found
+        ]
     if protocol == "random":
         return [
-            Level(f"{rate:.1f}", [_showing(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
+            Level(f"{rate:.1f}", [_with_present(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
             for rate, seeds in _rates(8, draws)
         ]
+    if protocol == "unequal":
+        masks = {
+            " ".join(f"{name} {rate:.2g}" for name, rate in rates.items()): [
+                _with_present(missing_at_random(present, rates, seed)) for seed in range(draws)
+            ]
+            for rates in unequal_rates(present)
+        }
+        untouched = Level("none missing", [_with_present(present)], averaged=False)
+        return [untouched, *(Level(name, changes) for name, changes in masks.items())]
     if not sequences:
         raise DataError(
             f"--missing frames: {', '.join(present)} without a time axis, expected a sequence to drop frames of; "
@@ -70,10 +81,10 @@ def _rates(count: int, draws: int) -> list[tuple[float, range]]:
     return [(i / 10, range(draws if i else 1)) for i in range(count)]
 
 
-def _showing(present: Mapping[str, Tensor]) -> Change:
+def _with_present(present: Mapping[str, Tensor]) -> Change:
     def change(batch: Batch, rows: Tensor) -> Batch:
         left = {name: present[name][rows].to(here.device) for name, here in batch.present.items() if name in present}
-        return batch.showing(batch.present | left)
+        return batch.with_present(batch.present | left)
 
     return change
 
@@ -128,8 +139,8 @@ def noise_size(modality: str, name: str, models: Sequence[Model], valid: Sequenc
     Args:
         name: of the models, which are one a seed.
     """
-    alone = [fold.keep(fold.present[modality]) for fold in valid]
-    alone = [fold.showing(restrict(fold.present, [modality])) for fold in alone]
+    alone = [fold.select(fold.present[modality]) for fold in valid]
+    alone = [fold.with_present(restrict(fold.present, [modality])) for fold in alone]
     std = corruption.feature_std(alone[0], modality)
     constants = [constant_score(model.spec, fold.target) for model, fold in zip(models, alone, strict=True)]
 

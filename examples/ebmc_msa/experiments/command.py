@@ -17,17 +17,18 @@ from pathlib import Path
 # Steps this small gain nothing from more threads. Set before torch starts them, and inherited by the processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ebmc_msa.command_line import Parser, add_label_options
-from ebmc_msa.data import DataError, LabelOptions
+from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.check import check_class_weight, context_of
 from ebmc_msa.data.exit_status import exit_status
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.experiments.baselines import NAMES, NEED_ALONE
 from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.jobs import Job, claim, run
 from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import report, result_path, stored, sweep_plot
-from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, ORDERS
+from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, ORDERS, Settings
 
 SEEDS = (1111, 1112, 1113, 1114, 1115)
 
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 def compare(args: argparse.Namespace, command: str) -> int:
     """Run what is not there yet, and write the tables; 1 if a job failed."""
     labels = ordered(requested(args))
-    for label in labels:  # before the data are read
+    for label in labels:
         Method.parse(" ".join([label, *args.set]))
     source = Source(
         args.data,
@@ -93,7 +94,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         tuple(args.modalities),
         tuple(args.noisy),
         not args.valid,
-        LabelOptions.of(args),
+        label_options(args),
     )
     dataset = read(source)
     if not KINDS[dataset.kind].compared:
@@ -105,9 +106,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
     for label in labels:
         name, *changes = label.split()
         methods[label] = Method.parse(" ".join([name, *shared, *changes, *args.set]))
-        settings = methods[label].settings()
-        context_of(dataset, settings.context, causal=settings.causal)
-        check_class_weight(label, dataset, settings.class_weight)
+        check_settings(label, methods[label].settings(), dataset)
     claim(args.out, source)
 
     split = "valid" if args.valid else "test"
@@ -127,6 +126,12 @@ def compare(args: argparse.Namespace, command: str) -> int:
     if args.sweep and not failed:
         print(f"Plot: {sweep_plot(args.out, methods, args.seeds)}")
     return 1 if failed else 0
+
+
+def check_settings(label: str, settings: Settings, dataset: Dataset) -> None:
+    """Whether the data allow them."""
+    context_of(dataset, settings.context, causal=settings.causal)
+    check_class_weight(label, dataset, settings.class_weight)
 
 
 def requested(args: argparse.Namespace) -> list[str]:

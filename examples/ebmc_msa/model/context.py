@@ -105,7 +105,7 @@ class Contextual(nn.Module):
 class Recurrent(nn.Module):
     """A GRU over padded windows `(S, L, dim)` of `size` `(S,)` to `(S, L, width)`.
 
-    Unless `causal`, the same GRU reads them backwards too, in the same pass, with an input that tells the direction:
+    Unless `causal`, the same GRU reads them backwards too, in the same pass, with an input that marks the direction:
     steps in time are what costs on a CPU. Its other inputs are the features and whether the speaker stays the same.
     """
 

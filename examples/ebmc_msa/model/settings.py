@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 COMPONENTS = ("msd", "cce", "emc", "imtd")
-PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
+PROTOCOLS = ("conditions", "random", "unequal", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
 CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
@@ -34,6 +34,17 @@ positive = checked(float, lambda value: value > 0, "a positive number")
 probability = checked(float, lambda value: 0 <= value < 1, "a probability in [0, 1)")
 
 
+def rates(text: str) -> float | tuple[tuple[str, float], ...]:
+    """A probability, or one by modality: `text=0.1,audio=0.5`."""
+    if "=" not in text:
+        return probability(text)
+    parts = [part.rpartition("=") for part in text.split(",")]
+    names = [name for name, _, _ in parts]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text}, expected each modality once, as in text=0.1,audio=0.5")
+    return tuple((name, probability(rate)) for name, _, rate in parts)
+
+
 def option(default: Any, help: str, **keywords: Any) -> Any:
     """A setting that is an option of train.py too; `keywords` are argparse's."""
     return field(default=default, metadata={"help": help, **keywords})
@@ -54,13 +65,15 @@ class Settings:
     stage1_epochs: int = option(100, "at most, enhance", type=count, metavar="N")  # paper
     stage2_epochs: int = option(100, "at most, balance", type=count, metavar="N")  # paper
     patience: int = option(15, "epochs without a better validation score or loss", type=whole, metavar="N")
-    patience_steps: int = 300  # at least that many steps, which on small data are more epochs; ours
-    warmup_steps: int = 300  # of all regularisers; see training/schedule.py
+    warmup_steps: int = option(400, "of joint training, from which regularisation grows", type=count, metavar="N")
     batch_size: int = option(64, "utterances a step", type=whole, metavar="N")  # paper
     lr: float = option(1e-3, "learning rate of AdamW", type=positive, metavar="X")
     weight_decay: float = 1e-2
-    modality_dropout: float = option(
-        0.3, "chance that a training sample lacks a modality it has", type=probability, metavar="P"
+    modality_dropout: float | tuple[tuple[str, float], ...] = option(
+        0.3,
+        "chance that a training sample lacks a modality it has; of each: text=0.1,audio=0.5,vision=0.9",
+        type=rates,
+        metavar="P",
     )
     corruption: float = option(
         0.25,
@@ -70,8 +83,8 @@ class Settings:
     )
     order: str = option("enhance-balance", "of EBMC's stages", choices=ORDERS)  # paper
     encoder: str = option("transformer", "of sequences; mean averages frames without attention", choices=ENCODERS)
-    context: str = "none"  # encoder of conversations; --context auto is resolved by `data.check.context_of`
-    causal: bool = option(False, "context of earlier utterances only", action="store_true")
+    context: str = "none"  # encoder of conversations
+    causal: bool = False  # whether it reads the past alone
     shuffled: bool = False  # the control: conversations in random order
     class_weight: str = option("none", "balanced: in the loss all classes count alike", choices=CLASS_WEIGHTS)
     finetune_text: str | None = option(
@@ -86,7 +99,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        return cls(**{**values, "without": tuple(values["without"])})
+        dropout = values["modality_dropout"]
+        if not isinstance(dropout, float):
+            dropout = tuple((name, rate) for name, rate in dropout)
+        return cls(**{**values, "without": tuple(values["without"]), "modality_dropout": dropout})
 
 
 # The synthetic set is easy and the run without arguments is a first look: under two minutes on a CPU.

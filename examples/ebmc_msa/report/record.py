@@ -25,6 +25,7 @@ class Record:
     fused: dict[str, list[list[float]]]  # features after, and for EBMC before balancing
     target: list[Any]
     temperatures: ByModality
+    experts: dict[str, list[str]]  # that the prediction is made of, by subset of modalities
     cost: dict[str, dict[str, float]]  # seconds, epochs and step_ms by stage
     parameters: dict[str, int]  # student, teachers, encoders
     rows: list[dict[str, Any]]  # of the predictions file

@@ -9,11 +9,9 @@ from ebmc_msa.evaluation.metrics import METRICS, Metric
 from ebmc_msa.report.record import Record
 
 CONTROL = "-shuffled"  # after a model's name: trained and tested on conversations in random order
+_BY_CLASS = {"f1_": "F1 by class", "binary_f1": "binary F1, each class against the others"}  # starts of keys
 
 Scores = Mapping[str, Mapping[str, Any]]  # {metric: {"mean", "std", "values"}}
-
-
-_BY_CLASS = {"f1_": "F1 by class", "binary_f1": "binary F1, each class against the others"}  # starts of keys
 
 
 class Run(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric
+from ebmc_msa.evaluation.metrics import METRICS, Metric, shown_in_figures
 from ebmc_msa.report import plots
 from ebmc_msa.report.html import cards, code, fact, figure, grid, p, table
 from ebmc_msa.report.run_view import Run, Scores, in_tables, protocol
@@ -169,7 +169,7 @@ def missing(run: Run) -> str:
     rival = run.models["concat"]["test"] if run.model == "ebmc" and "concat" in run.models else {}
     legend = (run.display(run.model), "concatenation") if rival else None
     figures = []
-    for key in [key for key in KINDS[run.results["kind"]].shown if key in metrics]:
+    for key in shown_in_figures(run.results["kind"], metrics):
         rows = []
         for condition, name in names.items():
             kind, _, modality = name.partition(" ")

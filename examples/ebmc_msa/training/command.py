@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ebmc_msa.data.options import label_options
 from ebmc_msa.training.options import parse, parser, settings_of
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(args: argparse.Namespace, argv: list[str]) -> None:
-    from ebmc_msa.data import LabelOptions, load, synthetic
+    from ebmc_msa.data import load, synthetic
     from ebmc_msa.data.check import check_class_weight, context_of
     from ebmc_msa.training import checkpoint, distributed, evaluate, resume, run
 
@@ -49,7 +50,7 @@ def work(args: argparse.Namespace, argv: list[str]) -> None:
     if args.data is None:
         dataset = synthetic(imbalance=args.imbalance)
     else:
-        stated = LabelOptions.of(args)
+        stated = label_options(args)
         if args.evaluate is not None:
             stated = replace(stated, expected=checkpoint.expected(args.evaluate))
         labels = args.evaluate is None or args.missing == "noise"

@@ -16,13 +16,6 @@ from ebmc_msa.training.distributed import count, rank
 console = Console(quiet=rank() > 0)
 
 
-def introduce(dataset: Dataset) -> None:
-    """Print the sizes of a data set, and what was decided about it."""
-    sizes = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
-    dims = ", ".join(f"{name} {size}" for name, size in dataset.dims.items())
-    console.print(f"{dataset.name}: {sizes}; {dims}", *filter(None, [dataset.note]), sep="\n", markup=False)
-
-
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,3 +47,13 @@ def bars() -> Progress:
         TextColumn("{task.fields[state]}"),
     )
     return Progress(*columns, console=console)
+
+
+def introduce(dataset: Dataset) -> None:
+    """Print the sizes, and the decisions about the data."""
+    console.print(f"{dataset.name}: {sizes(dataset)}", *filter(None, [dataset.note]), sep="\n", markup=False)
+
+
+def sizes(dataset: Dataset) -> str:
+    rows = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
+    return f"{rows}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())

@@ -73,9 +73,9 @@ def barrier() -> None:
 
 
 def shard(rows: Tensor, conversation: Conversation | None = None) -> Tensor:
-    """Places in `rows`, a batch, of those that this process takes; none, where there are fewer than processes.
+    """Places in `rows`, a batch, that belong to this process; none where there are fewer rows than processes.
 
-    Of conversations whole ones, so that as many utterances as possible come to each process.
+    Conversations stay whole, and are assigned so that the processes get about equally many utterances.
     """
     places = torch.arange(len(rows))
     if conversation is None:

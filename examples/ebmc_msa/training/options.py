@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from ebmc_msa.command_line import Parser, add_label_options
+from ebmc_msa.data.options import add_label_options
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, PROTOCOLS, SYNTHETIC, Settings
 
 OPTIONS = {field.name: field for field in fields(Settings) if "help" in field.metadata}
@@ -32,8 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         metavar="PATH",
         type=Path,
-        help="a file or folder of a layout in docs/your-data.md: an MMSA or MulT pickle, a GCNet or bc-LSTM folder, "
-        "an .npz, .pt, .safetensors, .h5, .mat, a CSV manifest, or what convert.py made",
+        help="an MMSA or MulT pickle, a GCNet or bc-LSTM folder, an .npz, or what convert.py made",
     )
     data.add_argument(
         "--imbalance", type=float, default=0.8, metavar="I",
@@ -57,13 +57,14 @@ def parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to train")
     for name, field in OPTIONS.items():
         keywords = dict(field.metadata)
-        default = "" if field.default in (None, False) else f" ({field.default})"
+        default = "" if field.default is None else f" ({field.default})"
         how.add_argument(f"--{name.replace('_', '-')}", **{**keywords, "help": keywords["help"] + default})
     how.add_argument(
         "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME",
-        help="encode the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where "
-        "the data state conversations and their order (%(default)s)",
+        help="read the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where "
+        "the data hold conversations and their order (%(default)s)",
     )  # fmt: skip
+    how.add_argument("--causal", action="store_true", help="context of earlier utterances only")
     how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
@@ -95,8 +96,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def settings_of(args: argparse.Namespace, context: str) -> Settings:
+    """The settings that the options state; `context` is the encoder of conversations where that is `auto`."""
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if args.finetune_text is not None:
         given["finetune_text"] = str(args.finetune_text)
     defaults = SYNTHETIC if args.data is None else {}
-    return Settings(without=tuple(sorted(set(args.without))), context=context, **{**defaults, **given})
+    given |= {"context": context, "causal": args.causal}
+    return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})

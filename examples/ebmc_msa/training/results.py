@@ -33,17 +33,13 @@ def summary(
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     selection = {"split": "valid", "metric": KINDS[dataset.kind].selects}
-    head = {
-        "dataset": dataset.name,
-        "kind": dataset.kind,
-        "task": Spec.of(dataset).task,
-        "context": {
-            "encoder": settings.context,
-            "causal": settings.causal,
-            "speakers": spec_of(dataset, settings).speakers,
-            "control": any(record.model.endswith(CONTROL) for record in records),
-        },
+    context = {
+        "encoder": settings.context,
+        "causal": settings.causal,
+        "speakers": spec_of(dataset, settings).speakers,
+        "control": any(record.model.endswith(CONTROL) for record in records),
     }
+    head = {"dataset": dataset.name, "kind": dataset.kind, "task": Spec.of(dataset).task, "context": context}
     versions = {"modbalance": modbalance.__version__, "torch": torch.__version__, "python": platform.python_version()}
     tail = {"versions": versions, "settings": settings.as_dict(), "note": dataset.note, "command": command}
     by_model = {}
@@ -58,6 +54,7 @@ def summary(
                 when: _means([record.contribution[when] for record in group]) for when in ("before", "after")
             },
             "cost": {stage: _means([record.cost[stage] for record in group]) for stage in group[0].cost},
+            "experts": {str(record.seed): record.experts for record in group if record.experts},
             **tail,
         }
     if not compare:

@@ -138,6 +138,7 @@ def one(
         fused=fused,
         target=label_targets(spec, test.target).tolist(),
         temperatures=model.temperatures(),
+        experts=model.experts(),
         cost={s.name: {"seconds": s.seconds, "epochs": s.epochs, "step_ms": s.step_ms} for s in stages},
         parameters=parameters(model),
         rows=prediction_rows(name, seed, spec, dataset.splits["test"].id, out, test),

@@ -28,6 +28,7 @@ from containers import (
 )
 from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.formats.matlab import read_matlab
 from ebmc_msa.data.formats.ragged import stack
 from ebmc_msa.data.split import Fold
 
@@ -89,6 +90,23 @@ def test_every_number_type_of_torch(tmp_path, fields, dtype):
     assert torch.equal(data.features["text"].float(), content["x_text"][:6].float())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "bool", "U3"])
+def test_matlab_arrays_are_those_of_scipy(tmp_path, dtype, packed):
+    io = pytest.importorskip("scipy.io")
+    x = (50 * np.random.default_rng(0).random((4, 3, 2))).astype(dtype)
+    x = np.array([["abc"], ["dé"]]) if dtype == "U3" else x
+    io.savemat(tmp_path / "d.mat", {"x_a": x, "a_name_of_many_letters": x, "y": x[:, 0]}, do_compression=packed)
+    found = read_matlab(tmp_path / "d.mat")
+    for name, expected in io.loadmat(tmp_path / "d.mat").items():
+        if name == "x_a" and dtype != "U3":
+            assert found[name].dtype == (np.dtype(bool) if dtype == "bool" else expected.dtype)
+        if not name.startswith("__"):
+            np.testing.assert_array_equal(
+                found[name], "".join(expected.ravel()).rstrip() if dtype == "U3" else expected
+            )
+
+
 # doubles of MATLAB and cells of CSV have no type that tells classes from numbers
 
 
@@ -135,6 +153,17 @@ def test_labels_of_a_manifest(tmp_path, fields):
     assert data.splits["train"].target[:2].tolist() == [[0, 1], [1, 1]]
 
 
+def test_a_manifest_of_conversations(tmp_path, fields):
+    path = manifest(tmp_path, fields)
+    with pytest.raises(DataError, match=r"conversation without order|has conversation"):
+        load(rewritten(path, conversation=["a", "b"]))
+    with pytest.raises(DataError, match=r"order holds words"):
+        load(rewritten(path, order=["first"]))
+    data = load(rewritten(path, order=[str(i) for i in range(N)], speaker=["x", "y", "z"]))
+    assert data.conversational
+    assert data.splits["train"].conversation is not None
+
+
 def test_a_manifest_reads_words(tmp_path, fields):
     data = load(rewritten(manifest(tmp_path, fields), raw_text=["so, it was good"]))
     assert data.splits["test"].words == ["so, it was good"] * 6
@@ -177,7 +206,7 @@ def test_one_utterance_that_is_far_longer_than_all_others():
 
 def test_text_that_is_no_table(tmp_path):
     for text, message in [
-        ("split,label\ntrain\n", r"line 2 has 1 cells, expected 2"),
+        ("split,label\ntrain\n", r"line 2 has 1 cell, expected 2"),
         ("split,split\ntrain,1\n", r"has columns split, split, expected each named once"),
         ("split,label\n", r"holds no rows"),
         ("split,label\ntrain,1\n", r"has columns split, label, expected one per modality"),
@@ -234,7 +263,7 @@ def test_frames_of_minus_infinity_and_utterances_without_frames(tmp_path, fields
         ({"dev": [(("so", "good"), 1.0, "a")]}, r"\['valid'\]\[0\]: is a tuple of another form, expected \(\(words"),
         ({"test": [((np.ones((1, 5)), np.ones((1, 2)), np.ones((1, 3))), "good", "a")]}, r"labels are not numbers"),
         ({"test": [((np.ones((1, 5)), np.ones((1, 2)), np.ones((1, 3))), None, "a")]}, r"utterances without a label"),
-        ({"hold": [1]}, r"a split is called 'hold' \(1 rows\), expected train"),
+        ({"hold": [1]}, r"a split is called 'hold' \(1 row\), expected train"),
     ],
 )
 def test_errors_of_tuples(tmp_path, fields, changes, message):

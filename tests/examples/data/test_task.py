@@ -254,7 +254,7 @@ def test_ch_sims_is_recognised_by_its_labels_of_each_modality(tmp_path):
         "task sentiment in [-1, 1] (auto: labels from -1 to 1, and labels of each modality, as in CH-SIMS)"
         in data.note
     )
-    own = data.splits["test"].modality_target
+    own = data.splits["test"].own
     assert list(own) == ["text", "audio", "vision"]
     np.testing.assert_allclose(own["audio"], [1, -1, -0.6, 0, 0.2], rtol=1e-6)
     assert "labels of text (correlation with the label 1.00), audio (" in data.note
@@ -287,6 +287,16 @@ def test_classes_of_an_mmsa_file(tmp_path):
     data = load(only)
     assert (data.kind, data.classes) == ("classes", 3)
     assert "from classification_labels" in data.note
+
+
+def test_of_several_kinds_of_labels_those_a_trained_model_expects(tmp_path):
+    data = load(mult(tmp_path / "d.pkl", mosei()), options=LabelOptions(expected=("multilabel", None)))
+    assert (data.kind, data.classes) == ("multilabel", 6)
+    path = sims(tmp_path / "s.pkl")
+    assert load(path, options=LabelOptions(expected=("classes", None))).kind == "classes"
+    assert load(path, options=LabelOptions(expected=("sentiment", (-1, 1)))).range == (-1, 1)
+    data = load(mult(tmp_path / "d.pkl", FRACTIONS), options=LabelOptions(expected=("classes", None)))
+    assert data.kind == "sentiment"  # no doubt about it
 
 
 # splits

@@ -88,6 +88,7 @@ def test_each_protocol_writes_numbers_a_page_and_a_picture(home, found):
     [
         ("conditions", ["sound+lidar", "sound", "lidar", "avg"]),
         ("random", [*(f"0.{i}" for i in range(8)), "avg"]),
+        ("unequal", ["none missing", "sound 0.1 lidar 0.9", "sound 0.9 lidar 0.1", "avg"]),
         ("frames", [*(f"0.{i}" for i in range(10)), "avg"]),
     ],
 )
@@ -109,7 +110,8 @@ def test_untouched_is_the_plain_evaluation(home, found):
     assert call("--evaluate", home / "run", "--data", home / "toy.npz") == 0
     plain = json.loads((home / "run/evaluation.json").read_text())["models"]
     (home / "run/evaluation.json").unlink()
-    for protocol, level in (("conditions", "sound+lidar"), ("random", "0.0"), ("frames", "0.0"), ("noise", "clean")):
+    untouched = {"conditions": "sound+lidar", "random": "0.0", "unequal": "none missing", "frames": "0.0"}
+    for protocol, level in {**untouched, "noise": "clean"}.items():
         for name, model in found[protocol]["models"].items():
             assert model["test"][level] == plain[name]["test"]["sound" if name == "sound" else "sound+lidar"]
     for condition in ("sound", "lidar", "sound+lidar"):

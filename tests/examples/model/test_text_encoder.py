@@ -192,7 +192,7 @@ def test_data_without_words(bert, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("corrupt_at_random", "message"),
     [
         (lambda x: x.__setitem__((0, 0, 1), 99), "ids from 2 to 99, expected 0 to 11"),
         (lambda x: x.__setitem__((0, 2, 1), 1), "more than one segment"),

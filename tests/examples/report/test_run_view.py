@@ -2,7 +2,8 @@
 
 import pytest
 
-from ebmc_msa.report.run_view import METRICS, Run
+from ebmc_msa.evaluation.metrics import METRICS
+from ebmc_msa.report.run_view import Run
 from ebmc_msa.report.sections import in_line
 
 

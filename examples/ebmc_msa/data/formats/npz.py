@@ -78,7 +78,7 @@ def read_fields(
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
     # whether a fold may be missing is decided for all layouts alike
     rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
-    conversations = _conversations(path, fields, rows_of)
+    conversations = conversations_of(path, fields, rows_of)
     modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
     for name in names:
         x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
@@ -217,7 +217,7 @@ def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.nd
     return split
 
 
-def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
+def conversations_of(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
     given = [key for key in ("conversation", "order", "speaker") if key in fields]
     if given and not {"conversation", "order"} <= set(given):
         lacks = " and ".join(key for key in ("conversation", "order") if key not in given)
@@ -230,7 +230,7 @@ def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) 
     if fields["order"].ndim != 1 or fields["order"].dtype.kind not in "fiu":
         raise DataError(
             f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers "
-            "(N,), greater for what was said later; recode it."
+            "(N,), greater for later utterances; recode it."
         )
     texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
 
