@@ -132,6 +132,29 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fo
         handle.remove()
 
 
+@pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
+def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(names, balanced, fold):
+    batch = fold[3].rows(torch.arange(32))
+    batch = batch.showing(restrict(batch.present, names))
+    kept, calls = dict(balanced.mixtures), []
+    handles = [
+        teacher.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, teacher in balanced.student.teachers.branches.items()
+    ]
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(balanced.answer(batch), balanced(batch).outputs)
+            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.5, {"audio": 0.0, STAGE2: 0.0}))
+            calls.clear()
+            answer = balanced.answer(batch)
+            assert set(calls) <= {"audio"}
+            torch.testing.assert_close(answer, balanced(batch).outputs)
+    finally:
+        balanced.mixtures = kept
+        for handle in handles:
+            handle.remove()
+
+
 def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
     batch = fold[2].rows(torch.arange(16))
     here = torch.arange(16) % 3 == 0
