@@ -60,7 +60,9 @@ class EBMC(Model):
         rates = dropout_rates(settings.modality_dropout, spec.dims)
         self.hide = statistics.fmean(rates.values())
         self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=self.hide)
-        self.coordinate = EnergyCoordinator(dims, **task, gap="pull")
+        # Without a weight of EMC only its probes learn: they measure the energies.
+        emc = {"gap": "pull"} if settings.gamma else {"gap": None, "delta": 0.0}
+        self.coordinate = EnergyCoordinator(dims, **task, **emc)
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
@@ -117,9 +119,11 @@ class EBMC(Model):
             loss = loss + strength * settings.beta * enhanced.loss
             terms |= {"reconstruction": enhanced.reconstruction, "enhancement": enhanced.task}
         if "emc" not in settings.without:
-            balancing = self.balancing and settings.gamma > 0
-            loss = loss + (strength * settings.gamma * balanced.loss if balancing else balanced.fit)
-            terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
+            if settings.gamma:
+                loss = loss + (strength * settings.gamma * balanced.loss if self.balancing else balanced.fit)
+                terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
+            else:
+                loss = loss + balanced.fit
             terms["fit"] = balanced.fit
         if teachers is not None:
             distilled = self.distill(outputs, teachers.outputs, None, batch.present, teachers.log_in_distribution)

@@ -237,6 +237,23 @@ def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
     torch.testing.assert_close(expected, got.outputs, atol=1e-5, rtol=1e-5)
 
 
+def test_without_weight_emc_moves_nothing_but_its_probes(fold):
+    spec, train_fold, valid, _ = fold
+    batch, grads, fits = train_fold.rows(torch.arange(32)), {}, {}
+    for name, settings in {"0": Settings(), "none": Settings(without=("emc",)), "paper": Settings(gamma=0.1)}.items():
+        torch.manual_seed(0)
+        model = EBMC(spec, settings)
+        model.start_balancing(train_fold, valid, {})
+        torch.manual_seed(0)
+        out = model.train()(batch)
+        out.loss.backward()
+        grads[name] = torch.cat([p.grad.flatten() for p in model.encoders.parameters()])
+        fits[name] = "fit" in out.terms
+    torch.testing.assert_close(grads["0"], grads["none"])
+    assert not torch.allclose(grads["paper"], grads["none"], atol=1e-6)
+    assert fits == {"0": True, "none": False, "paper": True}
+
+
 @pytest.mark.parametrize(
     ("order", "first"),
     [
@@ -248,7 +265,7 @@ def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
 def test_order_of_the_stages(order, first, fold):
     spec, train_fold, valid, _ = fold
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order))
+    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order, gamma=0.1))
     trained = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
     stages = trained.stages
     assert "-".join(stage.name for stage in stages) == order
