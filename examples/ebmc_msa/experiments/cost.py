@@ -137,7 +137,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
     def answer(model: nn.Module) -> Callable[[], object]:
-        return torch.no_grad()(lambda: model(replace(batch, target=None)))
+        return torch.no_grad()(lambda: model.answer(replace(batch, target=None)))
 
     answers = {}
     for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
