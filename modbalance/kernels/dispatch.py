@@ -125,7 +125,8 @@ def energy_penalty(
                 *triton_ops.energy(terms, present, ignore_index, features, weights, biases, fall_back=name == "auto")
             )
     kernel = BACKENDS["analytic" if name == "auto" else name]
-    mask = labelled(task, target, num_outputs, ignore_index)
+    every = _every_label_counts(task, target, num_outputs, ignore_index)
+    mask = None if every else labelled(task, target, num_outputs, ignore_index)
     if present is not None:
         mask = present if mask is None else present & mask
     elif mask is not None:
@@ -177,6 +178,16 @@ def coordination(
 def _tries_triton(name: str, features: Sequence[Tensor]) -> bool:
     """On a CPU the kernels are interpreted: for tests, and only when asked for by name."""
     return name == "triton" or (name == "auto" and features[0].device.type != "cpu")
+
+
+def _every_label_counts(task: Task, target: Tensor | None, num_outputs: int, ignore_index: int) -> bool:
+    """Known at once on a CPU, where looking at values is free: then no mask need be made."""
+    if task != "classification" or target is None or target.is_floating_point():
+        return False
+    if not analytic.on_cpu(target) or target.numel() == 0:
+        return False
+    low, high = (int(x) for x in torch.aminmax(target))
+    return low >= 0 and high < num_outputs and not low <= ignore_index <= high
 
 
 def _unsupported_reason(
@@ -244,7 +255,9 @@ def _check(
         )
     if target is not None:
         check_target("energy_penalty", task, target, batch, num_outputs)
-    groups = {"features": features, "weights": weights, "biases": biases}
-    named = {f"{kind}[{m}]": x for kind, group in groups.items() for m, x in enumerate(group)}
-    check_placement("energy_penalty", None, **named, target=target, present=present, class_weight=class_weight)
+    tensors = (*features, *weights, *biases, target, present, class_weight)
+    if any(x is not None and x.device != features[0].device for x in tensors):
+        groups = {"features": features, "weights": weights, "biases": biases}
+        named = {f"{kind}[{m}]": x for kind, group in groups.items() for m, x in enumerate(group)}
+        check_placement("energy_penalty", None, **named, target=target, present=present, class_weight=class_weight)
     return num_outputs

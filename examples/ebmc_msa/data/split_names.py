@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ebmc_msa.data.dataset import DataError, listed
+from ebmc_msa.data.dataset import DataError, counted, listed
 
 NAMES = {
     "train": "train",
@@ -20,7 +20,7 @@ NAMES = {
 _EXPECTED = "train, valid (also dev, val, validation or eval) and test"
 
 
-def fold_of(name: object) -> str | None:
+def split_of(name: object) -> str | None:
     """`train`, `valid` or `test`; None for any other name."""
     return NAMES.get(str(name).strip().lower())
 
@@ -28,13 +28,13 @@ def fold_of(name: object) -> str | None:
 def unknown_split(where: str, name: object, rows: int) -> DataError:
     near = get_close_matches(str(name).lower(), NAMES, 1)
     return DataError(
-        f"{where}: a split is called {str(name)[:40]!r} ({rows} rows), expected {_EXPECTED}; rename it"
+        f"{where}: a split is called {str(name)[:40]!r} ({counted(rows, 'row')}), expected {_EXPECTED}; rename it"
         + (f" to {near[0]!r}" if near else "")
         + ", or remove it."
     )
 
 
-def by_fold(
+def by_split(
     where: str, content: Mapping[Any, Any], like: type | tuple[type, ...]
 ) -> tuple[dict[str, Any], list[str]]:
     """The splits of a file by fold, and the names of what is none.
@@ -49,7 +49,7 @@ def by_fold(
     names: dict[str, str] = {}
     rest = []
     for name, value in content.items():
-        fold = fold_of(name)
+        fold = split_of(name)
         if fold is None and isinstance(value, like) and len(value):
             rows = max(map(_rows, value.values()), default=0) if isinstance(value, Mapping) else len(value)
             raise unknown_split(where, name, rows)

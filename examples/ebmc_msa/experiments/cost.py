@@ -18,7 +18,6 @@ import io
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,12 +32,16 @@ from torch.nn.functional import cross_entropy
 
 from ebmc_msa.data import DataError, Split
 from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture
 from ebmc_msa.model.settings import Settings
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
+from modbalance.dropout import modality_dropout
 
 DIMS = {"text": 768, "audio": 74, "vision": 35}  # MOSEI's, with its 50 aligned frames
 Row = dict[str, Any]  # of the CSV
@@ -122,20 +125,27 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     spec, settings = Spec("sentiment", DIMS, tuple(DIMS), 1), Settings()
     fold = make_fold(size, frames, spec, device)
     batch = fold.rows(torch.arange(size))
+    # as in training: teachers read only what is there
+    dropped = modality_dropout(batch.present, settings.modality_dropout, generator=torch.Generator().manual_seed(0))
+    lacking = batch.showing(dropped)
     plain, first, second = Concat(spec, settings), EBMC(spec, settings), EBMC(spec, settings)
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():
         model.to(device)
-    ensemble = second.finalize(fold, second.eval().start_balancing(fold, fold, {}))
-    steps = {name: stepper(m.train().parameters(), lambda m=m: m(batch).loss) for name, m in models.items()}
+    stage1 = second.eval().start_balancing(fold, fold, {})
+    steps = {name: stepper(m.train().parameters(), lambda m=m: m(lacking).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
     def answer(model: nn.Module) -> Callable[[], object]:
         return torch.no_grad()(lambda: model(replace(batch, target=None)))
 
+    answers = {}
+    for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
+        answers[name] = second.finalize(fold, stage1)
+        answers[name].mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys(experts, 0.0))}
     student = copy.deepcopy(second)
     student.teachers = None
-    answering = {"concatenation": plain, "EBMC, its student alone": student, "EBMC": ensemble}
+    answering = {"concatenation": plain, "EBMC, its student alone": student, **answers}
     return rows + table(
         "inference", interleaved({name: answer(m.eval()) for name, m in answering.items()}, rounds, device)
     )
@@ -194,7 +204,7 @@ def stages(run: Path) -> list[Row]:
         ) from problem
 
 
-def show(rows: list[Row], say: Console) -> None:
+def show(rows: list[Row], console: Console) -> None:
     for what in dict.fromkeys(row["table"] for row in rows):
         mine = [row for row in rows if row["table"] == what]
         columns = [name for name in mine[0] if name not in ("table", "name")]
@@ -204,7 +214,7 @@ def show(rows: list[Row], say: Console) -> None:
             shown.add_column(name, justify="right")
         for row in mine:
             shown.add_row(row["name"], *(f"{row[name]:.3f}" for name in columns))
-        say.print(shown)
+        console.print(shown)
 
 
 def stamp(device: torch.device) -> Row:
@@ -222,7 +232,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmark.py cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -248,20 +258,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options, say = parse(arguments), Console()
-    device = torch.device(options.device)
+    options = parse(arguments)
+    return exit_status(lambda: run(options), interrupted="Nothing was written.")
+
+
+def run(options: argparse.Namespace) -> None:
+    console, device = Console(), torch.device(options.device)
     torch.manual_seed(0)
-    try:
-        if options.run is not None:
-            show(stages(options.run), say)
-            return 0
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows = pipeline(options.batch_size, options.frames, options.rounds, device)
-        rows += beside_bert(8, 64, options.layers, options.width, options.bert_rounds, device)
-        show(rows, say)
-        write([{**stamp(device), **row} for row in rows], options.out / "cost.csv")
-        say.print(f"Written to {options.out}/cost.csv.")
-    except (DataError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    if options.run is not None:
+        show(stages(options.run), console)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = pipeline(options.batch_size, options.frames, options.rounds, device)
+    rows += beside_bert(8, 64, options.layers, options.width, options.bert_rounds, device)
+    show(rows, console)
+    write([{**stamp(device), **row} for row in rows], options.out / "cost.csv")
+    console.print(f"Written to {options.out}/cost.csv.")

@@ -68,6 +68,10 @@ class Model(nn.Module):
         """Frozen networks that prediction needs, outside of `parameters()`."""
         return []
 
+    def experts(self) -> dict[str, list[str]]:
+        """Which of several predictors are mixed, by subset of modalities; empty where there is one."""
+        return {}
+
     def temperatures(self) -> dict[str, float]:
         """Fitted temperature of each frozen or fused predictor."""
         return {}
@@ -86,7 +90,7 @@ def task_term(model: Model, outputs: Tensor, target: Tensor | None) -> Tensor:
 
 
 def weighted_loss(spec: Spec, outputs: Tensor, target: Tensor) -> Tensor:
-    """The task loss of each sample, `(B,)`, weighted by class where the spec says so."""
+    """The task loss of each sample, `(B,)`, weighted by class where the spec has weights."""
     return task_loss(spec.task, outputs, target, class_weight=weight_of(spec, outputs.device))
 
 

@@ -9,10 +9,10 @@ from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import STAGE1, STAGE2, TrustEnsemble
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
 from modbalance.functional import scale_temperature
@@ -46,7 +46,7 @@ def test_absent_modalities_and_padding_change_nothing(kind, fold):
     spec, _, _, batch = fold
     torch.manual_seed(0)
     model = kind(spec, Settings()).eval()
-    batch = batch.showing(restrict(batch.present, ("text", "audio")))
+    batch = batch.with_present(restrict(batch.present, ("text", "audio")))
     expected = predict(model, batch).outputs
     poisoned = {name: x.clone() for name, x in batch.features.items()}
     poisoned["vision"].fill_(float("nan"))
@@ -68,7 +68,7 @@ def test_enhanced_features_reach_the_head(balanced, fold):
 
 
 def test_trust_is_exact_over_present_modalities(balanced, fold):
-    batch = fold[3].showing(restrict(fold[3].present, ("audio", "vision")))
+    batch = fold[3].with_present(restrict(fold[3].present, ("audio", "vision")))
     trust = predict(balanced, batch).trust
     assert (trust["text"] == 0).all()
     some = batch.present["audio"] | batch.present["vision"]
@@ -113,8 +113,45 @@ def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanc
     assert copy.fused_trust == student.fused_trust
 
 
+def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fold):
+    batch, calls = fold[2].rows(torch.arange(8)), []
+    handle = balanced.stage1.register_forward_hook(lambda *_: calls.append(1))
+    kept = dict(balanced.mixtures)
+    try:
+        for used in (True, False):
+            bias = {STAGE2: 0.0, **({STAGE1: 0.0} if used else {})}
+            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.0, bias))
+            with torch.no_grad():
+                outputs = balanced(batch).outputs
+            assert bool(calls) is used
+            calls.clear()
+        expected = scale_temperature("gaussian", balanced.student(batch).outputs, balanced.temperatures()[STAGE2])
+        torch.testing.assert_close(outputs, expected)
+    finally:
+        balanced.mixtures = kept
+        handle.remove()
+
+
+def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
+    batch = fold[2].rows(torch.arange(16))
+    here = torch.arange(16) % 3 == 0
+    batch = batch.showing({**batch.present, "text": here})
+    branch, seen = balanced.student.teachers.branches["text"], []
+    handle = branch.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        outputs = balanced.student.teachers.predict("text", batch)
+        whole = branch(batch.features["text"], batch.lengths["text"])
+        handle.remove()
+        nothing = balanced.student.teachers.predict("text", batch.showing({**batch.present, "text": here & ~here}))
+    assert seen[0] == here.sum()
+    torch.testing.assert_close(outputs[here], whole[here])
+    assert not outputs[~here].any()
+    assert not nothing.any()
+    assert nothing.shape == whole.shape
+
+
 def test_nothing_present_gives_a_number(balanced, fold):
-    batch = fold[3].showing(restrict(fold[3].present, ()))
+    batch = fold[3].with_present(restrict(fold[3].present, ()))
     assert torch.isfinite(predict(balanced, batch).outputs).all()
 
 
@@ -161,7 +198,7 @@ def test_teachers_are_kept_at_their_own_best_epochs(fold):
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",)])
 def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
-    shown = fold[3].showing(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
+    shown = fold[3].with_present(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
     got = predict(balanced, shown)
     batch = shown.rows(torch.arange(32))
     student, temperatures = balanced.student, balanced.temperatures()
