@@ -138,7 +138,7 @@ def test_near_the_minimum_gradients_stay_as_exact_as_those_of_double_backward():
 @compiles
 @pytest.mark.parametrize("task", TASKS)
 def test_compiles_to_one_graph(task):
-    z, w, b, y = make_inputs(task)
+    z, w, b, y = make_inputs(task, dtype=torch.float64)
     leaves = [*z, *w, *b]
 
     def penalty(*x):
