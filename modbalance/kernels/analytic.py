@@ -39,7 +39,7 @@ def energy_penalty(
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Energies and squared gradient norms `(M, B)` under linear heads."""
-    if mask is not None and _on_cpu(mask) and bool(mask.all()):
+    if mask is not None and on_cpu(mask) and bool(mask.all()):
         mask = None
     options, target, class_weight = terms.with_target(None, None), *terms[-2:]
     tensors = [*features, *weights, *biases]
@@ -123,9 +123,10 @@ def forward(
         if differentiable:
             t.append(w @ g.T)
     penalty = torch.stack(norms).square()
-    size = torch.zeros_like(penalty)
     if terms.alpha:
         size = _scale(torch.stack([torch.linalg.vector_norm(z, dim=1) for z in features]).square(), alphas)
+    else:
+        size = torch.zeros_like(penalty)
     return (value, size, penalty, v, terms.curvature(at, torch.stack(t, 1))) if t else (value, size, penalty)
 
 
@@ -214,7 +215,7 @@ class Blocks:
     def __init__(self, features: Sequence[Tensor]) -> None:
         batch, width = features[0].shape[0], sum(z.shape[1] for z in features)
         rows = max(BLOCK // max(width, 1), 1)
-        self.count = -(-batch // rows) if _on_cpu(features[0]) and batch > rows else 1
+        self.count = -(-batch // rows) if on_cpu(features[0]) and batch > rows else 1
         self.rows = -(-batch // self.count)
 
     def split(self, *tensors: tuple[Tensor | None, int]) -> Iterator[tuple[Any, ...]]:
@@ -226,6 +227,6 @@ class Blocks:
         )
 
 
-def _on_cpu(x: Tensor) -> bool:
+def on_cpu(x: Tensor) -> bool:
     """Whether looking at values is free: not on a device, not while compiling."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not inside_vmap()

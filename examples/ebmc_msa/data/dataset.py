@@ -97,3 +97,8 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
     names = [str(name) for name in names]
     shown = ", ".join(names[:limit]) or "nothing"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -34,8 +34,7 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels are ambiguous, or where
-            the file holds labels of several kinds.
+        expected: kind and range that a trained model expects; taken where the labels are ambiguous.
     """
 
     task: str = "auto"
@@ -85,7 +84,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout defines about them."""
+    """Where labels come from, and what the layout implies about them."""
 
     where: str  # for the messages
     what: str  # the field

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ebmc_msa.data.dataset import DataError, Dataset, Split
+from ebmc_msa.data.dataset import DataError, Dataset, Split, counted
 from ebmc_msa.data.formats.clean import row_blocks
 from ebmc_msa.data.frames import frame_mask
 
 REFUSED = 1e6  # times the 90th percentile of |x| of the column in the first fold
 REPORTED = 1e3
 LARGEST = 1e15  # of any value: squares and their sums still fit float32
-_SAMPLE = 2**22  # numbers that the percentiles are taken from
+_SAMPLE = 2**20  # numbers that the percentiles are taken from
 
 
 def outliers(dataset: Dataset) -> Iterator[str]:
@@ -35,7 +35,7 @@ def outliers(dataset: Dataset) -> Iterator[str]:
         if (worst > REPORTED).any():
             column = int(worst.argmax())
             yield (
-                f"{name}: {int((worst > REPORTED).sum())} columns with outliers (column {column} reaches "
+                f"{name}: {counted(int((worst > REPORTED).sum()), 'column')} with outliers (column {column} reaches "
                 f"{worst[column]:.1e} times its 90th percentile)"
             )
 
@@ -57,7 +57,8 @@ def _peak(x: Tensor) -> Tensor:
     """Largest |x| by column, `(D,)`; padding is zero."""
     peak = torch.zeros(x.shape[-1])
     for rows in row_blocks(x):
-        peak = torch.maximum(peak, x[rows].float().abs().flatten(0, -2).amax(0))
+        block = x[rows].flatten(0, -2)
+        peak = torch.maximum(peak, torch.maximum(block.amax(0), -block.amin(0)).float())
     return peak
 
 

@@ -7,6 +7,7 @@ flattened, `(B, dim)`: the conversations of a batch one after the other, in any 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -92,6 +93,10 @@ class Contextual(nn.Module):
 
     def standardise(self, blocks: Iterable[Tensor]) -> None:
         self.encoder.standardise(blocks)
+
+    def load(self, folder: Path) -> None:
+        """Of a text encoder: take the weights of the folder."""
+        self.encoder.load(folder)
 
     def forward(self, x: Tensor, lengths: Tensor | None, present: Tensor, conversation: Conversation) -> Tensor:
         return self.context(self.encoder(x, lengths), conversation, present)

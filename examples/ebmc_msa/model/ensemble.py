@@ -170,7 +170,9 @@ class Mixture(NamedTuple):
 
     @property
     def used(self) -> list[str]:
-        """The experts that count in any sample."""
+        """The experts that count in any sample; all of them in a traced graph, which is the same for every batch."""
+        if torch.compiler.is_compiling():
+            return list(self.bias)
         return [name for name, b in self.bias.items() if not isinstance(b, Tensor) or bool((b > -math.inf).any())]
 
     def weights(

@@ -132,6 +132,26 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fo
         handle.remove()
 
 
+def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
+    batch = fold[2].rows(torch.arange(16))
+    here = torch.arange(16) % 3 == 0
+    batch = batch.with_present({**batch.present, "text": here})
+    branch, seen = balanced.student.teachers.branches["text"], []
+    handle = branch.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        outputs = balanced.student.teachers.predict("text", batch)
+        whole = branch(batch.features["text"], batch.lengths["text"])
+        handle.remove()
+        nothing = balanced.student.teachers.predict(
+            "text", batch.with_present({**batch.present, "text": here & ~here})
+        )
+    assert seen[0] == here.sum()
+    torch.testing.assert_close(outputs[here], whole[here])
+    assert not outputs[~here].any()
+    assert not nothing.any()
+    assert nothing.shape == whole.shape
+
+
 def test_nothing_present_gives_a_number(balanced, fold):
     batch = fold[3].with_present(restrict(fold[3].present, ()))
     assert torch.isfinite(predict(balanced, batch).outputs).all()

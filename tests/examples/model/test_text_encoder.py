@@ -118,6 +118,30 @@ def test_the_bert_has_its_own_learning_rate(bert, mmsa):
     assert len(rest["params"]) + len(text["params"]) == len(list(model.parameters()))
 
 
+def test_with_context_it_reads_weights_and_learns_too(bert, mmsa):
+    from dataclasses import replace
+
+    from ebmc_msa.data.conversation import Conversation
+    from ebmc_msa.data.split import Fold
+    from ebmc_msa.model.prediction import spec_of
+    from ebmc_msa.model.settings import Settings
+
+    data = tokenised(load(mmsa()), describe(bert))
+    splits = {
+        fold: replace(split, conversation=Conversation(torch.arange(len(split)) // 3, torch.arange(len(split))))
+        for fold, split in data.splits.items()
+    }
+    settings = Settings(context="gru", dim=8)
+    model = Concat(spec_of(replace(data, splits=splits), settings), settings)
+    model.encoders["text"].load(bert)
+    weight = model.encoders["text"].encoder.bert.embeddings.word_embeddings.weight
+    start = transformers.AutoModel.from_pretrained(bert).embeddings.word_embeddings.weight
+    torch.testing.assert_close(weight, start)
+    fold = Fold.of(splits["train"], model.spec, torch.device("cpu"))
+    model(fold.rows(torch.arange(len(fold)))).loss.backward()
+    assert weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("source", ["raw_text", "text_bert"])
 def test_trains_and_is_evaluated_without_the_folder(bert, mmsa, tmp_path, monkeypatch, source):
     monkeypatch.setattr("ebmc_msa.training.run.write_report", lambda *_: None)

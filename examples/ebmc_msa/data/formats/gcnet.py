@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed, scalars
+from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, counted, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.emotions import iemocap
@@ -86,7 +86,7 @@ def read_gcnet(
         )
     used = ", ".join(f"{name} from {folders[name].name}" for name in canonical(folders))
     left = sum(map(len, utterances.values())) - len(ids)
-    note = f"GCNet layout: {used}" + (f"; {left} utterances of no split left out" if left > 0 else "")
+    note = f"GCNet layout: {used}" + (f"; {counted(left, 'utterance')} of no split left out" if left > 0 else "")
     if target.kind == "classes":
         target = target._replace(names=iemocap(utterances, target.classes))
     return replace(target.dataset(path.resolve().parent.name, splits, note), conversational=True)
