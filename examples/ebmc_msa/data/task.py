@@ -34,7 +34,8 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels are ambiguous.
+        expected: kind and range that a trained model expects; taken where the labels are ambiguous, or where
+            the file holds labels of several kinds.
     """
 
     task: str = "auto"
