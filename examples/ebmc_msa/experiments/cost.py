@@ -127,7 +127,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     batch = fold.rows(torch.arange(size))
     # as in training: teachers read only what is there
     dropped = modality_dropout(batch.present, settings.modality_dropout, generator=torch.Generator().manual_seed(0))
-    lacking = batch.showing(dropped)
+    lacking = batch.with_present(dropped)
     plain, first, second = Concat(spec, settings), EBMC(spec, settings), EBMC(spec, settings)
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():

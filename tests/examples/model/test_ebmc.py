@@ -158,14 +158,16 @@ def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(name
 def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
     batch = fold[2].rows(torch.arange(16))
     here = torch.arange(16) % 3 == 0
-    batch = batch.showing({**batch.present, "text": here})
+    batch = batch.with_present({**batch.present, "text": here})
     branch, seen = balanced.student.teachers.branches["text"], []
     handle = branch.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     with torch.no_grad():
         outputs = balanced.student.teachers.predict("text", batch)
         whole = branch(batch.features["text"], batch.lengths["text"])
         handle.remove()
-        nothing = balanced.student.teachers.predict("text", batch.showing({**batch.present, "text": here & ~here}))
+        nothing = balanced.student.teachers.predict(
+            "text", batch.with_present({**batch.present, "text": here & ~here})
+        )
     assert seen[0] == here.sum()
     torch.testing.assert_close(outputs[here], whole[here])
     assert not outputs[~here].any()
