@@ -145,7 +145,7 @@ def _forward_stacked(
     z, w = torch.stack(list(features)), torch.stack(list(weights))
     if mask is not None:
         z = select(z, mask)
-    at = Point(torch.baddbmm(torch.stack(list(biases))[:, :, None], w, z.mT).transpose(0, 1))
+    at = HeadOutputs(torch.baddbmm(torch.stack(list(biases))[:, :, None], w, z.mT).transpose(0, 1))
     value, v = terms.value(at), terms.slope(at)
     if mask is not None:
         value, v = select(value, mask), torch.where(mask, v, 0.0)
