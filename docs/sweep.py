@@ -46,7 +46,7 @@ def scores(seed: int, weight: float = 1.0, **options: float) -> tuple[float, flo
     encoders = nn.ModuleDict(
         {m: nn.Sequential(nn.Linear(v.shape[1], 64), nn.ReLU(), nn.Linear(64, 32)) for m, v in x.items()}
     )
-    head, balance = nn.Linear(64, 10), EnergyCoordinator(dict.fromkeys(x, 32), 10, **options)
+    head, balance = nn.Linear(64, 10), EnergyCoordinator(dict.fromkeys(x, 32), 10, gap="pull", **options)
     optimizer = torch.optim.SGD([*nn.ModuleList([encoders, head, balance]).parameters()], lr=0.03, momentum=0.9)
     for rows in (r for _ in range(20) for r in train[torch.randperm(len(train))].split(64)):
         z = {m: encoders[m](v[rows]) for m, v in x.items()}

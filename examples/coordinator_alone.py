@@ -30,6 +30,7 @@ PAIRS = ("fou+fac", "mor+pix", "zer+kar")  # a weak view, then a strong one
 CONDITIONS = ("clean", "noise on the weak", "noise on the strong")
 REMEDIES = ("joint", "auxiliary", "coordinator")
 SEEDS = (1111, 1112, 1113, 1114, 1115)
+GAP = "pull"  # the default when docs/balance.md was written; docs/when_it_helps.md is why it no longer is
 COLUMNS = (
     *("views", "condition", "optimizer", *REMEDIES, "coordinator - joint", "coordinator - auxiliary"),
     *(f"probes of the {which} view: alone / {' / '.join(REMEDIES)}" for which in ("weak", "strong")),
@@ -72,7 +73,7 @@ def fit(x: dict[str, Tensor], y: Tensor, rows: Tensor, remedy: str, optimizer: s
     classes = int(y.max()) + 1
     head = nn.Linear(64 * len(x), classes)
     heads = nn.ModuleDict({view: nn.Linear(64, classes) for view in x})
-    balance = EnergyCoordinator(dict.fromkeys(x, 64), classes) if remedy == "coordinator" else None
+    balance = EnergyCoordinator(dict.fromkeys(x, 64), classes, gap=GAP) if remedy == "coordinator" else None
     parts = [encoders, head, heads] if remedy == "auxiliary" else [encoders, head]
     parameters = [p for part in parts + [balance] * (balance is not None) for p in part.parameters()]
     steps = (

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_positive
+from modbalance.checks import (
+    Presence,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, processes, reduce
 from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
 from modbalance.gate import HeldOutGate
-from modbalance.heads import check_heads, linear_heads, probe
+from modbalance.heads import check_heads, linear_heads, not_plain, probe, sharded, uncompiled
 from modbalance.kernels import energy_penalty, reference
 from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import check_placement
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.protocol import Balancer
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
+    check_loss,
     check_outputs,
     check_target,
     check_task,
     check_values,
     labelled,
+    masked_loss,
     output_width,
-    task_loss,
 )
+from modbalance.training_check import TrainingCheck
 
 __all__ = ["EnergyCoordinator"]
 
 
+@no_tensor
 class CoordinatorOutput(NamedTuple):
     loss: Tensor
     gap: Tensor
@@ -62,6 +75,9 @@ class EnergyCoordinator(Balancer):
       beta loss + gamma u alone, since ||z||^2 would let inflation close it; the paper's forms compare E.
     - `penalty` flattens the energy around each feature (`kernels.energy_penalty`).
     - `descent` is energy descent as a gradient: what reaches z is exactly lambda dE/dz.
+    - `observe`, one line in the validation loop, multiplies what gap, penalty, loss and uncertainty do to the
+      features of a modality by a weight from 0 to 1, which falls when its held-out energy rises
+      (`functional.gate_weights`). ||z||^2 keeps its full weight: it restrains a modality that over-fits.
     - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
       see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
 
@@ -79,16 +95,21 @@ class EnergyCoordinator(Balancer):
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
         step: lambda of the label-free descent of the returned features; 0 returns the input itself.
-        gap: `pull`, `paper`, `paper_per_sample` or None.
+        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise every gap has cost points,
+            and nowhere has it gained what the others had not. With `joint=True`, `paper` is the paper's own form.
         temperature: T of the entropy, > 0.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
         backend: of `kernels.energy_penalty`; heads that are not linear need `auto` or `reference`.
         heads: trained predictors of your own by modality, `(B, D_m)` to `(B, width)`, row by row. They stay
-            yours (not in `parameters()`), `fit` is then 0. Linear heads of the coordinator's own by default.
+            yours (not in `parameters()`), `fit` is then 0. They are called in eval mode and keep their buffers and
+            their mode; a plain `nn.Linear` without hooks is read instead. Linear heads of the coordinator's own by
+            default.
         joint: let gap, penalty and descent train the heads too, as the paper's text reads.
         class_weight: weight of each class in the loss, `(C,)`; classification only.
         ignore_index: label of the rows that count as absent; classification only.
-        validate: check values (NaN, label range) as well; this synchronises the device.
+        validate: let a NaN or a label out of range on a GPU raise an error that names it, which waits for the device.
+            On a CPU this always happens; a GPU without it stops at an assertion on the device, which torch.compile
+            and graph capture leave out.
         sync: in training, take every mean over all processes of a distributed run: True for the default process
             group, a process group, or False for this process alone; see `modbalance.distributed`.
 
@@ -111,7 +132,7 @@ class EnergyCoordinator(Balancer):
         >>> features = {"audio": torch.randn(6, 8), "video": torch.randn(6, 5)}
         >>> out = balance(features, torch.arange(6) % 3)
         >>> sorted(out.scalars()), out.energy["audio"].shape
-        (['descent', 'fit', 'gap', 'loss', 'penalty', 'weight/audio', 'weight/video'], torch.Size([6]))
+        (['descent', 'fit', 'gap', 'loss', 'penalty'], torch.Size([6]))
     """
 
     class_weight: Tensor | None
@@ -128,7 +149,7 @@ class EnergyCoordinator(Balancer):
         delta: float = 0.1,
         descent: float = 1.0,
         step: float = 0.0,
-        gap: Gap | None = "pull",
+        gap: Gap | None = None,
         temperature: float = 1.0,
         normalize: bool = True,
         backend: str = "auto",
@@ -143,6 +164,8 @@ class EnergyCoordinator(Balancer):
         self.dims = check_dims("EnergyCoordinator", dims)
         check_task("EnergyCoordinator", task, num_outputs, class_weight)
         check_positive("EnergyCoordinator", temperature=temperature)
+        weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta, "descent": descent, "step": step}
+        check_nonnegative("EnergyCoordinator", **weights)
         if gap not in ("pull", "paper", "paper_per_sample", None):
             raise ValueError(
                 f"EnergyCoordinator: gap is {gap!r}, expected 'pull', 'paper', 'paper_per_sample' or None; "
@@ -150,6 +173,12 @@ class EnergyCoordinator(Balancer):
             )
         if heads is not None:
             check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs))
+            wrapped = [name for name in self.dims if joint and sharded(heads[name])]
+            if wrapped:
+                raise ValueError(
+                    f"EnergyCoordinator: heads[{wrapped[0]!r}] is wrapped by DDP or FSDP2 with joint=True, expected "
+                    "the bare module; pass it and wrap the whole model."
+                )
         self.num_outputs, self.task = num_outputs, task
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
         self.descent, self.step_size, self.gap, self.temperature = descent, step, gap, temperature
@@ -160,26 +189,33 @@ class EnergyCoordinator(Balancer):
         self.owns_heads = heads is None
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
-        self._linear = all(type(self.heads[name]) is nn.Linear for name in self.dims)
-        if pick_backend(backend) != "reference" and backend != "auto" and not self._linear:
-            raise ValueError(
-                f"EnergyCoordinator: backend is {backend!r} with heads that are not nn.Linear, expected auto or "
-                'reference; pass backend="reference".'
-            )
+        pick_backend(backend)
+        self._say_route, self._training_check = True, TrainingCheck()
+        self._by_weights()
 
     def forward(
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         uncertainty: Mapping[str, Tensor] | None = None,
     ) -> CoordinatorOutput:
-        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
-        batch = next(iter(masks.values())).shape[0]
-        if target is not None:
-            check_target("EnergyCoordinator", self.task, target, batch, self.num_outputs)
-        if self.validate:
-            check_values("EnergyCoordinator", self.task, features, masks, target, self.num_outputs, self.ignore_index)
+        """Energies and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            target: `(B,)` class indices or `(B, C)` probabilities for classification, else `(B, C)`, or `(B,)` for
+                one regression target. None gives losses of 0 and the label-free energies.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            uncertainty: `(B,)` by modality, in place of the entropy of the own head.
+
+        Returns:
+            `loss` and its terms `gap`, `penalty`, `descent` and `fit`, scalars; `energy` `(B,)` for every modality of
+            `dims`; `features` as they came, after the label-free descent if `step` > 0.
+        """
+        features = given(features)
+        masks = self._check(features, target, present)
         if uncertainty is not None:
             self._check_uncertainty(uncertainty, masks)
 
@@ -187,10 +223,11 @@ class EnergyCoordinator(Balancer):
         sync = self.training and self.sync
         if self.training and target is not None:
             self.gate.close(sync)
-        given, features = features, self.gate.scale(features, list(self.dims))
+        ungated, features = features, self.gate.scale(features, self.dims)
+        plain = self._by_weights()
         fused = None
-        if uncertainty is None and processes(sync) is None:
-            fused = self._fused(problem, features, masks if present else None)
+        if plain and uncertainty is None and processes(sync) is None:
+            fused = self._fused(problem, features, masks if present is not None else None)
         if fused is not None:
             energy, gap, penalty, descent, loss = fused
             fit = energy[:0].sum()
@@ -201,9 +238,14 @@ class EnergyCoordinator(Balancer):
             energies = dict(zip(features, energy, strict=True))
         else:
             z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
-            energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync)
+            energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync, plain)
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
+        if self.gate.active and target is not None:
+            loss = loss + self._kept(problem, ungated, masks, sync)
+        check_loss("EnergyCoordinator", loss, features)
+        if target is not None:
+            self._training_check.count("EnergyCoordinator", self, features)
         return CoordinatorOutput(
             loss,
             gap,
@@ -211,14 +253,12 @@ class EnergyCoordinator(Balancer):
             descent,
             fit,
             absent_like(energies, self.dims),
-            self._descended(given, masks, problem),
-            dict(zip(self.dims, self.gate.weight.clone().unbind(), strict=True)),
+            self._descended(ungated, masks, problem, plain),
+            self.gate.weights(self.dims),
         )
 
     @torch.no_grad()
-    def observe(
-        self, features: Mapping[str, Tensor], target: Tensor, present: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def observe(self, features: Mapping[str, Tensor], target: Tensor, present: Presence | None = None) -> None:
         """Take in a batch of held-out data, in the validation loop: from it comes the weight of each modality.
 
         The next training forward ends the observation and sets the weights by `functional.gate_weights`, from the
@@ -236,20 +276,63 @@ class EnergyCoordinator(Balancer):
         Raises:
             ValueError: as `forward` does.
         """
-        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
-        check_target("EnergyCoordinator", self.task, target, len(next(iter(masks.values()))), self.num_outputs)
-        if self.validate:
-            check_values("EnergyCoordinator", self.task, features, masks, target, self.num_outputs, self.ignore_index)
+        features = given(features)
+        masks = self._check(features, target, present)
         problem = self._problem(target, self.gamma)
         z, mask = self._rows(problem, features, masks)
-        energy = {name: problem.potential(self._outputs(name, x)) for name, x in z.items()}
+        plain = self._by_weights()
+        energy = {name: problem.potential(self._outputs(name, x, plain)) for name, x in z.items()}
         masks = absent_like(dict(zip(z, mask, strict=True)), dict.fromkeys(self.dims, 0))
         self.gate.observe(torch.stack([*absent_like(energy, self.dims).values()]), torch.stack([*masks.values()]))
+
+    def _check(
+        self, features: Mapping[str, Tensor], target: Tensor | None, present: Presence | None
+    ) -> dict[str, Tensor]:
+        masks = check_inputs("EnergyCoordinator", features, present, self.dims)
+        rows, width, ignored = next(iter(masks.values())).shape[0], self.num_outputs, self.ignore_index
+        heads = None if self.owns_heads else {m: next(self.heads[m].parameters(), None) for m in self.dims}
+        check_placement("EnergyCoordinator", self, features=features, heads=heads, target=target)
+        if target is not None:
+            check_target("EnergyCoordinator", self.task, target, rows, width)
+        check_values("EnergyCoordinator", self.task, features, masks, target, width, ignored, self.validate)
+        return masks
 
     def _problem(self, target: Tensor | None, gamma: float) -> EnergyTerms:
         return EnergyTerms.of(
             self.task, self.alpha, self.beta, gamma, self.temperature, self.normalize, target, self.class_weight
         )
+
+    def _by_weights(self) -> bool:
+        """Whether all heads may be taken as their weights and biases; else they are called, which is said once."""
+        reasons = {name: not_plain(self.heads[name]) for name in self.dims}
+        name, reason = next(((name, why) for name, why in reasons.items() if why), ("", ""))
+        if not reason:
+            return True
+        if self.backend in ("analytic", "triton"):
+            raise ValueError(
+                f"EnergyCoordinator: backend is {self.backend!r} and heads[{name!r}] {reason}, expected a plain "
+                'nn.Linear, since this backend reads weights and calls no module; pass backend="reference".'
+            )
+        if self._say_route and self.backend != "reference" and isinstance(self.heads[name], nn.Linear):
+            warnings.warn(
+                f"EnergyCoordinator: heads[{name!r}] {reason}, so the heads are called as modules by the reference "
+                'backend, which is slower; pass backend="reference" if that is what you want.',
+                stacklevel=5,
+            )
+            self._say_route = False
+        return False
+
+    def _kept(
+        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync
+    ) -> Tensor:
+        """A zero with the gradient that the gate took from the features' size, which it is not to touch."""
+        z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
+        sizes = [problem.norm_weight(x.shape[1]) * upcast(x).square().sum(-1) for x in z.values()]
+        (size,) = reduce([masked_sum(torch.stack(sizes), mask, dim=1)], sync)
+        weights = self.gate.weights(self.dims)
+        lost = 1 - torch.stack([weights[name] for name in z])
+        kept = self.descent * (lost * size.mean()).sum()
+        return kept - kept.detach()
 
     def _rows(
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
@@ -264,7 +347,7 @@ class EnergyCoordinator(Balancer):
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
     ) -> Coordination | None:
         """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
-        if problem.target is None or self.joint or not self._linear or self.gap not in ("pull", None):
+        if problem.target is None or self.joint or self.gap not in ("pull", None):
             return None
         weights, biases = zip(*(self._linear_head(name) for name in features), strict=True)
         return coordination(
@@ -287,13 +370,14 @@ class EnergyCoordinator(Balancer):
         mask: Tensor,
         uncertainty: Mapping[str, Tensor] | None,
         sync: Sync,
+        plain: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """energy, gap, penalty, descent and fit; the means over all processes by one all-reduce."""
-        energy, gradient_norm = self._energy(problem, z, mask)
+        energy, gradient_norm = self._energy(problem, z, mask, plain)
         stated = None
         if uncertainty is not None:
-            given = absent_like(dict(uncertainty), self.dims)
-            stated = self.gamma * torch.stack([upcast(given[name]) for name in z])
+            everywhere = absent_like(dict(uncertainty), self.dims)
+            stated = self.gamma * torch.stack([upcast(everywhere[name]) for name in z])
             energy = energy + select(stated, mask)
         gap = fit = zero_of(z)
         if problem.target is None:
@@ -302,7 +386,7 @@ class EnergyCoordinator(Balancer):
         if self.owns_heads:
             sums.append(masked_sum(self._fit(problem, z), mask, dim=1))
         if self.gap is not None:
-            sums.append(gap_sum(self._gap_energy(problem, z, energy, stated), mask, self.gap))
+            sums.append(gap_sum(self._gap_energy(problem, z, energy, stated, plain), mask, self.gap))
         penalty, descent, *rest = reduce(sums, sync)
         if self.owns_heads:
             fit = rest[0].mean().sum()
@@ -310,16 +394,25 @@ class EnergyCoordinator(Balancer):
             gap = gap_of_sum(rest[-1], self.gap)
         return energy, gap, penalty.mean().sum(), self.descent * descent.mean().sum(), fit
 
-    def _outputs(self, name: str, z: Tensor) -> Tensor:
-        head = self.heads[name]
-        outputs = head(z) if self.joint else probe(head, z)
+    def _outputs(self, name: str, z: Tensor, plain: bool = False) -> Tensor:
+        if plain:
+            x, (weight, bias) = upcast(z), self._linear_head(name)
+            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        outputs = probe(self.heads[name], self._for_head(name, z), learn=self.joint)
         check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
         return upcast(outputs)
 
-    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._linear:
+    def _for_head(self, name: str, x: Tensor) -> Tensor:
+        """In the type of the head's parameters: features of any floating type will do."""
+        p = next(self.heads[name].parameters(), None)
+        return x if p is None else x.to(p.dtype)
+
+    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
+        if not plain:
             heads = [partial(self._outputs, name) for name in z]
-            return reference.energy_penalty(problem, mask, [upcast(x) for x in z.values()], heads)
+            x = [upcast(x) for x in z.values()]
+            found: tuple[Tensor, Tensor] = uncompiled(reference.energy_penalty, problem, mask, x, heads)
+            return found
         weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
         return energy_penalty(
             list(z.values()),
@@ -339,42 +432,42 @@ class EnergyCoordinator(Balancer):
         return head.weight.detach(), None if head.bias is None else head.bias.detach()
 
     def _gap_energy(
-        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None
+        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None, plain: bool
     ) -> Tensor:
         if self.gap != "pull":
             return energy
-        potential = torch.stack([problem.potential(self._outputs(name, x)) for name, x in z.items()])
+        potential = torch.stack([problem.potential(self._outputs(name, x, plain)) for name, x in z.items()])
         return potential if stated is None else potential + stated
 
     def _fit(self, problem: EnergyTerms, z: dict[str, Tensor]) -> Tensor:
         """Loss of each head on detached features, `(M, B)`."""
         assert problem.target is not None
         losses = [
-            task_loss(
+            masked_loss(
                 self.task,
-                upcast(self.heads[name](x.detach())),
+                upcast(self.heads[name](self._for_head(name, x.detach()))),
                 problem.target,
-                class_weight=self.class_weight,
-                ignore_index=self.ignore_index,
+                self.class_weight,
+                self.ignore_index,
             )
             for name, x in z.items()
         ]
         return torch.stack(losses)
 
     def _descended(
-        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms
+        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms, plain: bool
     ) -> dict[str, Tensor]:
         if not self.step_size:
             return dict(features)
         label_free = problem.with_target(None, problem.class_weight)
         moved = {}
         for name, x in features.items():
-            z = select(x, masks[name])
-            if self._linear:
+            z = self._for_head(name, select(x, masks[name]))
+            if plain:
                 weight, _ = self._linear_head(name)
                 new = descend(
                     z,
-                    self._outputs(name, z),
+                    self._outputs(name, z, plain),
                     weight,
                     step=self.step_size,
                     task=self.task,
@@ -384,7 +477,9 @@ class EnergyCoordinator(Balancer):
                     normalize=self.normalize,
                 )
             else:
-                _, gradient = reference.energy_and_gradient(label_free, upcast(z), partial(self._outputs, name))
+                _, gradient = uncompiled(
+                    reference.energy_and_gradient, label_free, upcast(z), partial(self._outputs, name)
+                )
                 new = z - self.step_size * gradient
             moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
         return moved

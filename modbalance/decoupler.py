@@ -7,17 +7,27 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_positive
+from modbalance.checks import (
+    Presence,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, reduce
-from modbalance.functional.decoupling import alignment_sum, preservation_sum, redundancy_sum
+from modbalance.functional.decoupling import alignment_sum, check_ids, preservation_sum, redundancy_sum
 from modbalance.heads import linear_heads
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import absent_like, select, stack, zero_of
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, check_values, output_width
+from modbalance.tasks import IGNORE_INDEX, Task, check_loss, check_target, check_task, check_values, output_width
+from modbalance.training_check import TrainingCheck
 
 __all__ = ["SemanticDecoupler"]
 
 
+@no_tensor
 class DecouplerOutput(NamedTuple):
     loss: Tensor
     alignment: Tensor
@@ -52,7 +62,9 @@ class SemanticDecoupler(nn.Module):
         cosine: `squared` (least at orthogonal parts) or `plain` in L_dis.
         class_weight: weight of each class in L_uni, `(C,)`; classification only.
         ignore_index: label of the rows that L_uni leaves out; classification only.
-        validate: check values (NaN, label range) as well; this synchronises the device.
+        validate: let a NaN or a label out of range on a GPU raise an error that names it, which waits for the device.
+            On a CPU this always happens; a GPU without it stops at an assertion on the device, which torch.compile
+            and graph capture leave out.
         sync: in training, take every mean over all processes of a distributed run: True for the default process
             group, a process group, or False for this process alone; see `modbalance.distributed`.
         max_batch: rows of the largest batch of any process: spares the exchange of InfoNCE's negatives one more
@@ -99,10 +111,12 @@ class SemanticDecoupler(nn.Module):
         self.dims = check_dims("SemanticDecoupler", dims)
         check_task("SemanticDecoupler", task, num_outputs, class_weight)
         check_positive("SemanticDecoupler", temperature=temperature, dim=dim)
+        check_nonnegative("SemanticDecoupler", lambda_1=lambda_1, lambda_2=lambda_2)
         self.dim, self.num_outputs, self.task = dim, num_outputs, task
         self.temperature, self.lambda_1, self.lambda_2, self.cosine = temperature, lambda_1, lambda_2, cosine
         self.ignore_index, self.validate = ignore_index, validate
         self.sync, self.max_batch = sync, max_batch
+        self._training_check = TrainingCheck()
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.shared = nn.ModuleDict({name: _projection(size, dim) for name, size in self.dims.items()})
         self.private = nn.ModuleDict({name: _projection(size, dim) for name, size in self.dims.items()})
@@ -112,24 +126,53 @@ class SemanticDecoupler(nn.Module):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
+        ids: Tensor | None = None,
     ) -> DecouplerOutput:
+        """Parts, predictions and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            target: `(B,)` class indices or `(B, C)` probabilities for classification, else `(B, C)`, or `(B,)` for
+                one regression target. None leaves out L_uni.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            ids: `(B,)` integers; samples with the same one are no negatives of each other in L_inv. Among several
+                processes on each or on none.
+
+        Returns:
+            `loss`, `alignment`, `redundancy` and `preservation`, scalars; `shared` and `private` `(B, dim)` and
+            `predictions` `(B, width)` for every modality of `dims`, zero where absent.
+        """
+        features = given(features)
         masks = check_inputs("SemanticDecoupler", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        check_placement("SemanticDecoupler", self, features=features, present=present, target=target)
+        check_ids("SemanticDecoupler", ids, next(iter(masks.values())))
         if target is not None:
             check_target("SemanticDecoupler", self.task, target, batch, self.num_outputs)
-        if self.validate:
-            check_values("SemanticDecoupler", self.task, features, masks, target, self.num_outputs, self.ignore_index)
-
+        check_values(
+            "SemanticDecoupler",
+            self.task,
+            features,
+            masks,
+            target,
+            self.num_outputs,
+            self.ignore_index,
+            self.validate,
+        )
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
-        inputs = {name: select(x, masks[name]) for name, x in features.items()}
+        inputs = {
+            name: as_parameters("SemanticDecoupler", name, select(x, masks[name]), self.shared[name])
+            for name, x in features.items()
+        }
         shared = {name: select(self.shared[name](x), masks[name]) for name, x in inputs.items()}
         private = {name: select(self.private[name](x), masks[name]) for name, x in inputs.items()}
         predictions = {name: select(self.heads[name](x), masks[name]) for name, x in private.items()}
 
         z, mask = stack("SemanticDecoupler", shared, masks)
-        sums = [alignment_sum(z, mask, self.temperature, sync, self.max_batch)]
+        sums = [alignment_sum(z, mask, self.temperature, sync, self.max_batch, ids)]
         sums.append(redundancy_sum(*stack("SemanticDecoupler", private, masks), self.cosine))
         if target is not None:
             outputs, mask = stack("SemanticDecoupler", predictions, masks)
@@ -137,6 +180,8 @@ class SemanticDecoupler(nn.Module):
         alignment, redundancy, *labelled = (s.mean() for s in reduce(sums, sync))
         preservation = labelled[0] if labelled else zero_of(predictions)
         loss = alignment + self.lambda_1 * redundancy + self.lambda_2 * preservation
+        check_loss("SemanticDecoupler", loss, features)
+        self._training_check.count("SemanticDecoupler", self)
         return DecouplerOutput(
             loss,
             alignment,

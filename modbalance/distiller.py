@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import check_inputs, check_positive
+from modbalance.checks import Presence, check_inputs, check_positive, given, readable
 from modbalance.distributed import Sync, reduce
 from modbalance.functional.trust import Direction, distillation_sum, trust_fusion, trust_weights
-from modbalance.output import scalars
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import check_placement
 from modbalance.presence import select
-from modbalance.tasks import Task, check_task, output_width, prediction_variance
+from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
 
 __all__ = ["TrustDistiller"]
 
 
+@no_tensor
 class DistillerOutput(NamedTuple):
     loss: Tensor
     weights: dict[str, Tensor]
@@ -95,9 +98,24 @@ class TrustDistiller(nn.Module):
         student: Tensor,
         teachers: Mapping[str, Tensor],
         variances: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
     ) -> DistillerOutput:
+        """Trust and the distillation loss.
+
+        Args:
+            student: outputs of the fused model, `(B, width)`.
+            teachers: outputs by modality, `(B, width)`; detached. One that is None is absent for all.
+            variances: `(B,)` or `(B, C)` by modality; read from the teachers without them.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `teachers`; a modality that
+                is not in it is present for all.
+            bias: numbers or `(B,)` by modality, added to the logarithm of its trust.
+
+        Returns:
+            `loss`, a scalar, and `weights` `(B,)` by modality, 0 where absent, else summing to 1.
+        """
+        teachers = given(teachers)
+        check_placement("TrustDistiller", student=student, teachers=teachers)
         weights = self.trust(teachers, variances, present, bias)
         width = output_width(self.task, self.num_outputs)
         if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
@@ -105,20 +123,26 @@ class TrustDistiller(nn.Module):
                 f"TrustDistiller: student has shape {tuple(student.shape)}, expected "
                 f"({len(next(iter(teachers.values())))}, {width}) as the teachers; pass the fused model's outputs."
             )
-        taught = distillation_sum(student, teachers, weights, self.task, self.temperature, self.direction)
-        (taught,) = reduce([taught], self.training and self.sync)
-        return DistillerOutput(taught.mean(), weights)
+        taught = torch.stack(list(weights.values())).any(0)
+        _check_nan("student", {"": student}, {"": taught})
+        terms = distillation_sum(student, teachers, weights, self.task, self.temperature, self.direction)
+        (terms,) = reduce([terms], self.training and self.sync)
+        loss = terms.mean()
+        check_loss("TrustDistiller", loss, {"student": student})
+        return DistillerOutput(loss, weights)
 
     def trust(
         self,
         teachers: Mapping[str, Tensor],
         variances: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The weights alone, before there is a student: what fusion needs."""
+        """The weights alone, before there is a student: what fusion needs. The arguments are those of `forward`."""
+        teachers = given(teachers)
         width = output_width(self.task, self.num_outputs)
         masks = check_inputs("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
+        check_placement("TrustDistiller", teachers=teachers, variances=variances, bias=bias)
         if variances is None:
             if self.task == "regression":
                 raise ValueError(
@@ -140,6 +164,8 @@ class TrustDistiller(nn.Module):
                     f"TrustDistiller: variances[{name!r}] has shape {tuple(v.shape)}, expected ({batch},) or "
                     f"({batch}, {self.num_outputs}); pass one variance a sample or one an output."
                 )
+        _check_nan("teachers", teachers, masks)
+        _check_nan("variances", variances, masks)
         return trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance(), bias=bias)
 
     def chance(self) -> Tensor | None:
@@ -155,3 +181,16 @@ class TrustDistiller(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_outputs={self.num_outputs}, task={self.task!r}, direction={self.direction!r}"
+
+
+def _check_nan(argument: str, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """On a CPU. A logit of -inf rules a class out and is fine."""
+    for name, x in tensors.items():
+        if readable(x) and math.isnan(x.detach().sum().item()):
+            rows = int(select(x.isnan().reshape(len(x), -1).any(1), masks[name]).sum())
+            what = f"{argument}[{name!r}]" if name else argument
+            if rows:
+                raise ValueError(
+                    f"TrustDistiller: {what} has NaN in {rows} present rows, expected numbers; correct the model "
+                    "that gave them, or mark the rows absent in present."
+                )

@@ -19,7 +19,8 @@ def modality_dropout(
 ) -> dict[str, Tensor]:
     r"""Drop each modality of each sample with probability `rate`; a sample keeps at least one that it had.
 
-    $$k_{i,m} = h_{i,m} \wedge \bigl(u_{i,m} \ge r_m \;\vee\; m = \operatorname{argmax}_{n:\,h_{i,n}} u_{i,n} / r_n\bigr)$$
+    $$k_{i,m} = h_{i,m} \wedge
+      \bigl(u_{i,m} \ge r_m \;\vee\; m = \operatorname{argmax}_{n:\,h_{i,n}} u_{i,n} / r_n\bigr)$$
 
     with presence h and independent uniform u. Where all modalities of a sample would go, one is drawn, each as
     likely as the others. A sample that has none keeps none.

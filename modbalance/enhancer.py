@@ -8,25 +8,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import check_dims, check_inputs, check_positive
+from modbalance.checks import (
+    Presence,
+    check_dims,
+    check_inputs,
+    check_nonnegative,
+    check_positive,
+    given,
+)
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
-from modbalance.output import scalars
-from modbalance.presence import MaskedSum, absent_like, masked_sum, select, zero_of
+from modbalance.output import no_tensor, scalars
+from modbalance.placement import as_parameters, check_placement
+from modbalance.presence import MaskedSum, absent_like, masked_sum, select, upcast, zero_of
 from modbalance.tasks import (
     IGNORE_INDEX,
     Task,
+    check_loss,
     check_outputs,
     check_target,
     check_task,
     check_values,
     labelled,
-    task_loss,
+    masked_loss,
 )
+from modbalance.training_check import TrainingCheck
 
 __all__ = ["ComplementaryEnhancer"]
 
 
+@no_tensor
 class EnhancerOutput(NamedTuple):
     loss: Tensor
     reconstruction: Tensor
@@ -64,7 +75,9 @@ class ComplementaryEnhancer(nn.Module):
         impute: whether features built for absent modalities take part in the label term.
         class_weight: weight of each class in the label term, `(C,)`; classification only.
         ignore_index: label of the rows that the label term leaves out; classification only.
-        validate: check values (NaN, label range) as well; this synchronises the device.
+        validate: let a NaN or a label out of range on a GPU raise an error that names it, which waits for the device.
+            On a CPU this always happens; a GPU without it stops at an assertion on the device, which torch.compile
+            and graph capture leave out.
         sync: in training, take every mean over all processes of a distributed run: True for the default process
             group, a process group, or False for this process alone; see `modbalance.distributed`.
 
@@ -119,6 +132,8 @@ class ComplementaryEnhancer(nn.Module):
             raise ValueError(
                 f"ComplementaryEnhancer: hide is {hide}, expected a probability in [0, 1); 0 hides nothing."
             )
+        check_nonnegative("ComplementaryEnhancer", gamma=gamma, noise=noise)
+        self._training_check = TrainingCheck()
         self.dim, self.num_outputs, self.task = dim, num_outputs, task
         self.gamma, self.noise, self.hide = gamma, noise, hide
         self.own_private, self.impute = own_private, impute
@@ -140,11 +155,31 @@ class ComplementaryEnhancer(nn.Module):
         private: Mapping[str, Tensor],
         predict: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         gates: Mapping[str, Tensor] | None = None,
     ) -> EnhancerOutput:
+        """Rebuilt features and losses.
+
+        Args:
+            features: `(B, D_m)` by modality; one that is missing or None is absent for all.
+            shared: shared parts by modality, `(B, dim)`.
+            private: private parts by modality, `(B, dim)`.
+            predict: features by modality to outputs `(B, width)`; called once per modality with only that one
+                replaced. Without it the label term is 0.
+            target: as for `EnergyCoordinator`. Without it the label term is 0.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
+                not in it is present for all.
+            gates: `(B,)` in [0, 1] by modality: how far the others may lean on it.
+
+        Returns:
+            `loss`, `reconstruction` and `task`, scalars; `features` `(B, D_m)` and `imputed` bool `(B,)` for every
+            modality of `dims`.
+        """
+        features, shared, private = given(features), given(shared), given(private)
         masks = check_inputs("ComplementaryEnhancer", features, present, self.dims)
         batch = next(iter(masks.values())).shape[0]
+        parts = {"shared": shared, "private": private, "gates": gates}
+        check_placement("ComplementaryEnhancer", self, features=features, target=target, **parts)
         self._check_parts("shared", shared, features, batch)
         self._check_parts("private", private, features, batch)
         shapes = None if gates is None else {name: tuple(g.shape) for name, g in gates.items()}
@@ -155,16 +190,16 @@ class ComplementaryEnhancer(nn.Module):
             )
         if target is not None:
             check_target("ComplementaryEnhancer", self.task, target, batch, self.num_outputs)
-        if self.validate:
-            check_values(
-                "ComplementaryEnhancer",
-                self.task,
-                features,
-                masks,
-                target,
-                self.num_outputs,
-                self.ignore_index,
-            )
+        check_values(
+            "ComplementaryEnhancer",
+            self.task,
+            features,
+            masks,
+            target,
+            self.num_outputs,
+            self.ignore_index,
+            self.validate,
+        )
 
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
@@ -177,7 +212,10 @@ class ComplementaryEnhancer(nn.Module):
             sums.append(self._label_term(inputs, enhanced, masks, imputed, predict, target))
         reconstruction, *labelled = (s.mean() for s in reduce(sums, sync))
         task = labelled[0] if labelled else zero_of(own)
-        return EnhancerOutput(reconstruction + self.gamma * task, reconstruction, task, enhanced, imputed)
+        loss = reconstruction + self.gamma * task
+        check_loss("ComplementaryEnhancer", loss, features)
+        self._training_check.count("ComplementaryEnhancer", self)
+        return EnhancerOutput(loss, reconstruction, task, enhanced, imputed)
 
     def _generate(
         self,
@@ -199,7 +237,10 @@ class ComplementaryEnhancer(nn.Module):
         for name, x in inputs.items():
             if self.training and self.noise:
                 x = x + self.noise * torch.randn_like(x)
-            enhanced[name] = select(self.generators[name](x), anything)
+            enhanced[name] = select(
+                self.generators[name](as_parameters("ComplementaryEnhancer", name, x, self.generators[name])),
+                anything,
+            )
             imputed[name] = anything & ~masks[name]
         return enhanced, imputed
 
@@ -220,15 +261,7 @@ class ComplementaryEnhancer(nn.Module):
             replaced = select(enhanced[name], masks[name] | imputed[name] if self.impute else masks[name])
             outputs = predict({**features, name: replaced})
             check_outputs("ComplementaryEnhancer", "predict", outputs, self.task, self.num_outputs, target.shape[0])
-            losses.append(
-                task_loss(
-                    self.task,
-                    outputs,
-                    target,
-                    class_weight=self.class_weight,
-                    ignore_index=self.ignore_index,
-                )
-            )
+            losses.append(masked_loss(self.task, upcast(outputs), target, self.class_weight, self.ignore_index))
             here = masks[name] | imputed[name] if self.impute else masks[name]
             counted.append(here if valid is None else here & valid)
         return masked_sum(torch.stack(losses), torch.stack(counted))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from modbalance.distributed import Sync, reduce
-from modbalance.functional.energy import gate_weights
+from modbalance.functional.energy import GateState, gate_weights
 from modbalance.presence import MaskedSum, masked_sum
 
 
@@ -21,12 +21,14 @@ class HeldOutGate(nn.Module):
     """
 
     weight: Tensor
-    reference: Tensor
+    first: Tensor
+    lowest: Tensor
 
     def __init__(self, modalities: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.ones(modalities))
-        self.register_buffer("reference", torch.full((modalities,), torch.inf))
+        self.register_buffer("first", torch.full((modalities,), torch.inf))
+        self.register_buffer("lowest", torch.full((modalities,), torch.inf))
         self.sums: Tensor | None = None  # (2, M), total and count of an open observation
         self.active = False  # whether any weight may differ from 1, known without asking the device
 
@@ -42,17 +44,21 @@ class HeldOutGate(nn.Module):
         if self.sums is None:
             return
         (sums,) = reduce([MaskedSum(*self.sums.to(self.weight.device))], sync)
-        weight, reference = gate_weights(sums.mean(), self.reference, self.weight)
-        seen = sums.entries > 0
-        self.weight.copy_(torch.where(seen, weight, self.weight))
-        self.reference.copy_(torch.where(seen, reference, self.reference))
+        old = GateState(self.weight, self.first, self.lowest)
+        for before, after in zip(old, gate_weights(sums.mean(), old), strict=True):
+            before.copy_(torch.where(sums.entries > 0, after, before))
         self.sums, self.active = None, True
 
-    def scale(self, features: Mapping[str, Tensor], names: list[str]) -> Mapping[str, Tensor]:
+    def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """By modality; empty before the first observation ends, when all are 1."""
+        # A copy, since a later `close` writes in place what a backward may still need.
+        return dict(zip(names, self.weight.clone().unbind(), strict=True)) if self.active else {}
+
+    def scale(self, features: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
         """The same features, whose gradients are multiplied by the weight of their modality."""
-        if not self.active:
+        weights = self.weights(names)
+        if not weights:
             return features
-        weights = dict(zip(names, self.weight.clone().unbind(), strict=True))  # a later `close` writes in place
         return {m: z.detach() + weights[m].to(z.dtype) * (z - z.detach()) for m, z in features.items()}
 
     def get_extra_state(self) -> Tensor:
@@ -60,4 +66,4 @@ class HeldOutGate(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.sums = state.clone() if bool(state.any()) else None
-        self.active = bool(self.reference.isfinite().any())
+        self.active = bool(self.lowest.isfinite().any())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,27 @@ class Balancer(nn.Module):
     Gradients may be accumulated: call and `backward` for every micro-batch, `step` once. The term of a balancer is
     a mean, so divide it as you divide your loss: `scale=lambda x: x / 4`.
 
+    By itself it is joint training: no term, features as they came, gradients as they are.
+
     Examples:
-        >>> balance = Balancer()
-        >>> loss = torch.ones((), requires_grad=True)
-        >>> balance.backward(loss, BalancerOutput(torch.zeros(()), {}, {}), scale=lambda x: 8 * x)
+        >>> balance, z = Balancer(), torch.ones(2, 3, requires_grad=True)
+        >>> out = balance({"audio": z})
+        >>> balance.backward(out.features["audio"].sum(), out, scale=lambda x: x / 4)
         >>> balance.step()
-        >>> loss.grad
-        tensor(8.)
+        >>> z.grad[0]
+        tensor([0.2500, 0.2500, 0.2500])
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        target: Tensor | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        return BalancerOutput(no_loss(dict(features)), {}, dict(features))
 
     def total(self, loss: Tensor, out: HasLoss) -> Tensor:
         """The loss to differentiate, for trainers that call `backward` themselves.

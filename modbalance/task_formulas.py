@@ -34,15 +34,23 @@ class HeadOutputs:
     def softmax(self, temperature: float = 1.0) -> Tensor:
         return self._cached("softmax", temperature, lambda: self.log_softmax(temperature).exp())
 
+    def finite_log(self, temperature: float = 1.0) -> Tensor:
+        """log q, finite where a logit is -inf: 0 log 0 is 0."""
+        return self._cached(
+            "finite",
+            temperature,
+            lambda: self.log_softmax(temperature).clamp(min=torch.finfo(self.outputs.dtype).min),
+        )
+
     def mean_log(self, temperature: float = 1.0) -> Tensor:
         """sum q log q, the negative entropy."""
         return self._cached(
-            "mean", temperature, lambda: (self.softmax(temperature) * self.log_softmax(temperature)).sum(0)
+            "mean", temperature, lambda: (self.softmax(temperature) * self.finite_log(temperature)).sum(0)
         )
 
     def excess(self, temperature: float = 1.0) -> Tensor:
         """k = log q - sum q log q."""
-        return self._cached("k", temperature, lambda: self.log_softmax(temperature) - self.mean_log(temperature))
+        return self._cached("k", temperature, lambda: self.finite_log(temperature) - self.mean_log(temperature))
 
     def sigmoid(self, temperature: float = 1.0) -> Tensor:
         return self._cached("sigmoid", temperature, lambda: self.scaled(temperature).sigmoid())
@@ -61,6 +69,17 @@ class HeadOutputs:
         classes = torch.arange(self.outputs.shape[0], device=target.device)
         return target == classes.view((-1,) + (1,) * (self.outputs.dim() - 1))
 
+    def soft_labels(self, target: Tensor, class_weight: Tensor | None) -> Tensor:
+        """Probabilities `(B, C)` as columns, times the weights of the classes."""
+
+        def compute() -> Tensor:
+            y = self.columns(target)
+            if class_weight is None:
+                return y
+            return y * class_weight.to(y.dtype).view((-1,) + (1,) * (y.dim() - 1))
+
+        return self._cached("soft", 1.0, compute)
+
     def label_weight(self, target: Tensor, class_weight: Tensor) -> Tensor:
         return class_weight.to(self.outputs.dtype)[target.clamp(0, self.outputs.shape[0] - 1)]
 
@@ -75,6 +94,9 @@ def loss_value(task: Task, at: HeadOutputs, target: Tensor, class_weight: Tensor
     """The loss, `(..., B)`. Rows with an ignored label are the caller's to mask, here and in the derivatives."""
     if task == "classification":
         log_p = at.log_softmax()
+        if target.is_floating_point():
+            y = at.soft_labels(target, class_weight)
+            return -torch.where(y > 0, y * log_p, 0.0).sum(0)
         label = target.clamp(0, log_p.shape[0] - 1).expand(log_p.shape[1:])
         loss = -log_p.gather(0, label[None])[0]
         return loss if class_weight is None else loss * at.label_weight(target, class_weight)
@@ -90,6 +112,9 @@ def loss_value(task: Task, at: HeadOutputs, target: Tensor, class_weight: Tensor
 def loss_slope(task: Task, at: HeadOutputs, target: Tensor, class_weight: Tensor | None = None) -> Tensor:
     """d loss / d outputs."""
     if task == "classification":
+        if target.is_floating_point():
+            y = at.soft_labels(target, class_weight)
+            return at.softmax() * y.sum(0) - y
         slope = torch.add(at.softmax(), at.one_hot(target), alpha=-1)
         return slope if class_weight is None else slope * at.label_weight(target, class_weight)
     y = at.columns(target)
@@ -109,6 +134,8 @@ def loss_curvature(
     if task == "classification":
         pt = at.softmax() * t
         curvature = torch.addcmul(pt, at.softmax(), pt.sum(0), value=-1)
+        if target.is_floating_point():
+            return curvature * at.soft_labels(target, class_weight).sum(0)
         return curvature if class_weight is None else curvature * at.label_weight(target, class_weight)
     if task == "multilabel":
         p = at.sigmoid()

@@ -2,7 +2,7 @@ r"""What a task is: head width, loss, uncertainty and their derivatives with res
 
 | task | target | width | loss per sample | uncertainty per sample, nats |
 |---|---|---|---|---|
-| `classification` | `(B,)` int64 | C | cross-entropy | entropy of softmax(s/T) |
+| `classification` | `(B,)` int64, or probabilities `(B, C)` | C | cross-entropy | entropy of softmax(s/T) |
 | `multilabel` | `(B, C)` in [0, 1] | C | binary cross-entropy, summed over labels | binary entropies, summed |
 | `regression` | `(B,)` or `(B, C)` | C | squared error, summed over targets | 0: the variance is constant |
 | `gaussian` | as regression | 2C: means, log-variances | negative log-likelihood, summed | Gaussian entropy, summed |
@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.checks import check_finite
+from modbalance.checks import assert_on_device, check_finite, readable, traced
 from modbalance.presence import select, upcast
 from modbalance.task_formulas import HeadOutputs, Task, loss_value, split_gaussian, uncertainty_value
 
-__all__ = ["Task", "output_width", "prediction_variance", "task_loss", "task_uncertainty"]
+__all__ = ["Task", "output_width", "prediction_variance", "soft_labels", "task_loss", "task_uncertainty"]
 
 IGNORE_INDEX = -100
 
@@ -52,30 +53,42 @@ def task_loss(
 ) -> Tensor:
     r"""Loss of each sample, summed over labels or targets.
 
-    classification $-w_y \log p_y$; multilabel $-\sum_c y_c \log p_c + (1-y_c)\log(1-p_c)$;
-    regression $\lVert s - y \rVert^2$; gaussian $\tfrac12\sum_c e^{-r_c}(\mu_c-y_c)^2 + r_c + \log 2\pi$
+    classification $-w_y \log p_y$, or $-\sum_c w_c y_c \log p_c$ of probabilities; multilabel
+    $-\sum_c y_c \log p_c + (1-y_c)\log(1-p_c)$; regression $\lVert s - y \rVert^2$; gaussian
+    $\tfrac12\sum_c e^{-r_c}(\mu_c-y_c)^2 + r_c + \log 2\pi$
     with the log-variance $r$ clamped to [-10, 10], its derivative zero outside.
 
     Args:
         task: one of the four tasks.
         outputs: logits, predictions, or means and log-variances: `(B, width)`.
-        target: `(B,)` int64 for classification, `(B, C)` in [0, 1] for multilabel, `(B,)` or `(B, C)` else.
+        target: `(B,)` int64 or probabilities `(B, C)` for classification, `(B, C)` in [0, 1] for multilabel, `(B,)`
+            or `(B, C)` else.
         class_weight: weight of each class, `(C,)`; classification only.
-        ignore_index: label of the rows that count as absent; classification only. So does any other label
-            outside 0 … C-1, which is never read out of bounds.
+        ignore_index: label of the rows that count as absent; classification only, where a row of probabilities that
+            are all 0 counts as absent, too.
 
     Returns:
         `(B,)`, 0 for ignored rows.
 
     Raises:
-        ValueError: the target does not fit the task and the outputs.
+        ValueError: the target does not fit the task and the outputs, or holds a label out of range (on a GPU an
+            assertion on the device).
 
     Examples:
         >>> task_loss("regression", torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
         tensor([0., 4.])
     """
     outputs = upcast(outputs)
-    check_target("task_loss", task, target, outputs.shape[0], outputs.shape[-1] // output_width(task, 1))
+    num_outputs = outputs.shape[-1] // output_width(task, 1)
+    check_target("task_loss", task, target, outputs.shape[0], num_outputs)
+    check_labels("task_loss", task, target, num_outputs, ignore_index)
+    return masked_loss(task, outputs, target, class_weight, ignore_index)
+
+
+def masked_loss(
+    task: Task, outputs: Tensor, target: Tensor, class_weight: Tensor | None, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    """`task_loss` of a target that was checked."""
     loss = loss_value(task, HeadOutputs(outputs.T), target, class_weight)
     valid = labelled(task, target, outputs.shape[-1], ignore_index)
     return loss if valid is None else select(loss, valid)
@@ -133,6 +146,8 @@ def labelled(task: Task, target: Tensor | None, num_outputs: int, ignore_index: 
     """`(B,)` bool: rows whose label counts. None where every row does."""
     if task != "classification" or target is None:
         return None
+    if target.is_floating_point():
+        return target.sum(1) > 0
     valid = (target >= 0) & (target < num_outputs)
     return valid & (target != ignore_index) if 0 <= ignore_index < num_outputs else valid
 
@@ -153,26 +168,104 @@ def check_task(owner: str, task: str, num_outputs: int, class_weight: Tensor | N
             f"{owner}: class_weight has shape {tuple(class_weight.shape)} with task={task!r}, "
             f'expected ({num_outputs},) with task="classification"; pass one weight a class or leave it out.'
         )
+    if class_weight is not None and not class_weight.is_meta and not bool((class_weight >= 0).all()):
+        raise ValueError(
+            f"{owner}: class_weight holds {class_weight.min().item()}, expected numbers of at least 0; correct them."
+        )
 
 
 def check_target(owner: str, task: Task, target: Tensor, batch: int, num_outputs: int) -> None:
-    if task == "classification":
-        if target.dtype != torch.int64 or target.shape != (batch,):
-            raise ValueError(
-                f"{owner}: target is a {target.dtype} tensor {tuple(target.shape)}, expected class indices "
-                f'torch.int64 ({batch},) for task="classification"; pass target.long() or choose the task '
-                "that fits."
-            )
-        return
-    shapes: list[tuple[int, ...]] = [(batch, num_outputs)]
-    if task != "multilabel" and num_outputs == 1:
-        shapes.append((batch,))
-    if tuple(target.shape) not in shapes or not target.is_floating_point():
-        raise ValueError(
-            f"{owner}: target is a {target.dtype} tensor {tuple(target.shape)}, expected floating point "
-            f"{' or '.join(map(str, shapes))} for task={task!r} with num_outputs={num_outputs}; "
-            "reshape or convert it, or choose the task that fits."
+    """Type and shape of the target, or one error that says what to pass for what came."""
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"{owner}: target is a {type(target).__name__}, expected a tensor; pass torch.as_tensor(target)."
         )
+    floating, shape = target.is_floating_point(), tuple(target.shape)
+    if task == "classification":
+        fits = shape == (batch, num_outputs) if floating else target.dtype == torch.int64 and shape == (batch,)
+    else:
+        column = task != "multilabel" and num_outputs == 1
+        fits = floating and (shape == (batch, num_outputs) or (column and shape == (batch,)))
+    if fits:
+        return
+    # Only here: writing a size out would have torch.compile make a graph for each.
+    if task == "classification":
+        want = f"class indices torch.int64 ({batch},) or probabilities, floating point ({batch}, {num_outputs}),"
+    else:
+        want = f"floating point ({batch}, {num_outputs})" + (f" or ({batch},)" if column else "")
+    raise ValueError(
+        f"{owner}: target is a {target.dtype} tensor {shape}, expected {want} for task={task!r} with "
+        f"num_outputs={num_outputs}; {_remedy(task, target, batch, num_outputs)}."
+    )
+
+
+def _remedy(task: Task, target: Tensor, batch: int, num_outputs: int) -> str:
+    """What to type in place of a target that does not fit."""
+    shape, floating = tuple(target.shape), target.is_floating_point()
+    if not shape or shape[0] != batch:
+        return f"the features have {batch} rows: pass the target of the same samples"
+    if task == "classification":
+        as_long = "" if target.dtype == torch.int64 else ".long()"
+        if shape == (batch,):
+            return "pass target.long(), or task='regression' if these are no class indices"
+        if shape == (batch, 1):
+            return f"pass target.squeeze(1){as_long}"
+        if shape == (batch, num_outputs):
+            return (
+                "pass target.argmax(1) if it is one-hot, or task='multilabel' and target.float() for several labels"
+            )
+        return f"pass one label a sample, or build the component with num_outputs={shape[-1]}"
+    wanted = "" if floating else ".float()"
+    if shape == (batch,) and num_outputs > 1 and not floating:
+        return f"pass task='classification' if these are class indices, or one row of {num_outputs} targets a sample"
+    if shape == (batch,) and num_outputs > 1:
+        return f"pass {num_outputs} targets a sample, or build the component with num_outputs=1"
+    if shape == (batch, num_outputs) or (shape == (batch,) and num_outputs == 1):
+        return "pass target.float()"
+    if len(shape) == 2:
+        return f"build the component with num_outputs={shape[1]}" + (", and pass target.float()" if wanted else "")
+    return f"reshape it with target.reshape({batch}, {num_outputs}){wanted}"
+
+
+def soft_labels(
+    target: Tensor, num_outputs: int, *, smoothing: float = 0.0, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    r"""Class indices as probabilities, smoothed: $y_c = (1 - s)\,[c = y] + s / C$.
+
+    Every component takes them as the target of `classification`, and so a mixture of them (mixup). A row of zeros
+    counts as absent.
+
+    Args:
+        target: class indices, `(B,)` int64.
+        num_outputs: C, the number of classes.
+        smoothing: s, from 0 to 1, as `label_smoothing` of `torch.nn.functional.cross_entropy`.
+        ignore_index: label of the rows that become zero.
+
+    Returns:
+        `(B, C)`, of the default floating-point type.
+
+    Raises:
+        ValueError: the target is no class index, or `smoothing` is no probability.
+
+    Source: Szegedy et al., Rethinking the inception architecture, CVPR 2016, section 7.
+
+    Examples:
+        >>> soft_labels(torch.tensor([1, -100]), 2, smoothing=0.1)
+        tensor([[0.0500, 0.9500],
+                [0.0000, 0.0000]])
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"soft_labels: smoothing is {smoothing}, expected a number from 0 to 1; 0.1 is usual.")
+    check_target("soft_labels", "classification", target, len(target), num_outputs)
+    if target.is_floating_point():
+        raise ValueError(
+            f"soft_labels: target is a {target.dtype} tensor, expected class indices; these are soft labels already."
+        )
+    check_labels("soft_labels", "classification", target, num_outputs, ignore_index)
+    hot = F.one_hot(target.clamp(0, num_outputs - 1), num_outputs).to(torch.get_default_dtype())
+    valid = labelled("classification", target, num_outputs, ignore_index)
+    assert valid is not None
+    return select((1 - smoothing) * hot + smoothing / num_outputs, valid)
 
 
 def check_outputs(owner: str, what: str, outputs: Tensor, task: Task, num_outputs: int, batch: int) -> None:
@@ -192,21 +285,76 @@ def check_values(
     target: Tensor | None,
     num_outputs: int,
     ignore_index: int,
+    validate: bool = False,
 ) -> None:
-    """For `validate=True`: finite features where present, labels in range. Synchronises the device."""
-    check_finite(owner, features, masks)
-    if target is None:
+    """Finite features where present and a target in range: on a CPU always, elsewhere with `validate`, which waits.
+
+    Without it a device checks the labels itself; its features by `check_loss`.
+    """
+    first = next(iter(features.values()))
+    if validate or readable(first):
+        check_finite(owner, features, masks)
+    if target is not None:
+        check_labels(
+            owner, task, target, num_outputs, ignore_index, torch.stack(list(masks.values())).any(0), validate
+        )
+
+
+def check_labels(
+    owner: str,
+    task: Task,
+    target: Tensor,
+    num_outputs: int,
+    ignore_index: int = IGNORE_INDEX,
+    counted: Tensor | None = None,
+    validate: bool = False,
+) -> None:
+    """The target of the rows that are counted is in range, as `check_values` says."""
+    if not target.numel() or (traced(target) and not validate):
         return
-    if task == "classification":
+    looks = validate or readable(target)
+    if task == "classification" and not target.is_floating_point():
+        low, high = target.aminmax()
+        if looks and int(low) >= 0 and int(high) < num_outputs:
+            return
         bad = (target != ignore_index) & ((target < 0) | (target >= num_outputs))
         want = f"classes 0 to {num_outputs - 1} or ignore_index={ignore_index}"
-    elif task == "multilabel":
+        remedy = "correct the labels"
+        if looks and int(high) >= num_outputs:
+            remedy += f", or build it with num_outputs={int(high) + 1}"
+    elif task in ("classification", "multilabel"):
         bad = ~((target >= 0) & (target <= 1))
-        want = "values in [0, 1]"
+        want, remedy = "values in [0, 1]", "clean the labels"
     else:
         bad = ~torch.isfinite(target)
-        want = "finite numbers"
-    if bool(bad.any()):
+        want, remedy = "finite numbers", "clean the labels"
+    if counted is not None:
+        bad = select(bad, counted).bool()
+    if not looks:
+        assert_on_device(
+            ~bad.any(), f"{owner}: target holds a value out of range, expected {want}; clean the labels."
+        )
+    elif bool(bad.any()):
+        raise ValueError(f"{owner}: target holds {target[bad].flatten()[0].item()}, expected {want}; {remedy}.")
+    elif task == "classification" and target.is_floating_point():
+        _check_sums(owner, target if counted is None else target[counted])
+
+
+def _check_sums(owner: str, target: Tensor) -> None:
+    sums = upcast(target).sum(1)
+    off = ~((sums - 1).abs() < 1e-2) & (sums != 0)
+    if bool(off.any()):
         raise ValueError(
-            f"{owner}: target holds {target[bad].flatten()[0].item()}, expected {want}; clean the labels."
+            f"{owner}: target has a row of probabilities that sums to {sums[off][0].item():.3g}, expected 1, or 0 to "
+            "leave the row out; normalise the rows, or build it with task='multilabel' for several labels a sample."
+        )
+
+
+def check_loss(owner: str, loss: Tensor, features: Mapping[str, Tensor]) -> None:
+    """On a device, where `check_values` did not look: a NaN loss is an error there. float16 may overflow."""
+    if loss.device.type != "cpu" and not any(x.dtype == torch.float16 for x in features.values()):
+        assert_on_device(
+            ~loss.detach().isnan(),
+            f"{owner}: the loss is NaN, so features or target hold NaN or inf; build it with validate=True, which "
+            "names them.",
         )

@@ -81,7 +81,7 @@ def record(task, classes, batch, dtype, backend):
     calls = {}
 
     def start(kernel, grid, like, workers, **arguments):
-        pooled = {"_forward": arguments.get("partial"), "_backward": arguments.get("pooled", (None,))[0]}
+        pooled = {"_forward": arguments.get("partial"), "_backward": arguments.get("coefficients")}
         name = kernel.__name__ + "_pooled" * (pooled.get(kernel.__name__) is not None)
         calls[name] = kernel, arguments, workers
 
@@ -96,19 +96,17 @@ def launch(task, classes, batch, dtype):
     wide, by_class = 2 * classes if task == "gaussian" else classes, task == "classification"
     z = [torch.zeros(batch, d, dtype=dtype) for d in DIMS]
     w = [torch.zeros(wide, d) for d in DIMS]
-    b = [torch.zeros(wide), None]
+    b = [torch.zeros(wide) for _ in DIMS]
     y = torch.zeros(batch, dtype=torch.int64) if by_class else torch.zeros(batch, classes)
-    problem = EnergyTerms(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
+    terms = EnergyTerms(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
     here = torch.ones(len(DIMS), batch, dtype=torch.bool)
-    energy, penalty, *saved = kernels.forward(problem, -100, here, z, w, b)
-    for heads in (False, True):
-        kernels.backward(problem, -100, here, z, w, *saved, energy, penalty, needs_features=True, needs_heads=heads)
-    _, *terms, outputs, products, coefficients = kernels.coordination(problem, -100, here, z, w, b, 0.1, 1.0, True)
-    saved = outputs, products, coefficients
-    if batch > 2048:  # every upstream gradient there can be; else that of the loss alone
-        kernels.coordination_backward(problem, -100, here, z, w, *saved, energy, terms, 0.1, 1.0)
-    else:
-        kernels.coordination_backward(problem, -100, here, z, w, *saved, None, [None, None, None, terms[3]], 0.1, 1.0)
+    energy, penalty, *saved, _ = kernels.forward(terms, -100, here, z, w, b, None)
+    upstream = [energy, penalty, None, None, None, None]
+    kernels.backward(0.1, True, z, w, *saved, None, upstream, 0.0, 0.0, True, True)
+    *_, (*results, coefficients) = kernels.forward(terms, -100, here, z, w, b, (0.1, 1.0, True))
+    # Every upstream gradient there can be; else that of the loss alone.
+    upstream = [energy, None, *results] if batch > 2048 else [None] * 5 + results[-1:]
+    kernels.backward(0.1, True, z, w, *saved, coefficients, upstream, 0.1, 1.0, True, False)
 
 
 def usage(kernel, arguments, workers, target):
@@ -117,7 +115,7 @@ def usage(kernel, arguments, workers, target):
         if kernel.params[i].is_constexpr:
             signature[name], constants[i,] = "constexpr", arguments[name]
         else:
-            special = name not in ("B", "blocks")
+            special = name not in kernels._UNSPECIALIZED
             signature[name] = describe(arguments[name], (i,), constants, attributes, special)
     warps, stages = workers
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

@@ -13,7 +13,7 @@ from modbalance.kernels.dispatch import coordination
 from modbalance.kernels.energy_terms import EnergyTerms
 from triton_suite import ONCE, close, each_task, nan_filled  # noqa: F401
 
-TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7}
+TERMS = {"alpha": 0.3, "beta": 0.8, "gamma": 0.6, "delta": 0.2, "descent": 0.7, "gap": "pull"}
 FIELDS = ("loss", "gap", "penalty", "descent", "fit")
 WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 
@@ -271,10 +271,11 @@ def test_opcheck_of_the_terms(task, device):
     w = [torch.randn(wide, x.shape[1], device=device) for x in z]
     here = torch.stack(list(batch.present.values())).to(device)
     class_weight = WEIGHT.float().to(device) if task == "classification" else None
-    problem = (task, 0.1, 1.0, 0.5, 2.0, True, _single(batch.target).to(device), class_weight, -100, here, z, w)
-    forward = (*problem, [torch.randn(wide, device=device), None], 0.2, 0.7, True)
-    torch.library.opcheck(torch.ops.modbalance.coordination.default, forward)
-    energy, *terms, outputs, products, coefficients = torch.ops.modbalance.coordination(*forward)
-    for a, d_terms in ((None, [None, None, None, terms[3]]), (energy, terms)):
-        arguments = (*problem, outputs, products, coefficients, a, d_terms, 0.2, 0.7)
-        torch.library.opcheck(torch.ops.modbalance.coordination_backward.default, arguments)
+    b = [torch.randn(wide, device=device) for _ in z]
+    terms = (task, 0.1, 1.0, 0.5, 2.0, True, _single(batch.target).to(device), class_weight, -100, here, z, w, b)
+    forward = (*terms, True, 0.2, 0.7, True, False)
+    torch.library.opcheck(torch.ops.modbalance.energy.default, forward)
+    energy, _, *saved, (*results, coefficients) = torch.ops.modbalance.energy(*forward)
+    for upstream in ([None, None, None, None, None, results[3]], [energy, None, *results]):
+        arguments = (0.1, True, z, w, *saved, coefficients, upstream, 0.2, 0.7, True, False, False)
+        torch.library.opcheck(torch.ops.modbalance.energy_backward.default, arguments)

@@ -1,5 +1,6 @@
 """What the processes of `ranks` are asked to do."""
 
+import copy
 import unittest.mock
 import warnings
 
@@ -12,6 +13,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from cases import CLASSES, DIMS, Batch, make_batch, poison
+from modbalance import EnergyCoordinator
 from modbalance.diagnostics import ModalityMonitor
 from rig import Rig, assert_close, outcome
 
@@ -140,7 +142,8 @@ def sharded(group, component, task):
         for module, batch in ((alone, whole), (model, pieces[rank])):
             module(*batch)  # FSDP2 wants the root first
             module.component.observe(*batch)
-            module.component.gate.reference.zero_()
+            module.component.gate.lowest.zero_()
+            module.component.gate.first.zero_()
     for module, batch in ((alone, whole), (model, pieces[rank])):
         optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
         module(*batch).loss.backward()
@@ -148,7 +151,7 @@ def sharded(group, component, task):
     for (name, got), want in zip(model.named_parameters(), alone.parameters(), strict=True):
         near(got.full_tensor().detach(), want.detach(), 1e-10, name)
     if component == "coordinator":
-        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.5] * 3
+        assert model.component.gate.weight.tolist() == alone.component.gate.weight.tolist() == [0.25] * 3
 
 
 def compiled(group, component):
@@ -201,8 +204,54 @@ def observed(group):
                 features = {name: x[rows] for name, x in whole.features.items()}
                 rig.component.observe(features, whole.target[rows], present)
             rig(*whole)
+        want, got = (outcome(rig, *whole).features for rig in (alone, together))
+        for name, x in got.items():
+            near(x, want[name], 1e-12, name)
         gates = alone.component.gate, together.component.gate
         assert gates[0].weight.tolist() == gates[1].weight.tolist()
-        near(gates[1].reference, gates[0].reference, 1e-12, "reference")
+        near(gates[1].lowest, gates[0].lowest, 1e-12, "lowest")
         weights.append(tuple(gates[1].weight.tolist()))
     assert len(set(weights)) > 1
+
+
+def wrapped_heads(group, wrapper):
+    """Heads of the user's that DDP or FSDP2 wraps, against the bare ones; then a step of their own, twice."""
+    torch.manual_seed(3)
+    bare = {name: nn.Sequential(nn.Linear(d, 4), nn.Tanh(), nn.Linear(4, CLASSES)) for name, d in DIMS.items()}
+    if wrapper.endswith("linear"):
+        bare = {name: nn.Linear(d, CLASSES) for name, d in DIMS.items()}
+    heads = copy.deepcopy(bare)
+    if wrapper.startswith("ddp"):
+        heads = {name: DistributedDataParallel(head, process_group=group) for name, head in heads.items()}
+    else:
+        mesh = DeviceMesh.from_group(group, "cpu")
+        for head in heads.values():
+            fully_shard(head, mesh=mesh)
+    batch = make_batch("classification", dtype=torch.float32)
+    for _ in range(2):
+        for backend in ("auto", "reference"):
+            want, got = (run_heads(given, batch, group, backend) for given in (bare, heads))
+            for x, y in zip(got, want, strict=True):
+                near(x, y, 1e-6, wrapper, backend)
+        x = {name: torch.randn(5, d) for name, d in DIMS.items()}
+        for given in (bare, heads):
+            optimiser = torch.optim.SGD([p for head in given.values() for p in head.parameters()], lr=0.1)
+            sum(head(x[name]).square().mean() for name, head in given.items()).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    for name, head in heads.items():
+        for got, want in zip(head.parameters(), bare[name].parameters(), strict=True):
+            near(getattr(got, "full_tensor", lambda got=got: got)().detach(), want.detach(), 1e-6, name)
+    with pytest.raises(ValueError, match=r"heads\['text'\] is wrapped by DDP or FSDP2 with joint=True.*pass it and"):
+        EnergyCoordinator(DIMS, CLASSES, heads=heads, joint=True)
+
+
+def run_heads(heads, batch, group, backend):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "EnergyCoordinator: heads")
+        features = {name: x.clone().requires_grad_() for name, x in batch.features.items()}
+        model = EnergyCoordinator(DIMS, CLASSES, heads=heads, sync=group, gamma=0.3, backend=backend)
+        loss = model(features, batch.target).loss
+    loss.backward()
+    assert all(p.grad is None for head in heads.values() for p in head.parameters())
+    return [loss.detach(), *(x.grad for x in features.values())]

@@ -11,6 +11,7 @@ from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupl
 
 COMPONENTS = ("decoupler", "enhancer", "coordinator", "distiller")
 DIM = 2
+TERMS = {"gamma": 0.6, "step": 0.3, "gap": "pull"}
 
 
 class Outcome(NamedTuple):
@@ -28,7 +29,7 @@ class Rig(nn.Module):
         self.component = {
             "decoupler": lambda: SemanticDecoupler(dims, DIM, CLASSES, task, **{"temperature": 0.5, **options}),
             "enhancer": lambda: ComplementaryEnhancer(dims, DIM, CLASSES, task, **{"gamma": 0.7, **options}),
-            "coordinator": lambda: EnergyCoordinator(dims, CLASSES, task, **{"gamma": 0.6, "step": 0.3, **options}),
+            "coordinator": lambda: EnergyCoordinator(dims, CLASSES, task, **{**TERMS, **options}),
             "distiller": lambda: TrustDistiller(CLASSES, task, **options),
         }[component]()
         self.student = nn.Parameter(torch.empty(CLASSES, width(task))) if component == "distiller" else None

@@ -44,7 +44,7 @@ def test_loss_against_the_oracle(task, cosine, presence):
 def test_class_weight_and_ignored_labels():
     weight = torch.tensor([0.5, 2.0, 1.5])
     model, batch = make(class_weight=weight, ignore_index=1), make_batch("classification")
-    target = torch.tensor([0, 1, 2, 2, -100, 9])
+    target = torch.tensor([0, 1, 2, 2, 1, 0])
     _, _, predictions = parts_of(model, batch.features)
     expected = oracle.task_mean("classification", predictions, target, None, weight.double(), 1)
     assert_same(model(batch.features, target).preservation, expected, list(model.heads.parameters()))
@@ -133,7 +133,7 @@ CALL = {
     "rank": (
         ({**F, "audio": F["audio"][None]},),
         {},
-        "features['audio'] has shape (1, 4, 3), expected (4, 3) from dims; pool or flatten",
+        "features['audio'] has shape (1, 4, 3), expected (4, 3) from dims; pool it, for example masked_mean",
     ),
     "rows": (
         ({**F, "audio": F["audio"][:2]},),
@@ -163,7 +163,7 @@ CALL = {
     "target": (
         (F, Y[:2]),
         {},
-        "target is a torch.int64 tensor (2,), expected class indices torch.int64 (4,).*choose the task",
+        "target is a torch.int64 tensor (2,), expected class indices torch.int64 (4,).*have 4 rows: pass the target",
     ),
     "nan": (
         ({**F, "audio": F["audio"] + NAN},),
@@ -173,7 +173,7 @@ CALL = {
     "label": (
         (F, Y + 3),
         {"validate": True},
-        "target holds 3, expected classes 0 to 2 or ignore_index=-100; clean the labels",
+        "target holds 3, expected classes 0 to 2 or ignore_index=-100; correct the labels, or build it with num",
     ),
 }
 
@@ -197,7 +197,9 @@ def test_bad_input_raises(arguments, options, message):
 
 def test_features_that_are_no_floats_raise():
     with raises(
-        "features['audio'] is a torch.int64 tensor (4, 3), expected a floating-point tensor (4, 3); conv", TypeError
+        "features['audio'] is a torch.int64 tensor (4, 3), expected a floating-point tensor (4, 3); "
+        "pass features['audio'].float()",
+        TypeError,
     ):
         SemanticDecoupler(DIMS, DIM, CLASSES)({**F, "audio": F["audio"].long()})
 

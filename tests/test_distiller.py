@@ -84,7 +84,7 @@ BAD = {
     ),
     "teacher": (
         lambda: TrustDistiller(3)(S, {"text": S[:, :2]}),
-        "teachers['text'] has shape (4, 2), expected (4, 3) from dims; pass 3",
+        "teachers['text'] has shape (4, 2), expected (4, 3) from num_outputs; pass outputs of width 3, or build",
     ),
     "empty": (lambda: TrustDistiller(3)(S, {}), "teachers is dict {}, expected a mapping"),
     "regression": (

@@ -77,6 +77,11 @@ def test_under_fsdp(ranks, component):
     ranks.run(jobs.sharded, component, "classification", size=2)
 
 
+@pytest.mark.parametrize("wrapper", ["ddp", "ddp linear", "fsdp", "fsdp linear"])
+def test_wrapped_heads_are_as_bare_ones(ranks, wrapper):
+    ranks.run(jobs.wrapped_heads, wrapper, size=2)
+
+
 @compiles
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_compiled(ranks, component):
@@ -92,6 +97,7 @@ SPOKEN = {
     ),
     "enhancer": ("enhancer", {}, [("all_reduce", 4)]),
     "coordinator": ("coordinator", {}, [("all_reduce", 8 * 3)]),
+    "coordinator_no_gap": ("coordinator", {"gap": None}, [("all_reduce", 6 * 3)]),
     "coordinator_paper": ("coordinator", {"gap": "paper"}, [("all_reduce", 6 * 3 + 2 * 3**2)]),
     "distiller": ("distiller", {}, [("all_reduce", 2)]),
 }

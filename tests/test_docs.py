@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import modbalance
-from modbalance import diagnostics
+from modbalance import balancers, diagnostics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,7 +72,9 @@ def test_readme_runs_code_within_twenty_lines():
 
 
 @pytest.mark.parametrize(
-    "module", [modbalance, modbalance.functional, modbalance.kernels, diagnostics], ids=lambda m: m.__name__
+    "module",
+    [modbalance, balancers, modbalance.functional, modbalance.kernels, diagnostics],
+    ids=lambda m: m.__name__,
 )
 def test_api_page_names_everything_public(module):
     page = (ROOT / "docs/api.md").read_text()

@@ -15,7 +15,10 @@ MEASURE = """
 import sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
-import modbalance, modbalance.diagnostics
+import modbalance
+assert "modbalance.diagnostics" not in sys.modules
+assert modbalance.diagnostics.ModalityMonitor and "diagnostics" in dir(modbalance)
+import modbalance.balancers
 print(time.process_time() - start, *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 
@@ -24,7 +27,9 @@ def test_import_is_cheap_beyond_torch_and_brings_in_no_triton():
     run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     seconds, *brought = run.stdout.split()
     assert float(seconds) < 0.2
-    assert not {"triton", "numpy", "scipy", "sklearn", "matplotlib"} & set(brought)
+    assert not {"triton", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "transformers"} & set(brought)
+    with pytest.raises(AttributeError, match="module 'modbalance' has no attribute 'diagnostic'"):
+        modbalance.diagnostic  # noqa: B018
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name if p.name != "__init__.py" else p.parent.name)
@@ -35,12 +40,14 @@ def test_only_declared_dependencies_are_imported(path):
             roots |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.partition(".")[0])
-    assert roots - ALLOWED <= (
-        {"triton"} if path.name == "triton_kernels.py" else {"matplotlib"} if "diagnostics" in path.parts else set()
-    )  # imported inside a call
+    of_its_own = {"diagnostics": {"matplotlib"}, "integrations": {path.stem}}  # inside a call; the trainer it is for
+    allowed = {"triton"} if path.name == "triton_kernels.py" else of_its_own.get(path.parent.name, set())
+    assert roots - ALLOWED <= allowed
 
 
-@pytest.mark.parametrize("name", ["modbalance", "modbalance.functional", "modbalance.diagnostics"])
+@pytest.mark.parametrize(
+    "name", ["modbalance", "modbalance.balancers", "modbalance.functional", "modbalance.diagnostics"]
+)
 def test_all_is_complete(name):
     module = importlib.import_module(name)
     public = {

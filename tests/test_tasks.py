@@ -85,10 +85,20 @@ def test_variance_that_a_prediction_states(task):
     torch.testing.assert_close(tasks.prediction_variance(task, s), expected)
 
 
-@pytest.mark.parametrize("label", [-100, -1, CLASSES, 10**9, -(10**9)])
-def test_rows_without_a_valid_label_give_zero_and_no_gradient(label):
+@pytest.mark.parametrize("label", [-1, CLASSES, 10**9, -(10**9)])
+def test_labels_out_of_range_raise_as_in_torch(label):
+    s, y = make_outputs("classification", "usual"), torch.tensor([label, 0, 1, 2, 0])
+    with pytest.raises(IndexError):
+        torch.nn.functional.cross_entropy(s, y)
+    with pytest.raises(ValueError, match=f"target holds {label}, expected classes 0 to 2.*correct the labels"):
+        tasks.task_loss("classification", s, y)
+    loss = tasks.task_loss("classification", s, y, ignore_index=label) if label < 0 else torch.zeros(1)
+    assert loss[0] == 0
+
+
+def test_ignored_rows_give_zero_and_no_gradient():
     s = make_outputs("classification", "usual")
-    y = torch.tensor([label, 0, 1, 2, 0])
+    y = torch.tensor([-100, 0, 1, 2, 0])
     loss = tasks.task_loss("classification", s, y)
     assert loss[0] == 0
     assert (loss[1:] > 0).all()

@@ -336,20 +336,22 @@ def test_opcheck(task, device):
     z, w, b = ([x.detach() for x in group] for group in inputs[:3])
     z[0], w[1] = z[0].T.contiguous().T, w[1].T.contiguous().T
     class_weight = torch.rand(2, device=device) if task == "classification" else None
-    problem = (task, 0.1, 1.0, 0.5, 2.0, True, inputs.target, class_weight, -100, PRESENT.to(device), z, w)
-    torch.library.opcheck(torch.ops.modbalance.energy_penalty.default, (*problem, [b[0], None]))
-    energy, _, outputs, products = torch.ops.modbalance.energy_penalty(*problem, [b[0], None])
+    present, nothing = PRESENT.to(device), (False, 0.0, 0.0, False, False)
+    terms = (task, 0.1, 1.0, 0.5, 2.0, True, inputs.target, class_weight, -100, present, z, w, b, *nothing)
+    torch.library.opcheck(torch.ops.modbalance.energy.default, terms)
+    torch.library.opcheck(torch.ops.modbalance.energy.default, (*terms[:-6], [], *nothing))
+    energy, _, *saved, _ = torch.ops.modbalance.energy(*terms)
     for a, p, needs in ((energy, None, (True, True)), (None, energy, (True, False)), (energy, energy, (False, True))):
-        arguments = (*problem, outputs, products, a, p, *needs)
-        torch.library.opcheck(torch.ops.modbalance.energy_penalty_backward.default, arguments)
-    assert outputs.shape == (2, 4, width(task, 2))
+        arguments = (0.1, True, z, w, *saved, None, [a, p, None, None, None, None], 0.0, 0.0, *needs, False)
+        torch.library.opcheck(torch.ops.modbalance.energy_backward.default, arguments)
+    assert saved[1].shape == (width(task, 2), 2, 4)
 
 
 def test_the_coordinator_and_its_copy(device):
     batch = make_batch("classification", presence="some", dtype=torch.float32)
     features = {name: x.to(device).requires_grad_() for name, x in batch.features.items()}
     present = {name: x.to(device) for name, x in batch.present.items()}
-    module = EnergyCoordinator(DIMS, CLASSES, backend="triton", gamma=0.5).to(device)
+    module = EnergyCoordinator(DIMS, CLASSES, backend="triton", gamma=0.5, gap="pull").to(device)
     twin, other = copy.deepcopy(module), copy.deepcopy(module)
     other.backend = "analytic"
     losses = [m(features, batch.target.to(device), present).loss for m in (module, twin, other)]

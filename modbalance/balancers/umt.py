@@ -61,18 +61,19 @@ class UMT(Balancer):
         target: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None,
         *,
-        teacher_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor] | None = None,
     ) -> BalancerOutput:
         masks = check_inputs("UMT", features, present)
-        missing = set(features) - set(teacher_features)
+        teachers = dict(teacher_features or {})
+        missing = set(features) - set(teachers)
         if missing:
             raise ValueError(
-                f"UMT: teacher_features lacks {sorted(missing)}, expected the modalities of features; pass the "
-                "features of an encoder trained alone for each."
+                f"UMT: teacher_features lacks {sorted(missing)}, expected the modalities of features; pass "
+                "teacher_features={...} with the features of an encoder trained alone for each."
             )
         sums = []
         for name, x in features.items():
-            taught = teacher_features[name].detach()
+            taught = teachers[name].detach()
             if taught.shape != x.shape:
                 raise ValueError(
                     f"UMT: teacher_features[{name!r}] has shape {tuple(taught.shape)}, expected {tuple(x.shape)} as "

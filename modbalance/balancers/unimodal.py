@@ -269,7 +269,7 @@ class GradientBlending(UnimodalLosses):
         now = {name: (float(losses[name][0]), float(losses[name][1])) for name in names}
         if self._before is not None:
             weights = blend_weights(self._before, now, floor=self.floor)
-            self.values.copy_(torch.tensor([weights[name] for name in names]))
+            self.values.copy_(torch.tensor([weights[name] for name in names], dtype=torch.float64))
         self._before = now
 
     def forward(

@@ -1,17 +1,29 @@
 """See the imbalance: what each modality knows, what the fused model makes of it, and what is lost on the way."""
 
 from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
-from modbalance.diagnostics.contribution import imbalance, modality_subsets, shapley_values, shares
+from modbalance.diagnostics.contribution import (
+    ShapleyEstimate,
+    imbalance,
+    modality_subsets,
+    sample_orders,
+    sampled_shapley_values,
+    shapley_values,
+    shares,
+)
 from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.gradients import gradient_norms
 from modbalance.diagnostics.monitor import ModalityMonitor
+from modbalance.diagnostics.permutation import PermutationTest, trust_permutation_test
 from modbalance.diagnostics.plot import plot
 from modbalance.diagnostics.probe import probe_outputs
 from modbalance.diagnostics.score import constant_outputs, task_score
+from modbalance.diagnostics.unimodal import train_alone
 
 __all__ = [
     "Diagnosis",
     "ModalityMonitor",
+    "PermutationTest",
+    "ShapleyEstimate",
     "calibration_error",
     "constant_outputs",
     "gaussian_coverage",
@@ -20,7 +32,11 @@ __all__ = [
     "modality_subsets",
     "plot",
     "probe_outputs",
+    "sample_orders",
+    "sampled_shapley_values",
     "shapley_values",
     "shares",
     "task_score",
+    "train_alone",
+    "trust_permutation_test",
 ]

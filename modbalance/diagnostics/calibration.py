@@ -50,6 +50,7 @@ def calibration_error(task: Task, outputs: Tensor, target: Tensor, *, bins: int 
     if not len(outputs):
         return float("nan")
     if task == "classification":
+        target = target.argmax(-1) if target.is_floating_point() else target
         confidence, label = upcast(outputs).softmax(-1).max(-1)
         right = (label == target).to(confidence.dtype)
     else:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from modbalance.checks import check_dims, check_inputs
-from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
-from modbalance.diagnostics.contribution import imbalance, modality_subsets, shapley_values
+from modbalance.checks import Presence, check_dims, check_inputs, check_nonnegative, check_present, given, readable
 from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.gradients import gradient_norms
-from modbalance.diagnostics.probe import probe_outputs
-from modbalance.diagnostics.score import constant_outputs, task_score
+from modbalance.diagnostics.measure import OWNER, Measure, key
+from modbalance.diagnostics.model_outputs import outputs_of
+from modbalance.diagnostics.score import task_score
 from modbalance.distributed import Sync, gather
-from modbalance.functional.energy import energy
 from modbalance.presence import absent_like, select, upcast
-from modbalance.tasks import Task, check_outputs, check_target, check_task, labelled, task_loss, task_uncertainty
+from modbalance.tasks import (
+    Task,
+    check_labels,
+    check_outputs,
+    check_target,
+    check_task,
+    labelled,
+    output_width,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ModalityMonitor"]
 
-OWNER = "ModalityMonitor"
+EXACT = 8  # modalities: 255 calls of predict a batch
+ORDERS = 64
 
-Predict = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+Predict = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
 
 
 class ModalityMonitor:
@@ -38,11 +47,14 @@ class ModalityMonitor:
     loop, if you like, `update_gradients` after `backward()`. The model stays as it is: `predict` says how it fuses.
 
     - One modality alone, the drop when one is removed and Shapley values come from the outputs for every coalition:
-      2^M - 1 calls of `predict` a batch. `compute` calls nothing and keeps its result until the next update.
+      2^M - 1 calls of `predict` a batch. Beyond 8 modalities Shapley values are estimated from `orders` orders of
+      joining, with their standard errors. `compute` calls nothing and keeps its result until the next update.
+    - Where no coalition changes an output, `predict` ignores `present`: a warning, and NaN in place of the figures.
     - A row that a coalition leaves with nothing gets the constant guess of `constant_outputs`.
     - Probe, energy and lag come from `probe_outputs` on the features that are handed over, pooled over all updates,
       and from those of the same encoder trained alone. The energy is
       $\alpha\lVert z\rVert^2 / D + \beta\,\ell + \gamma\,u$ under the probe.
+    - `history` holds what was found before each reset: one diagnosis an epoch.
     - Held in memory: features and 2^M - 1 outputs of all held-out samples, on the device they came from.
     - On several processes `compute` is about what all of them saw together; all of them must call it.
 
@@ -52,10 +64,12 @@ class ModalityMonitor:
         task: `classification`, `multilabel`, `regression` or `gaussian`; see `modbalance.tasks`.
         score: your own measure in place of `task_score`: `(outputs (N, width), target)` to a float, higher is
             better.
-        probe: fit linear probes; without them no features are kept.
+        probe: fit linear probes; without them no features are kept, and any inputs will do: token ids, images.
         alpha: weight of the features' size in the energy; 0.1, `EnergyCoordinator`'s.
         beta: weight of the loss in the energy; 1.
         gamma: weight of the uncertainty in the energy; 0.
+        orders: estimate Shapley values from so many orders of joining, an even number; None is exact for up to 8
+            modalities and 64 orders beyond.
         sync: True for the default process group, a process group, or False for this process alone.
 
     Raises:
@@ -88,6 +102,7 @@ class ModalityMonitor:
         beta: float = 1.0,
         gamma: float = 0.0,
         sync: Sync = True,
+        orders: int | None = None,
     ) -> None:
         check_dims(OWNER, dict.fromkeys(modalities, 1))
         check_task(OWNER, task, num_outputs)
@@ -97,17 +112,27 @@ class ModalityMonitor:
                 "rename the modality."
             )
         self.modalities, self.num_outputs, self.task = tuple(modalities), num_outputs, task
-        self.score, self.probe = score or (lambda outputs, target: task_score(task, outputs, target)), probe
-        self.alpha, self.beta, self.gamma, self.sync = alpha, beta, gamma, sync
-        self.coalitions = modality_subsets(self.modalities)
+        self.score, self.probe, self.sync = score or partial(task_score, task), probe, sync
+        check_nonnegative(OWNER, alpha=alpha, beta=beta, gamma=gamma)
+        orders = ORDERS if orders is None and len(self.modalities) > EXACT else orders
+        self._measure = Measure(self.modalities, num_outputs, task, self.score, orders, alpha, beta, gamma)
+        self.coalitions = self._measure.coalitions
         self.device: torch.device | None = None
+        self._past: list[Diagnosis] = []
+        self._found: Diagnosis | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was seen."""
+        """Forget everything that was seen. What `compute` found goes to `history`."""
+        self._past = self.history
         self._rows: dict[str, list[Tensor]] = {}
         self._gradient: Tensor | None = None
-        self._found: Diagnosis | None = None
+        self._found = None
+
+    @property
+    def history(self) -> list[Diagnosis]:
+        """What was found, epoch by epoch, the last one included: each `compute` that a `reset` or the end follows."""
+        return [*self._past, *([] if self._found is None else [self._found])]
 
     def to(self, device: torch.device | str) -> Self:
         """Move what was seen, and keep what will be seen, on `device`."""
@@ -146,35 +171,41 @@ class ModalityMonitor:
         predict: Predict,
         features: Mapping[str, Tensor],
         target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         *,
         alone: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Take in a batch of held-out data. Put the model into eval mode before.
 
         Args:
-            predict: `(features, present)` to outputs `(B, width)`: your fusion and head, with `present` a bool
-                `(B,)` for every modality. What is not present must not be used: `select(z, present[m])` gives
-                zeros in its place, the mean of the training features often is the better substitute. A model
-                that starts from raw inputs may ignore the first argument and close over its batch.
-            features: `(B, D_m)` by modality, as the encoders give them.
+            predict: `(features, present)` to outputs `(B, width)`, or to a dict, `ModelOutput` or tuple that holds
+                one such tensor or `logits`: your fusion and head, with `present` a bool `(B,)` for every modality.
+                What is not present must not be used: `select(z, present[m])` gives zeros in its place, the mean of
+                the training features often is the better substitute. A model that starts from raw inputs may ignore
+                the first argument and close over its batch.
+            features: `(B, D_m)` by modality, as the encoders give them; with `probe=False` anything with B rows.
             target: as for the task's loss; rows with an ignored label do not count.
-            present: bool `(B,)` by modality; a modality of `features` that is not in it is present for all.
+            present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `modalities`; a modality of
+                `features` that is not in it is present for all.
             alone: `(B, D)` by modality, features of the same encoders trained without the others.
         """
-        there = self._presence("features", features, present)
+        features = given(features)
+        there = self._presence("features", features, present, len(target))
         batch = len(there[self.modalities[0]])
         check_target(OWNER, self.task, target, batch, self.num_outputs)
+        check_labels(OWNER, self.task, target, self.num_outputs)
+        width = output_width(self.task, self.num_outputs)
         rows = {"target": target, "present": torch.stack(list(there.values()), 1)}
         for coalition in self.coalitions:
-            outputs = predict(features, {m: mask & (m in coalition) for m, mask in there.items()})
+            masks = {m: mask & (m in coalition) for m, mask in there.items()}
+            outputs = outputs_of(OWNER, predict(features, masks), batch, width)
             check_outputs(OWNER, "predict", outputs, self.task, self.num_outputs, batch)
-            rows[_key("outputs", *coalition)] = upcast(outputs)
+            rows[key("outputs", *coalition)] = upcast(outputs)
         if self.probe:
-            rows |= {_key("features", m): select(x, there[m]) for m, x in features.items()}
+            rows |= {key("features", m): select(x, there[m]) for m, x in features.items()}
             if alone:
-                self._presence("alone", alone, {m: there[m] for m in alone if m in there})
-                rows |= {_key("alone", m): select(x, there[m]) for m, x in alone.items()}
+                self._presence("alone", alone, {m: there[m] for m in alone if m in there}, batch)
+                rows |= {key("alone", m): select(x, there[m]) for m, x in alone.items()}
         if self._rows and set(rows) != set(self._rows):
             raise ValueError(
                 f"{OWNER}: features or alone has {sorted(set(rows) ^ set(self._rows))} in some updates only, "
@@ -183,68 +214,57 @@ class ModalityMonitor:
         valid = labelled(self.task, target, self.num_outputs)
         keep = slice(None) if valid is None else valid
         for name, x in rows.items():
-            self._rows.setdefault(name, []).append(x[keep].to(self.device, copy=True))
+            x = x[keep]
+            if readable(x) and x.is_floating_point() and math.isnan(x.sum().item()) and name != "target":
+                _check_nan(name, x, rows["present"][keep], self.modalities)
+            self._rows.setdefault(name, []).append(x.to(self.device, copy=True))
         self._found = None
 
     def _presence(
-        self, argument: str, x: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+        self, argument: str, x: Mapping[str, Tensor], present: Presence | None, batch: int
     ) -> dict[str, Tensor]:
         """The mask of every modality, after the checks that all components share."""
+        if not self.probe:
+            return self._presence_of_anything(x, present, batch)
+        deep = [m for m, z in x.items() if not (isinstance(z, Tensor) and z.dim() == 2 and z.is_floating_point())]
+        if argument == "features" and deep and set(x) <= set(self.modalities):
+            z = x[deep[0]]
+            what = f"a {z.dtype} tensor {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
+            raise TypeError(
+                f"{OWNER}: features[{deep[0]!r}] is {what}, expected floating-point features (B, D) for a linear "
+                "probe; pass the encoder's pooled outputs, or build the monitor with probe=False if predict starts "
+                "from raw inputs."
+            )
         known = x if isinstance(x, Mapping) else {}
         sizes = {m: known[m].shape[-1] if m in known and known[m].dim() else 1 for m in self.modalities}
         masks = check_inputs(OWNER, x, present, sizes, argument)
         return absent_like(masks, sizes)
+
+    def _presence_of_anything(
+        self, x: Mapping[str, object], present: Presence | None, batch: int
+    ) -> dict[str, Tensor]:
+        """The masks alone: `predict` knows what to do with the inputs."""
+        if not isinstance(x, Mapping) or not x or not set(x) <= set(self.modalities):
+            names = sorted(x) if isinstance(x, Mapping) else type(x).__name__
+            raise ValueError(
+                f"{OWNER}: features has {names}, expected some of {list(self.modalities)}; correct them."
+            )
+        first = next((z for z in x.values() if isinstance(z, Tensor)), None)
+        device = torch.device("cpu") if first is None else first.device
+        masks = check_present(OWNER, present, x, dict.fromkeys(self.modalities, 0), batch, device)
+        return absent_like(masks, dict.fromkeys(self.modalities, 0))
 
     def compute(self) -> Diagnosis:
         """What was found in everything seen since the last reset, by all processes together."""
         if self._found is None:
             seen = self._everything()
             with torch.autocast(seen["target"].device.type, enabled=False):
-                self._found = self._diagnose(seen)
+                self._found = self._measure(seen, self._gradient_share(seen["target"].device))
         return self._found
 
     def plot(self) -> Figure:
         """`modbalance.diagnostics.plot` of what was found."""
         return self.compute().plot()
-
-    @torch.no_grad()
-    def _diagnose(self, seen: dict[str, Tensor]) -> Diagnosis:
-        target, present = seen["target"], seen["present"]
-        there = dict(zip(self.modalities, present.unbind(1), strict=True))
-        constant = constant_outputs(self.task, target, self.num_outputs).expand(len(target), -1)
-
-        outputs = {}
-        for coalition in self.coalitions:
-            something = torch.stack([there[m] for m in coalition]).any(0)
-            outputs[coalition] = torch.where(something[:, None], seen[_key("outputs", *coalition)], constant)
-        worth = {coalition: self.score(said, target) for coalition, said in {(): constant, **outputs}.items()}
-        everything = self.modalities
-        shapley = shapley_values(worth.__getitem__, everything)
-
-        probes = self._probes(seen, "features", there)
-        found = self._probes(seen, "alone", there)
-        probe = {m: self._score(said, target[there[m]]) for m, said in probes.items()}
-        reference = {m: self._score(said, target[there[m]]) for m, said in found.items()}
-        return Diagnosis(
-            score=worth[everything],
-            imbalance=imbalance(shapley),
-            shapley=shapley,
-            alone={m: self._score(outputs[(m,)][there[m]], target[there[m]]) for m in everything},
-            drop={m: worth[everything] - worth[tuple(n for n in everything if n != m)] for m in everything},
-            probe=probe,
-            reference=reference,
-            lag={m: x - probe[m] for m, x in reference.items()},
-            energy={
-                m: self._energy(seen[_key("features", m)][there[m]], said, target[there[m]])
-                for m, said in probes.items()
-            },
-            gradient=self._gradient_share(constant),
-            calibration=self._calibration(
-                {"all": (outputs[everything], target)}
-                | {m: (outputs[(m,)][there[m]], target[there[m]]) for m in everything}
-            ),
-            coalitions=worth,
-        )
 
     def _everything(self) -> dict[str, Tensor]:
         """The rows that all processes saw."""
@@ -254,43 +274,26 @@ class ModalityMonitor:
         if 0 in counts:
             raise ValueError(
                 f"{OWNER}: compute with {counts} held-out samples by process, expected some on each; "
-                "call update first."
+                "call monitor.update(predict, features, target) for every held-out batch before."
             )
         kept = torch.cat([torch.arange(max(counts)) < count for count in counts]).to(where)
         return {name: gather(x, max(counts), sync=self.sync)[kept] for name, x in mine.items()}
 
-    def _score(self, outputs: Tensor, target: Tensor) -> float:
-        return self.score(outputs, target) if len(outputs) else float("nan")
-
-    def _probes(self, seen: dict[str, Tensor], kind: str, there: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-fitted probe outputs of the present rows, none for a modality with fewer than two of them."""
-        target, found = seen["target"], {}
-        for m in self.modalities:
-            if _key(kind, m) in seen:
-                x, y = seen[_key(kind, m)][there[m]], target[there[m]]
-                found[m] = (
-                    probe_outputs(self.task, x, y, self.num_outputs) if len(x) > 1 else seen[_key("outputs", m)][:0]
-                )
-        return found
-
-    def _energy(self, z: Tensor, outputs: Tensor, target: Tensor) -> float:
-        loss, uncertainty = task_loss(self.task, outputs, target), task_uncertainty(self.task, outputs)
-        weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
-        return energy(z[: len(outputs)], loss, uncertainty, normalize=True, **weights).mean().item()
-
-    def _gradient_share(self, like: Tensor) -> dict[str, float]:
-        mine = like.new_zeros(len(self.modalities) + 1) if self._gradient is None else self._gradient
+    def _gradient_share(self, device: torch.device) -> dict[str, float]:
+        nothing = torch.zeros(len(self.modalities) + 1, device=device)
+        mine = nothing if self._gradient is None else self._gradient
         *sums, steps = gather(mine[None], 1, sync=self.sync).sum(0).tolist()
         return {m: total / steps for m, total in zip(self.modalities, sums, strict=True)} if steps else {}
 
-    def _calibration(self, said: dict[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, float]]:
-        if self.task == "regression":
-            return {}
-        if self.task == "gaussian":
-            nll = {m: task_loss("gaussian", *pair).mean().item() for m, pair in said.items()}
-            return {"nll": nll, "coverage": {m: gaussian_coverage(*pair) for m, pair in said.items()}}
-        return {"ece": {m: calibration_error(self.task, *pair) for m, pair in said.items()}}
 
-
-def _key(kind: str, *modalities: str) -> str:
-    return ".".join([kind, *modalities])  # no modality has a dot in its name
+def _check_nan(name: str, x: Tensor, present: Tensor, modalities: Sequence[str]) -> None:
+    """Of rows that have something; an output of nothing is not looked at."""
+    kind, *names = name.split(".")
+    there = present[:, [modalities.index(m) for m in names]].any(1)
+    rows = int((x.isnan().any(1) & there).sum())
+    if rows:
+        what = f"{kind}[{names[0]!r}]" if kind != "outputs" else f"what predict returned given {' and '.join(names)}"
+        raise ValueError(
+            f"{OWNER}: {what} has NaN in {rows} rows, expected numbers; mark the rows absent in present, or correct "
+            "the model."
+        )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modbalance.presence import upcast
+from modbalance.presence import select, upcast
 from modbalance.task_formulas import LOG_VARIANCE_LIMIT, HeadOutputs, as_matrix, loss_slope, loss_value
 from modbalance.tasks import Task, check_target
 
 __all__ = ["probe_outputs"]
+
+
+LIMIT = 5.0  # standard deviations: a normal column meets it once in two million values
 
 
 def probe_outputs(
@@ -25,9 +28,10 @@ def probe_outputs(
 
     $$\min_{W, b}\; \operatorname{mean}_i\,\ell(W x_i + b, y_i) + \rho\,\lVert W \rVert^2$$
 
-    with x standardised by the fold's own training part. Regression and gaussian in closed form, the latter with
-    the variance of the residuals; classification and multilabel by L-BFGS, 50 steps at most. The folds are drawn
-    by a fixed seed: the same input gives the same output.
+    with x standardised by the mean and deviation of the fold's own training part, within 5 deviations of its mean, so
+    that a unit which is all but dead there cannot explode where it is alive. Regression and gaussian in closed form,
+    the latter with the variance of the residuals; classification and multilabel by L-BFGS, 50 steps at most. The
+    folds are drawn by a fixed seed: the same input gives the same output.
 
     Args:
         task: one of the four tasks.
@@ -60,14 +64,27 @@ def probe_outputs(
     outputs = []
     for i, held_out in enumerate(pieces):
         rest = torch.cat([piece for j, piece in enumerate(pieces) if j != i])
-        mean, scale = x[rest].mean(0), x[rest].std(0, unbiased=False)
-        scale = torch.where(scale > 0, scale, 1)
-        seen, unseen = ((x[rows] - mean) / scale for rows in (rest, held_out))
+        seen, unseen = _standardise(x[rest], x[held_out])
         if task in ("classification", "multilabel"):
             outputs.append(_logits(task, seen, target[rest], unseen, num_outputs, ridge))
         else:
             outputs.append(_least_squares(task, seen, as_matrix(target[rest]).to(seen), unseen, ridge))
     return torch.cat(outputs)[order.argsort()]
+
+
+def _standardise(seen: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
+    """Both by mean and deviation of `seen`, its outliers drawn in, and within `LIMIT`; what is constant becomes 0."""
+    inner = seen
+    for _ in range(20):
+        mean, scale = inner.mean(0), inner.std(0, unbiased=False)
+        drawn_in = inner.clamp(mean - LIMIT * scale, mean + LIMIT * scale)
+        if torch.equal(drawn_in, inner):
+            break
+        inner = drawn_in
+    alive = scale > 8 * torch.finfo(seen.dtype).eps * inner.abs().amax(0)  # more than rounding
+    scale = torch.where(alive, scale, 1.0)
+    first, second = (select((x - mean) / scale, alive.expand_as(x)).clamp(-LIMIT, LIMIT) for x in (seen, unseen))
+    return first, second
 
 
 def _least_squares(task: Task, seen: Tensor, y: Tensor, unseen: Tensor, ridge: float) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from statistics import stdev
+
 import torch
 from torch import Tensor
 
@@ -15,8 +19,9 @@ __all__ = ["constant_outputs", "task_score"]
 def task_score(task: Task, outputs: Tensor, target: Tensor) -> float:
     r"""Accuracy or R², over all samples at once.
 
-    classification: accuracy; multilabel: accuracy over all labels, at probability one half; regression and
-    gaussian: $R^2 = \operatorname{mean}_c\,1 - \sum_i (y_{ic} - \mu_{ic})^2 / \sum_i (y_{ic} - \bar y_c)^2$.
+    classification: accuracy, of the most likely class for soft labels; multilabel: accuracy over all labels, at
+    probability one half; regression and gaussian:
+    $R^2 = \operatorname{mean}_c\,1 - \sum_i (y_{ic} - \mu_{ic})^2 / \sum_i (y_{ic} - \bar y_c)^2$.
 
     Args:
         task: one of the four tasks.
@@ -38,6 +43,7 @@ def task_score(task: Task, outputs: Tensor, target: Tensor) -> float:
     if not len(outputs):
         return float("nan")
     if task == "classification":
+        target = target.argmax(-1) if target.is_floating_point() else target
         return (outputs.argmax(-1) == target).double().mean().item()
     if task == "multilabel":
         return ((outputs > 0) == (target > 0.5)).double().mean().item()
@@ -45,6 +51,16 @@ def task_score(task: Task, outputs: Tensor, target: Tensor) -> float:
     mean = upcast(outputs)[:, : y.shape[1]]
     residual, total = (y - mean).square().sum(0), (y - y.mean(0)).square().sum(0)
     return torch.where(total > 0, 1 - residual / total, torch.nan).mean().item()
+
+
+def jackknife(difference: Callable[[Tensor], float], rows: int, groups: int = 20) -> float:
+    """Standard error of `difference` of row numbers over samples, leaving out one group of rows after the other."""
+    if rows < 2:
+        return math.nan
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    pieces = order.tensor_split(min(groups, rows))
+    values = [difference(torch.cat([*pieces[:i], *pieces[i + 1 :]])) for i in range(len(pieces))]
+    return stdev(values) * (len(values) - 1) / math.sqrt(len(values))
 
 
 def constant_outputs(task: Task, target: Tensor, num_outputs: int) -> Tensor:
@@ -63,6 +79,8 @@ def constant_outputs(task: Task, target: Tensor, num_outputs: int) -> Tensor:
         >>> constant_outputs("regression", torch.tensor([1.0, 3.0]), 1)
         tensor([2.])
     """
+    if task == "classification" and target.is_floating_point():
+        return upcast(target).mean(0).clamp(min=1e-6).log()
     if task == "classification":
         p = torch.bincount(target, minlength=num_outputs).to(torch.get_default_dtype()) / max(len(target), 1)
         return p.clamp(min=1e-6).log()

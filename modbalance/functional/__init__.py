@@ -2,11 +2,12 @@
 
 from modbalance.functional.calibration import fit_temperature, scale_temperature
 from modbalance.functional.decoupling import alignment_loss, preservation_loss, redundancy_loss
-from modbalance.functional.energy import descend, energy, energy_gap, gate_weights
+from modbalance.functional.energy import GateState, descend, energy, energy_gap, gate_weights
 from modbalance.functional.enhancement import generator_inputs, reconstruction_loss
 from modbalance.functional.trust import distillation_loss, trust_fusion, trust_weights
 
 __all__ = [
+    "GateState",
     "alignment_loss",
     "descend",
     "distillation_loss",

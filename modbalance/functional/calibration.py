@@ -14,8 +14,8 @@ GRID = 121  # temperatures from 0.1 to 100, evenly spaced in their logarithm: st
 def fit_temperature(task: Task, outputs: Tensor, target: Tensor) -> float:
     r"""The temperature that makes held-out outputs most likely.
 
-    classification and multilabel: $T = \operatorname{argmin}_T \operatorname{mean}_i \ell(s_i / T, y_i)$ over 121 values from 0.1
-    to 100, evenly spaced in their logarithm. gaussian: the factor of the variance in closed form,
+    classification and multilabel: $T = \operatorname{argmin}_T \operatorname{mean}_i \ell(s_i / T, y_i)$ over
+    121 values from 0.1 to 100, evenly spaced in their logarithm. gaussian: the factor of the variance in closed form,
     $T = \operatorname{mean}_{i,c}\,(y_{ic} - \mu_{ic})^2 / \sigma_{ic}^2$, kept within 0.01 and 1000.
 
     Args:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
 from modbalance.checks import check_inputs
 from modbalance.distributed import Sync, gather, most_rows, processes
+from modbalance.placement import without_autocast
 from modbalance.presence import MaskedSum, masked_sum, select, stack
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, labelled, output_width, task_loss
+from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, labelled, masked_loss, output_width
 
 
 def alignment_loss(
@@ -21,6 +23,7 @@ def alignment_loss(
     present: Mapping[str, Tensor] | None = None,
     *,
     temperature: float = 0.1,
+    ids: Tensor | None = None,
 ) -> Tensor:
     r"""InfoNCE between each modality's shared part and the aggregate of the others.
 
@@ -32,6 +35,8 @@ def alignment_loss(
         shared: by modality, `(B, dim)` with one dim for all.
         present: by modality, bool `(B,)`; all by default.
         temperature: tau, > 0.
+        ids: `(B,)` integers: samples with the same id, copies of one item, are no negatives of each other; all
+            differ by default.
 
     Returns:
         A scalar, the mean over the anchors: present modalities of samples that have at least two. 0 where
@@ -49,31 +54,61 @@ def alignment_loss(
         tensor(True)
     """
     masks = check_inputs("alignment_loss", shared, present, argument="shared")
-    return alignment_sum(*stack("alignment_loss", shared, masks), temperature).mean()
+    check_ids("alignment_loss", ids, next(iter(masks.values())))
+    return alignment_sum(*stack("alignment_loss", shared, masks), temperature, ids=ids).mean()
 
 
 def alignment_sum(
-    x: Tensor, mask: Tensor, temperature: float, sync: Sync = False, max_batch: int | None = None
+    x: Tensor,
+    mask: Tensor,
+    temperature: float,
+    sync: Sync = False,
+    max_batch: int | None = None,
+    ids: Tensor | None = None,
 ) -> MaskedSum:
     """The loss of this process's anchors `(M, B)`, the samples of all processes being their negatives."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         anchors, candidates, known = _pairs(x, mask)
         valid = mask & known
-        if processes(sync) is None:
+        here = torch.arange(x.shape[1], device=x.device)
+        group = processes(sync)
+        if group is None:
             similarity = _similarity(anchors, candidates, known, temperature)
+            if ids is not None:
+                similarity = similarity.masked_fill(_copies(ids, here, ids, here), -1e30)
             return masked_sum(similarity.logsumexp(-1) - similarity.diagonal(dim1=1, dim2=2), valid)
         rows = most_rows(x[0], sync=sync) if max_batch is None else max_batch
         everyone = gather(torch.cat([x, mask[..., None].to(x)], -1).transpose(0, 1), rows, sync=sync).transpose(0, 1)
         all_mask = everyone[..., -1] > 0
         all_anchors, all_candidates, all_known = _pairs(everyone[..., :-1], all_mask)
-        partition = _similarity(anchors, all_candidates, all_known, temperature).logsumexp(-1)
+        similarity = _similarity(anchors, all_candidates, all_known, temperature)
+        if ids is not None:
+            here = here + dist.get_rank(group) * rows
+            all_ids, everywhere = gather(ids, rows, sync=sync), torch.arange(everyone.shape[1], device=x.device)
+            similarity = similarity.masked_fill(_copies(ids, here, all_ids, everywhere), -1e30)
+        partition = similarity.logsumexp(-1)
         total, count = masked_sum(partition - (anchors * candidates).sum(-1) / temperature, valid)
         # The anchors of all processes draw on the candidates of this one: a share of the gradient without a value.
         drawn = _similarity(all_anchors, candidates, known, temperature)
         partitions = gather(partition.T, rows, sync=sync).T[..., None]
         weight = select((drawn.detach() - partitions).exp(), (all_mask & all_known)[..., None] & known[:, None])
+        if ids is not None:
+            weight = weight.masked_fill(_copies(all_ids, everywhere, ids, here), 0.0)
         drawn = (weight * drawn).sum()
         return MaskedSum(total + (drawn - drawn.detach()), count)
+
+
+def check_ids(owner: str, ids: Tensor | None, mask: Tensor) -> None:
+    if ids is not None and (ids.shape != mask.shape or ids.dtype not in (torch.int64, torch.int32)):
+        raise ValueError(
+            f"{owner}: ids is a {ids.dtype} tensor {tuple(ids.shape)}, expected integers {tuple(mask.shape)}; "
+            "pass one number a sample, the same for copies of one item."
+        )
+
+
+def _copies(ids: Tensor, here: Tensor, others: Tensor, there: Tensor) -> Tensor:
+    """Pairs `(I, J)` of different rows with the same id."""
+    return (ids[:, None] == others) & (here[:, None] != there)
 
 
 def _pairs(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,6 +206,7 @@ def preservation_loss(
     width = outputs.shape[-1]
     num_outputs = width // 2 if task == "gaussian" else width
     check_target("preservation_loss", task, target, outputs.shape[1], num_outputs)
+    check_labels("preservation_loss", task, target, num_outputs, ignore_index)
     return preservation_sum(outputs, mask, target, task, class_weight, ignore_index).mean()
 
 
@@ -179,7 +215,7 @@ def preservation_sum(
 ) -> MaskedSum:
     valid = labelled(task, target, outputs.shape[-1] // output_width(task, 1), ignore_index)
     mask = mask if valid is None else mask & valid
-    losses = [task_loss(task, s, target, class_weight=class_weight, ignore_index=ignore_index) for s in outputs]
+    losses = [masked_loss(task, s, target, class_weight, ignore_index) for s in outputs]
     return masked_sum(torch.stack(losses), mask)
 
 

@@ -149,7 +149,9 @@ def distillation_sum(
             "(teacher || student); pass one of them."
         )
     student = upcast(student)
-    total = student.new_zeros(student.shape[0]) + 0.0 * student.sum(-1)
+    total = select(student, torch.zeros_like(student, dtype=torch.bool)).sum(
+        -1
+    )  # a zero in the graph, whatever it holds
     taught = torch.zeros_like(total, dtype=torch.bool)
     for name, outputs in teachers.items():
         if outputs.shape != student.shape:
@@ -220,8 +222,13 @@ def _divergence(task: Task, p: Tensor, q: Tensor, temperature: float) -> Tensor:
         return 0.5 * (scaled - 1 + log_q - log_p).sum(-1)
     p, q = p / temperature, q / temperature
     if task == "classification":
-        log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
-    yes = p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q))
-    no = (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
+        return temperature**2 * _relative_entropy(p.log_softmax(-1), q.log_softmax(-1)).sum(-1)
+    yes = _relative_entropy(F.logsigmoid(p), F.logsigmoid(q))
+    no = _relative_entropy(F.logsigmoid(-p), F.logsigmoid(-q))
     return temperature**2 * (yes + no).sum(-1)
+
+
+def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """p (log p - log q), 0 where p is 0: a logit of -inf rules a class out."""
+    p = log_p.exp()
+    return p * select(log_p - log_q, p > 0)

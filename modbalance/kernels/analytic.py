@@ -32,7 +32,7 @@ BLOCK = 1 << 20  # feature entries, all modalities together: measured best for 1
 
 
 def energy_penalty(
-    problem: EnergyTerms,
+    terms: EnergyTerms,
     mask: Tensor | None,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -41,7 +41,7 @@ def energy_penalty(
     """Energies and squared gradient norms `(M, B)` under linear heads."""
     if mask is not None and _on_cpu(mask) and bool(mask.all()):
         mask = None
-    options, target, class_weight = problem.with_target(None, None), *problem[-2:]
+    options, target, class_weight = terms.with_target(None, None), *terms[-2:]
     tensors = [*features, *weights, *biases]
     energy, penalty, *_ = apply(
         _Penalty, tensors, options, torch.is_grad_enabled(), mask, target, class_weight, *tensors
@@ -59,7 +59,7 @@ class _Penalty(torch.autograd.Function):
         heads = tensors[modalities:]
         blocks = Blocks(tensors[:modalities])
         parts = [
-            _forward(options.with_target(y, class_weight), differentiable, here, z, heads)
+            _values(options.with_target(y, class_weight), differentiable, here, z, heads)
             for y, here, *z in blocks.split((target, 0), (mask, 1), *((z, 0) for z in tensors[:modalities]))
         ]
         return parts[0] if len(parts) == 1 else tuple(torch.cat(x, -1) for x in zip(*parts, strict=True))
@@ -90,23 +90,31 @@ class _Penalty(torch.autograd.Function):
 _Penalty.forward.__signature__ = inspect.signature(_Penalty.forward)  # type: ignore[attr-defined]
 
 
-def _forward(
-    problem: EnergyTerms,
+def _values(*arguments: Any) -> tuple[Tensor, ...]:
+    value, size, *rest = forward(*arguments)
+    return value + size, *rest
+
+
+def forward(
+    terms: EnergyTerms,
     differentiable: bool,
     mask: Tensor | None,
     features: Sequence[Tensor],
     heads: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Of a block of rows: energies and penalties `(M, B)`, and for the backward v and J W g `(width, M, B)`."""
+    """Of a block of rows, `(M, B)`: beta l + gamma u, alpha ||z||^2 and the penalty.
+
+    Where `differentiable` also what the backward needs, v and J W g, `(width, M, B)`.
+    """
     weights, biases = heads[: len(features)], heads[len(features) :]
     if mask is not None:
         features = [select(z, here) for z, here in zip(features, mask, strict=True)]
     triples = zip(features, weights, biases, strict=True)
     at = HeadOutputs(torch.stack([torch.addmm(b[:, None], w, z.T) for z, w, b in triples], 1))
-    energy, v = problem.value(at), problem.slope(at)
+    value, v = terms.value(at), terms.slope(at)
     if mask is not None:
-        energy, v = select(energy, mask), torch.where(mask, v, 0.0)
-    alphas = problem.norm_weights(features)
+        value, v = select(value, mask), torch.where(mask, v, 0.0)
+    alphas = terms.norm_weights(features)
     norms, t = [], []
     for alpha, z, w, slope in zip(alphas, features, weights, v.unbind(1), strict=True):
         g = torch.addmm(z, slope.T, w, beta=2 * alpha)
@@ -114,11 +122,11 @@ def _forward(
         norms.append(torch.linalg.vector_norm(g, dim=1))
         if differentiable:
             t.append(w @ g.T)
-    if problem.alpha:
-        sizes = torch.stack([torch.linalg.vector_norm(z, dim=1) for z in features])
-        energy = energy + _scale(sizes.square(), alphas)
     penalty = torch.stack(norms).square()
-    return (energy, penalty, v, problem.curvature(at, torch.stack(t, 1))) if t else (energy, penalty)
+    size = torch.zeros_like(penalty)
+    if terms.alpha:
+        size = _scale(torch.stack([torch.linalg.vector_norm(z, dim=1) for z in features]).square(), alphas)
+    return (value, size, penalty, v, terms.curvature(at, torch.stack(t, 1))) if t else (value, size, penalty)
 
 
 def _backward(

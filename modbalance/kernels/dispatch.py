@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modbalance.kernels import analytic, reference, triton_ops
 from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.placement import autocasts, check_placement, without_autocast
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, output_width
 
 Backend = Literal["auto", "triton", "analytic", "reference"]
@@ -89,8 +90,10 @@ def energy_penalty(
 
     Raises:
         ValueError: a shape, task or backend does not fit; the message says which and what would.
-        RuntimeError: the analytic or triton result is differentiated twice (the reference backend allows it), or
-            the reference backend meets a loss that is not twice differentiable.
+        RuntimeError: the analytic or triton result is differentiated twice (the reference backend allows it), the
+            reference backend meets a loss that is not twice differentiable, or under `triton` a kernel cannot be
+            compiled or launched. Under `auto` the analytic path then takes over, for this kernel and device, with
+            one warning per process and cause. An error that the device reports later is not caught.
 
     Source: EBMC (CVPR 2026), energy-guided modality coordination. `normalize` and the per-sample form are
     ours: the mean over present rows is then independent of the batch size.
@@ -102,13 +105,12 @@ def energy_penalty(
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
     name = pick_backend(backend)
-    problem = EnergyTerms.of(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
+    terms = EnergyTerms.of(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
     if torch.compiler.is_compiling():
         # Dynamo refuses a head that two modalities share: one tensor, twice an argument.
         features, weights = [z.view_as(z) for z in features], [w.view_as(w) for w in weights]
         biases = [None if b is None else b.view_as(b) for b in biases]
-    # On a CPU the kernels are interpreted: for tests, and only when asked for by name.
-    if name == "triton" or (name == "auto" and features[0].device.type != "cpu"):
+    if _tries_triton(name, features):
         reason = triton_ops.unsupported_reason(features, weights, biases)
         if name == "triton" and reason is not None:
             raise ValueError(
@@ -117,7 +119,7 @@ def energy_penalty(
             )
         if reason is None:
             return EnergyPenalty(
-                *triton_ops.energy_penalty(problem, present, ignore_index, features, weights, biases)
+                *triton_ops.energy(terms, present, ignore_index, features, weights, biases, fall_back=name == "auto")
             )
     kernel = BACKENDS["analytic" if name == "auto" else name]
     mask = labelled(task, target, num_outputs, ignore_index)
@@ -128,14 +130,14 @@ def energy_penalty(
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in features) else torch.float32
     z, w = [_as(x, dtype) for x in features], [_as(x, dtype) for x in weights]
     b = [x.new_zeros(x.shape[0]) if y is None else _as(y, dtype) for x, y in zip(w, biases, strict=True)]
-    if not torch.is_autocast_enabled(z[0].device.type):
-        return EnergyPenalty(*kernel(problem, mask, z, w, b))
-    with torch.autocast(z[0].device.type, enabled=False):
-        return EnergyPenalty(*kernel(problem, mask, z, w, b))
+    if not autocasts(z[0]):
+        return EnergyPenalty(*kernel(terms, mask, z, w, b))
+    with without_autocast(z[0]):
+        return EnergyPenalty(*kernel(terms, mask, z, w, b))
 
 
 def coordination(
-    problem: EnergyTerms,
+    terms: EnergyTerms,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
@@ -153,17 +155,25 @@ def coordination(
     Heads get no gradient. Rows that are absent or have no valid label may hold anything. Without `pull` the gap is 0.
     """
     name = pick_backend(backend)
-    if name not in ("auto", "triton") or (name == "auto" and features[0].device.type == "cpu"):
+    if not _tries_triton(name, features):
         return None
     if triton_ops.unsupported_reason(features, weights, biases) is not None:
         return None
-    _check(features, weights, biases, problem.target, problem.task, present, problem.class_weight)
+    _check(features, weights, biases, terms.target, terms.task, present, terms.class_weight)
     if torch.compiler.is_compiling():
         features = [z.view_as(z) for z in features]
     weights, biases = [w.detach() for w in weights], [None if b is None else b.detach() for b in biases]
+    pooled = (delta + 0.0, descent + 0.0, pull)
     return Coordination(
-        *triton_ops.coordination(problem, present, ignore_index, features, weights, biases, delta, descent, pull)
+        *triton_ops.energy(
+            terms, present, ignore_index, features, weights, biases, pooled=pooled, fall_back=name == "auto"
+        )
     )
+
+
+def _tries_triton(name: str, features: Sequence[Tensor]) -> bool:
+    """On a CPU the kernels are interpreted: for tests, and only when asked for by name."""
+    return name == "triton" or (name == "auto" and features[0].device.type != "cpu")
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -219,4 +229,7 @@ def _check(
         )
     if target is not None:
         check_target("energy_penalty", task, target, batch, num_outputs)
+    groups = {"features": features, "weights": weights, "biases": biases}
+    named = {f"{kind}[{m}]": x for kind, group in groups.items() for m, x in enumerate(group)}
+    check_placement("energy_penalty", None, **named, target=target, present=present, class_weight=class_weight)
     return num_outputs

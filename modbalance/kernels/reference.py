@@ -14,7 +14,7 @@ from modbalance.presence import select
 
 
 def energy_penalty(
-    problem: EnergyTerms,
+    terms: EnergyTerms,
     mask: Tensor | None,
     features: Sequence[Tensor],
     heads: Sequence[Callable[[Tensor], Tensor]],
@@ -23,36 +23,36 @@ def energy_penalty(
     rows = []
     for m, (z, head) in enumerate(zip(features, heads, strict=True)):
         here = z.new_ones(z.shape[0], dtype=torch.bool) if mask is None else mask[m]
-        energy, gradient = energy_and_gradient(problem, select(z, here), head)
+        energy, gradient = energy_and_gradient(terms, select(z, here), head)
         rows.append((select(energy, here), select(gradient.square().sum(-1), here)))
     energies, penalties = zip(*rows, strict=True)
     return torch.stack(energies), torch.stack(penalties)
 
 
 def linear_energy_penalty(
-    problem: EnergyTerms,
+    terms: EnergyTerms,
     mask: Tensor | None,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     heads = [partial(F.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
-    return energy_penalty(problem, mask, features, heads)
+    return energy_penalty(terms, mask, features, heads)
 
 
-def energy_and_gradient(problem: EnergyTerms, z: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def energy_and_gradient(terms: EnergyTerms, z: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Energy `(B,)` and its gradient `(B, D)`; both with a graph where gradients are being recorded."""
     if torch.is_inference_mode_enabled():
-        target = None if problem.target is None else problem.target.clone()
+        target = None if terms.target is None else terms.target.clone()
         with torch.inference_mode(False), torch.no_grad():
-            return energy_and_gradient(problem.with_target(target, problem.class_weight), z.clone(), head)
+            return energy_and_gradient(terms.with_target(target, terms.class_weight), z.clone(), head)
     recording = torch.is_grad_enabled()
-    alpha = problem.norm_weight(z.shape[1])
+    alpha = terms.norm_weight(z.shape[1])
     with torch.enable_grad():
         z = z if z.requires_grad else z.detach().requires_grad_()
         outputs = head(z)
-        potential = problem.potential(outputs)
-        slope = _slope(outputs, z, potential) if problem.beta or problem.gamma else torch.zeros_like(z)
+        potential = terms.potential(outputs)
+        slope = _slope(outputs, z, potential) if terms.beta or terms.gamma else torch.zeros_like(z)
         energy = alpha * z.square().sum(-1) + potential
         gradient = 2 * alpha * z + slope
     return (energy, gradient) if recording else (energy.detach(), gradient.detach())

@@ -1,4 +1,4 @@
-"""The penalty as Triton kernels: one forward launch for all modalities, one backward launch.
+"""The penalty as Triton kernels: one forward launch for all modalities; one backward launch, and one for heads.
 
 The terms of a coordinator are pooled on top: each forward program adds its block's sums, and one small program
 turns them into gap, penalty, descent and the coefficients of the backward.
@@ -8,6 +8,7 @@ Shapes in comments: R rows a block, N outputs of a head (padded), K features a t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,14 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.kernels.fallback import LaunchError, failed
 from modbalance.task_formulas import LOG_VARIANCE_LIMIT
 
-PROGRAMS = 1024  # of the backward with heads: enough to fill a device; the partial sums stay small
+PROGRAMS = 1024  # of the heads' gradients: enough to fill a device; the partial sums stay small
 POOLED = 256  # blocks of rows whose sums are pooled at a time
 
-# Rows, features, warps and pipeline stages of a tile by padded width, without spills on sm_80, sm_90 and gfx942
-# (12 registers in the last; 4 where gaussian is pooled on sm_80). By shape, not by autotune: no warm-up, and the
-# same sums in every process.
+# Rows, features, warps and pipeline stages of a tile by padded width. By shape, not by autotune: no warm-up, and the
+# same sums in every process. Not by batch size: a smaller last batch would compile anew.
 _TILES = {
     "forward": {16: (32, 32, 4, 3), 32: (16, 32, 4, 1), 64: (16, 32, 4, 1)},
     "backward": {16: (32, 64, 4, 3), 32: (16, 32, 4, 3), 64: (16, 32, 4, 1)},
@@ -32,7 +33,14 @@ _TILES = {
 }
 
 _LIMIT = tl.constexpr(LOG_VARIANCE_LIMIT)
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _LOG_2PI = tl.constexpr(1.8378770664093453)
+
+# What differs from batch to batch and must not compile a kernel anew.
+_UNSPECIALIZED = (
+    "target", "target_row", "target_column", "class_weight", "present", "present_m", "present_row", "ignore_index",
+    "a", "a_m", "a_row", "p", "p_m", "p_row", "B", "blocks",
+)  # fmt: skip
 
 
 @triton.jit
@@ -64,9 +72,18 @@ def _heads(WIDTH: tl.constexpr, C: tl.constexpr, TASK: tl.constexpr):
 
 
 @triton.jit
-def _labels(rows, m, B, problem, flags):
+def _pick(values, m):
+    """Entry m of a tuple of pointers or numbers."""
+    picked = values[0]
+    for i in tl.static_range(1, len(values)):
+        picked = tl.where(m == i, values[i], picked)
+    return picked
+
+
+@triton.jit
+def _rows_that_count(rows, m, B, target, target_row, target_column, class_weight, present, present_m, present_row,
+                     ignore_index, flags):  # fmt: skip
     """Which of R rows count, their target (R or R x N or, for gaussian, R x N/2), and the weight of their label."""
-    target, target_row, target_column, class_weight, present, present_m, present_row, ignore_index, _, _, _ = problem
     TASK: tl.constexpr = flags[0]
     C: tl.constexpr = flags[1]
     WIDTH: tl.constexpr = flags[2]
@@ -89,9 +106,8 @@ def _labels(rows, m, B, problem, flags):
 
 
 @triton.jit
-def _derivatives(s, t, here, y, weight, problem, flags):
-    """beta l + gamma u (R), its derivative v and J t (R x N); 0 where nobody is."""
-    _, _, _, _, _, _, _, _, beta, gamma, temperature = problem
+def _derivatives(s, t, here, y, weight, beta, gamma, temperature, flags):
+    """beta l + gamma u (R), its derivative v and J t (R x N); 0 in rows that do not count."""
     TASK: tl.constexpr = flags[0]
     C: tl.constexpr = flags[1]
     WIDTH: tl.constexpr = flags[2]
@@ -165,7 +181,7 @@ def _derivatives(s, t, here, y, weight, problem, flags):
 @triton.jit
 def _features(z, stride, rows, here, columns, D):
     at = z + rows[:, None] * stride + columns[None, :]
-    return tl.load(at, mask=here[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32)
+    return tl.load(at, mask=here[:, None] & (columns < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -175,71 +191,109 @@ def _weights(w, stride, head, valid, columns, D):
 
 
 @triton.jit
+def _split(x):
+    """float32 as a sum of three bfloat16 parts, 8 digits each."""
+    a = x.to(tl.bfloat16)
+    rest = x - a.to(tl.float32)
+    b = rest.to(tl.bfloat16)
+    return a, b, (rest - b.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def _dot16(x, y, sum):
+    if _INTERPRETED:  # whose dot takes bfloat16 for integers
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, sum)
+
+
+@triton.jit
+def _dot(x, y, sum, PRECISION: tl.constexpr):
+    """sum + x y to the digits of float32, smallest products first; y is float32, x float32 or what features are."""
+    if PRECISION == "bf16x3":
+        y1, y2, y3 = _split(y)
+        if x.dtype == tl.bfloat16:
+            sum = _dot16(x, y3, sum)
+            sum = _dot16(x, y2, sum)
+            sum = _dot16(x, y1, sum)
+        else:
+            x1, x2, x3 = _split(x)
+            sum = _dot16(x3, y1, sum)
+            sum = _dot16(x1, y3, sum)
+            sum = _dot16(x2, y2, sum)
+            sum = _dot16(x2, y1, sum)
+            sum = _dot16(x1, y2, sum)
+            sum = _dot16(x1, y1, sum)
+    else:
+        sum = tl.dot(x.to(tl.float32), y, sum, input_precision=PRECISION)
+    return sum
+
+
+@triton.jit
 def _store_sum(partial, k, x):
     """The sum over a block of rows, to (4, M, blocks)."""
     at = (k * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     tl.store(partial + at, tl.sum(x, 0))
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _forward(
-    zs, ws, bs, z_strides, w_strides, dims, energy, penalty, outputs, products, partial, B, alpha, problem,
-    flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+    zs, ws, bs, z_strides, w_strides, dims, energy, penalty, counted, slopes, curvatures, partial,
+    target, target_row, target_column, class_weight, present, present_m, present_row, ignore_index,
+    B, alpha, beta, gamma, temperature, flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     TASK: tl.constexpr = flags[0]
     C: tl.constexpr = flags[1]
     WIDTH: tl.constexpr = flags[2]
-    NORMALIZE: tl.constexpr = flags[5]
-    PRECISION: tl.constexpr = flags[6]
+    PRECISION: tl.constexpr = flags[5]
+    NORMALIZE: tl.constexpr = flags[6]
     rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     m = tl.program_id(1).to(tl.int64)
+    D = _pick(dims, m)
+    z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
     head, valid = _heads(WIDTH, C, TASK)
-    here, y, weight = _labels(rows, m, B, problem, flags)
+    here, y, weight = _rows_that_count(
+        rows, m, B, target, target_row, target_column, class_weight, present, present_m, present_row, ignore_index,
+        flags,
+    )  # fmt: skip
 
     s = tl.zeros((BLOCK_B, WIDTH), tl.float32)
-    for i in tl.static_range(len(zs)):
-        if m == i:
-            for first in range(0, dims[i], BLOCK_D):
-                columns = first + tl.arange(0, BLOCK_D)
-                z = _features(zs[i], z_strides[i], rows, here, columns, dims[i])
-                w = _weights(ws[i], w_strides[i], head, valid, columns, dims[i])
-                s += tl.dot(z, tl.trans(w), input_precision=PRECISION)
-            if bs[i] is not None:
-                s += tl.load(bs[i] + head, mask=valid, other=0.0).to(tl.float32)[None, :]
+    for first in range(0, D, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        z = _features(z_at, z_stride, rows, here, columns, D)
+        s = _dot(z, tl.trans(_weights(w_at, w_stride, head, valid, columns, D)), s, PRECISION)
+    if bs is not None:
+        s += tl.load(_pick(bs, m) + head, mask=valid, other=0.0).to(tl.float32)[None, :]
 
-    value, v, _ = _derivatives(s, tl.zeros_like(s), here, y, weight, problem, flags)
+    value, v, _ = _derivatives(s, tl.zeros_like(s), here, y, weight, beta, gamma, temperature, flags)
+
+    scale = alpha / D if NORMALIZE else alpha
+    size = tl.zeros((BLOCK_B,), tl.float32)
+    steep = tl.zeros((BLOCK_B,), tl.float32)
+    t = tl.zeros((BLOCK_B, WIDTH), tl.float32)
+    last = (D - 1) // BLOCK_D * BLOCK_D
+    for first in range(0, D, BLOCK_D):
+        columns = last - first + tl.arange(0, BLOCK_D)  # backwards: what was read last is still in the cache
+        z = _features(z_at, z_stride, rows, here, columns, D).to(tl.float32)
+        w = _weights(w_at, w_stride, head, valid, columns, D)
+        # The squares of g, never the Gram matrix of W: that form cancels as the penalty shrinks.
+        g = _dot(v, w, 2.0 * scale * z, PRECISION)
+        steep += tl.sum(g * g, 1)
+        size += scale * tl.sum(z * z, 1)
+        t = _dot(g, tl.trans(w), t, PRECISION)
+    _, _, curvature = _derivatives(s, t, here, y, weight, beta, gamma, temperature, flags)
 
     if partial is not None:
         _store_sum(partial, 0, here.to(tl.float32))
         _store_sum(partial, 1, value)
-
-    size = tl.zeros((BLOCK_B,), tl.float32)
-    steep = tl.zeros((BLOCK_B,), tl.float32)
-    t = tl.zeros((BLOCK_B, WIDTH), tl.float32)
-    for i in tl.static_range(len(zs)):
-        if m == i:
-            scale = alpha / dims[i] if NORMALIZE else alpha
-            for first in range(0, dims[i], BLOCK_D):
-                columns = first + tl.arange(0, BLOCK_D)
-                z = _features(zs[i], z_strides[i], rows, here, columns, dims[i])
-                w = _weights(ws[i], w_strides[i], head, valid, columns, dims[i])
-                # The squares of g, never the Gram matrix of W: that form cancels as the penalty shrinks.
-                g = 2.0 * scale * z + tl.dot(v, w, input_precision=PRECISION)
-                steep += tl.sum(g * g, 1)
-                size += scale * tl.sum(z * z, 1)
-                t += tl.dot(g, tl.trans(w), input_precision=PRECISION)
-
-    if partial is not None:
         _store_sum(partial, 2, size)
         _store_sum(partial, 3, steep)
     inside = rows < B
     tl.store(energy + m * B + rows, value + size, mask=inside)
-    if penalty is not None:
-        tl.store(penalty + m * B + rows, steep, mask=inside)
-    width: tl.constexpr = 2 * C if TASK == "gaussian" else C
-    at = (m * B + rows)[:, None] * width + head[None, :]
-    tl.store(outputs + at, s, mask=inside[:, None] & valid[None, :])
-    tl.store(products + at, t, mask=inside[:, None] & valid[None, :])
+    tl.store(penalty + m * B + rows, steep, mask=inside)
+    tl.store(counted + m * B + rows, here, mask=inside)
+    at = (head[None, :].to(tl.int64) * tl.num_programs(1) + m) * B + rows[:, None]
+    tl.store(slopes + at, v, mask=inside[:, None] & valid[None, :])
+    tl.store(curvatures + at, curvature, mask=inside[:, None] & valid[None, :])
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -292,226 +346,211 @@ def _scalar(at):
 
 
 @triton.jit
-def _upstream(rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products, problem, flags):
-    """v and h = J (2p W g), R x N; the upstream gradients a of E, 2p of P and e of beta l + gamma u, R x 1."""
-    TASK: tl.constexpr = flags[0]
-    C: tl.constexpr = flags[1]
-    WIDTH: tl.constexpr = flags[2]
-    head, valid = _heads(WIDTH, C, TASK)
-    here, y, weight = _labels(rows, m, B, problem, flags)
-    width: tl.constexpr = 2 * C if TASK == "gaussian" else C
-    at = (m * B + rows)[:, None] * width + head[None, :]
-    s = tl.load(outputs + at, mask=here[:, None] & valid[None, :], other=0.0)
-    t = tl.load(products + at, mask=here[:, None] & valid[None, :], other=0.0)
+def _upstream(
+    rows, m, B, M, width: tl.constexpr, WIDTH: tl.constexpr, counted, slopes, curvatures,
+    a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
+):  # fmt: skip
+    """Which rows count; v and J W g, R x N; and the gradients of E, 2 ||g|| (q) and beta l + gamma u (e), R x 1."""
+    here = rows < B
+    here &= tl.load(counted + m * B + rows, mask=here, other=0) != 0
+    head = tl.arange(0, WIDTH)
+    at = (head[None, :].to(tl.int64) * M + m) * B + rows[:, None]
+    mask = here[:, None] & (head < width)[None, :]
+    v = tl.load(slopes + at, mask=mask, other=0.0)
+    curvature = tl.load(curvatures + at, mask=mask, other=0.0)
     d_energy = tl.zeros((rows.shape[0],), tl.float32)
-    d_penalty = tl.zeros((rows.shape[0],), tl.float32)
+    q = tl.zeros((rows.shape[0],), tl.float32)
+    e = tl.zeros((rows.shape[0],), tl.float32)
     if a is not None:
-        d_energy = tl.load(a + m * a_strides[0] + rows * a_strides[1], mask=here, other=0.0)
+        d_energy = tl.load(a + m * a_m + rows * a_row, mask=here, other=0.0)
     if p is not None:
-        d_penalty = 2.0 * tl.load(p + m * p_strides[0] + rows * p_strides[1], mask=here, other=0.0)
-    d_value = tl.zeros((rows.shape[0],), tl.float32)
-    coefficients, modalities, d_gap, d_steep, d_descent, d_loss, delta, rate = pooled
-    if coefficients is not None:  # `pooled is not None` fails in Triton 3.4 to 3.6: the tuple holds a None
+        q = 2.0 * tl.load(p + m * p_m + rows * p_row, mask=here, other=0.0)
+    if coefficients is not None:
         share = tl.load(coefficients + m)
         whole = _scalar(d_loss)
         d_energy += tl.where(here, rate * (_scalar(d_descent) + whole) * share, 0.0)
-        d_penalty += tl.where(here, 2.0 * (_scalar(d_steep) + delta * whole) * share, 0.0)
-        d_value += tl.where(here, (_scalar(d_gap) + whole) * tl.load(coefficients + modalities + m), 0.0)
-    _, v, h = _derivatives(s, d_penalty[:, None] * t, here, y, weight, problem, flags)
-    return here, v, h, d_energy[:, None], d_penalty[:, None], d_value[:, None]
+        q += tl.where(here, 2.0 * (_scalar(d_steep) + delta * whole) * share, 0.0)
+        e += tl.where(here, (_scalar(d_gap) + whole) * tl.load(coefficients + M + m), 0.0)
+    return here, v, curvature, d_energy[:, None], q[:, None], e[:, None]
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _backward(
-    zs, ws, dzs, z_strides, w_strides, dims, outputs, products, a, a_strides, p, p_strides, pooled,
-    B, alpha, problem, flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the features."""
-    TASK: tl.constexpr = flags[0]
-    C: tl.constexpr = flags[1]
-    WIDTH: tl.constexpr = flags[2]
-    NORMALIZE: tl.constexpr = flags[5]
-    PRECISION: tl.constexpr = flags[6]
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    m = tl.program_id(1).to(tl.int64)
-    head, valid = _heads(WIDTH, C, TASK)
-    here, v, h, d_energy, q, e = _upstream(
-        rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products, problem, flags
-    )
-    for i in tl.static_range(len(zs)):
-        if m == i:
-            scale = 2.0 * alpha / dims[i] if NORMALIZE else 2.0 * alpha
-            c = scale * q + d_energy
-            u = (c + e) * v + h
-            for first in range(0, dims[i], BLOCK_D):
-                columns = first + tl.arange(0, BLOCK_D)
-                z = _features(zs[i], z_strides[i], rows, here, columns, dims[i])
-                weights = _weights(ws[i], w_strides[i], head, valid, columns, dims[i])
-                dz = scale * c * z + tl.dot(u, weights, input_precision=PRECISION)
-                at = dzs[i] + rows[:, None] * dims[i] + columns[None, :]
-                inside = (rows < B)[:, None] & (columns < dims[i])[None, :]
-                tl.store(at, dz.to(dzs[i].dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["B", "blocks"])
-def _backward_heads(
-    zs, ws, dzs, z_strides, w_strides, dims, outputs, products, a, a_strides, p, p_strides,
-    pooled, partial, offsets, total, blocks, B, alpha, problem, flags: tl.constexpr,
+    zs, ws, z_strides, w_strides, dims, dzs, counted, slopes, curvatures, a, a_m, a_row, p, p_m, p_row,
+    coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate, B, alpha, flags: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of features and heads. A program sums `blocks` blocks of rows, always in the same order."""
-    TASK: tl.constexpr = flags[0]
-    C: tl.constexpr = flags[1]
-    WIDTH: tl.constexpr = flags[2]
-    NORMALIZE: tl.constexpr = flags[5]
-    PRECISION: tl.constexpr = flags[6]
+    """The gradients of the features."""
+    width: tl.constexpr = flags[0]
+    WIDTH: tl.constexpr = flags[1]
+    PRECISION: tl.constexpr = flags[2]
+    NORMALIZE: tl.constexpr = flags[3]
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    m = tl.program_id(1).to(tl.int64)
+    D = _pick(dims, m)
+    z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
+    dz_at = _pick(dzs, m)
+    head = tl.arange(0, WIDTH)
+    here, v, curvature, d_energy, q, e = _upstream(
+        rows, m, B, tl.num_programs(1), width, WIDTH, counted, slopes, curvatures,
+        a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
+    )  # fmt: skip
+    scale = 2.0 * alpha / D if NORMALIZE else 2.0 * alpha
+    c = scale * q + d_energy
+    u = (c + e) * v + q * curvature
+    for first in range(0, D, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        z = _features(z_at, z_stride, rows, here, columns, D).to(tl.float32)
+        w = _weights(w_at, w_stride, head, head < width, columns, D)
+        dz = _dot(u, w, scale * c * z, PRECISION)
+        inside = (rows < B)[:, None] & (columns < D)[None, :]
+        tl.store(dz_at + rows[:, None] * D + columns[None, :], dz.to(dz_at.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _backward_heads(
+    zs, ws, z_strides, w_strides, dims, offsets, partial, total, counted, slopes, curvatures,
+    a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate, B, blocks, alpha,
+    flags: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the heads. A program sums `blocks` blocks of rows, always in the same order."""
+    width: tl.constexpr = flags[0]
+    WIDTH: tl.constexpr = flags[1]
+    PRECISION: tl.constexpr = flags[2]
+    NORMALIZE: tl.constexpr = flags[3]
     split = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    head, valid = _heads(WIDTH, C, TASK)
-
-    weights = tl.zeros((WIDTH, BLOCK_D), tl.float32)
-    scale = 2.0 * alpha
-    for i in tl.static_range(len(zs)):
-        if m == i:
-            weights = _weights(ws[i], w_strides[i], head, valid, columns, dims[i])
-            if NORMALIZE:
-                scale = 2.0 * alpha / dims[i]
+    D = _pick(dims, m)
+    z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
+    head = tl.arange(0, WIDTH)
+    valid = head < width
+    w = _weights(w_at, w_stride, head, valid, columns, D)
+    scale = 2.0 * alpha / D if NORMALIZE else 2.0 * alpha
 
     dw = tl.zeros((WIDTH, BLOCK_D), tl.float32)
     db = tl.zeros((WIDTH,), tl.float32)
     for block in range(blocks):
         rows = (split * blocks + block) * BLOCK_B + tl.arange(0, BLOCK_B)
-        here, v, h, d_energy, q, _ = _upstream(
-            rows, m, B, a, a_strides, p, p_strides, pooled, outputs, products, problem, flags
-        )
-        z = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
-        for i in tl.static_range(len(zs)):
-            if m == i:
-                z = _features(zs[i], z_strides[i], rows, here, columns, dims[i])
-        g = scale * z + tl.dot(v, weights, input_precision=PRECISION)
-        dz = (scale * q + d_energy) * g + tl.dot(h, weights, input_precision=PRECISION)
-        dw += tl.dot(tl.trans(v), q * g + d_energy * z, input_precision=PRECISION)
-        dw += tl.dot(tl.trans(h), z, input_precision=PRECISION)
-        db += tl.sum(h + d_energy * v, 0)
-        for i in tl.static_range(len(zs)):
-            if m == i and dzs[i] is not None:
-                at = dzs[i] + rows[:, None] * dims[i] + columns[None, :]
-                inside = (rows < B)[:, None] & (columns < dims[i])[None, :]
-                tl.store(at, dz.to(dzs[i].dtype.element_ty), mask=inside)
+        here, v, curvature, d_energy, q, e = _upstream(
+            rows, m, B, tl.num_programs(1), width, WIDTH, counted, slopes, curvatures,
+            a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
+        )  # fmt: skip
+        z = _features(z_at, z_stride, rows, here, columns, D)
+        g = _dot(v, w, scale * z.to(tl.float32), PRECISION)
+        direct = q * curvature + (d_energy + e) * v
+        dw = _dot(tl.trans(q * v), g, dw, PRECISION)
+        dw = _dot(tl.trans(direct), z.to(tl.float32), dw, PRECISION)
+        db += tl.sum(direct, 0)
 
-    for i in tl.static_range(len(zs)):
-        if m == i:
-            at = partial + split * total + offsets[i]
-            inside = valid[:, None] & (columns < dims[i])[None, :]
-            tl.store(at + head[:, None] * dims[i] + columns[None, :], dw, mask=inside)
-            if tl.program_id(2) == 0:
-                width: tl.constexpr = 2 * C if TASK == "gaussian" else C
-                tl.store(at + width * dims[i] + head, db, mask=valid)
+    at = partial + split * total + _pick(offsets, m)
+    tl.store(at + head[:, None] * D + columns[None, :], dw, mask=valid[:, None] & (columns < D)[None, :])
+    if tl.program_id(2) == 0:
+        tl.store(at + width * D + head, db, mask=valid)
 
 
 def forward(
-    problem: EnergyTerms,
+    terms: EnergyTerms,
     ignore_index: int,
     present: Tensor | None,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Energy and penalty `(M, B)`; for the backward, the heads' outputs s and W g, `(M, B, width)`."""
-    launch = _Launch(problem, ignore_index, present, features, weights)
-    penalty = features[0].new_empty(len(features), launch.batch, dtype=torch.float32)
-    energy, outputs, products = _run_forward(launch, launch.tile("forward"), biases, penalty, None)
-    return energy, penalty, outputs, products
+    biases: Sequence[Tensor],
+    pooled: tuple[float, float, bool] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Energy and penalty `(M, B)`; for the backward which rows count `(M, B)`, v and J W g `(width, M, B)`.
 
-
-def coordination(
-    problem: EnergyTerms,
-    ignore_index: int,
-    present: Tensor | None,
-    features: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    delta: float,
-    rate: float,
-    pull: bool,
-) -> tuple[Tensor, ...]:
-    """Energy `(M, B)`; gap, penalty, descent and loss; for the backward s, W g and the coefficients `(2, M)`."""
-    launch = _Launch(problem, ignore_index, present, features, weights)
-    z, modalities, tile = features[0], launch.modalities, launch.tile("forward")
-    partial = z.new_empty(4, modalities, tile.row_blocks, dtype=torch.float32)
-    energy, outputs, products = _run_forward(launch, tile, biases, None, partial)
-    terms = [z.new_empty((), dtype=torch.float32) for _ in range(4)]
-    coefficients = z.new_empty(2, modalities, dtype=torch.float32)
+    With `pooled` (delta, rate, pull) also gap, penalty, descent, gap + delta penalty + descent, and the coefficients
+    of the backward `(2, M)`; descent is rate times the sum of the mean energies, and without `pull` the gap is 0.
+    """
+    launch = _Launch(features, weights, terms.alpha)
+    modalities, batch, width = launch.modalities, launch.batch, launch.width
+    tile = launch.tile("forward")
+    new = features[0].new_empty
+    energy, penalty = (new(modalities, batch, dtype=torch.float32) for _ in range(2))
+    counted = new(modalities, batch, dtype=torch.bool)
+    slopes, curvatures = (new(width, modalities, batch, dtype=torch.float32) for _ in range(2))
+    partial = None if pooled is None else new(4, modalities, tile.row_blocks, dtype=torch.float32)
+    target, class_weight = terms.target, terms.class_weight
+    launch(
+        _forward,
+        (tile.row_blocks, modalities),
+        tile,
+        bs=tuple(b.contiguous() for b in biases) or None,
+        energy=energy,
+        penalty=penalty,
+        counted=counted,
+        slopes=slopes,
+        curvatures=curvatures,
+        partial=partial,
+        target=target,
+        target_row=0 if target is None else target.stride(0),
+        target_column=0 if target is None or target.dim() == 1 else target.stride(1),
+        class_weight=None if class_weight is None else class_weight.contiguous(),
+        present=present,
+        present_m=0 if present is None else present.stride(0),
+        present_row=0 if present is None else present.stride(1),
+        ignore_index=ignore_index,
+        beta=float(terms.beta),
+        gamma=float(terms.gamma),
+        temperature=float(terms.temperature),
+        flags=(*_task_flags(terms, width), launch.precision, terms.normalize),
+    )
+    if pooled is None:
+        return energy, penalty, counted, slopes, curvatures, []
+    results = [new((), dtype=torch.float32) for _ in range(4)]
+    coefficients = new(2, modalities, dtype=torch.float32)
     _start(
         _pool,
         (1,),
-        z,
+        energy,
         (4, 1),
         partial=partial,
-        **dict(zip(("gap", "penalty", "descent", "loss"), terms, strict=True)),
+        **dict(zip(("gap", "penalty", "descent", "loss"), results, strict=True)),
         coefficients=coefficients,
         blocks=tile.row_blocks,
-        delta=float(delta),
-        rate=float(rate),
+        delta=float(pooled[0]),
+        rate=float(pooled[1]),
         M=modalities,
         PADDED=triton.next_power_of_2(modalities),
-        PULL=pull,
+        PULL=pooled[2],
         BLOCK=POOLED,
     )
-    return energy, *terms, outputs, products, coefficients
-
-
-def _run_forward(
-    launch: _Launch, tile: _Tile, biases: Sequence[Tensor | None], penalty: Tensor | None, partial: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    z = launch.shared["zs"][0]
-    energy = z.new_empty(launch.modalities, launch.batch, dtype=torch.float32)
-    outputs, products = (z.new_empty(*energy.shape, launch.width, dtype=torch.float32) for _ in range(2))
-    launch(
-        _forward,
-        (tile.row_blocks, launch.modalities),
-        tile,
-        bs=tuple(None if b is None else b.contiguous() for b in biases),
-        energy=energy,
-        penalty=penalty,
-        outputs=outputs,
-        products=products,
-        partial=partial,
-    )
-    return energy, outputs, products
+    return energy, penalty, counted, slopes, curvatures, [*results, coefficients]
 
 
 def backward(
-    problem: EnergyTerms,
-    ignore_index: int,
-    present: Tensor | None,
+    alpha: float,
+    normalize: bool,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
-    outputs: Tensor,
-    products: Tensor,
-    d_energy: Tensor | None,
-    d_penalty: Tensor | None,
-    *,
+    counted: Tensor,
+    slopes: Tensor,
+    curvatures: Tensor,
+    coefficients: Tensor | None,
+    upstream: Sequence[Tensor | None],
+    delta: float,
+    rate: float,
     needs_features: bool,
     needs_heads: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Gradients of the features, and those of every weight and bias in turn as one flat float32 tensor."""
-    launch = _Launch(problem, ignore_index, present, features, weights)
+    """Gradients of the features, and those of every weight and bias in turn as one flat float32 tensor.
+
+    `upstream`: the gradients of energy and penalty `(M, B)`, gap, penalty, descent and loss, or None.
+    """
+    launch = _Launch(features, weights, alpha)
+    arguments: dict[str, Any] = {"counted": counted, "slopes": slopes, "curvatures": curvatures}
+    for name, x in zip("ap", upstream[:2], strict=True):
+        strides = (0, 0) if x is None else x.stride()
+        arguments |= {name: x, f"{name}_m": strides[0], f"{name}_row": strides[1]}
+    arguments |= dict(zip(("d_gap", "d_steep", "d_descent", "d_loss"), upstream[2:], strict=True))
+    arguments |= {"coefficients": coefficients, "delta": float(delta), "rate": float(rate)}
+    arguments["flags"] = launch.width, _padded(launch.width), launch.precision, normalize
     dzs = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in features if needs_features]
-    arguments = {
-        "dzs": tuple(dzs) if needs_features else (None,) * launch.modalities,
-        "outputs": outputs,
-        "products": products,
-        "a": d_energy,
-        "a_strides": (0, 0) if d_energy is None else d_energy.stride(),
-        "p": d_penalty,
-        "p_strides": (0, 0) if d_penalty is None else d_penalty.stride(),
-        "pooled": (None,) * 8,
-    }
-    if not needs_heads:
+    if needs_features:
         tile = launch.tile("backward")
-        launch(_backward, (tile.row_blocks, launch.modalities), tile, **arguments)
+        launch(_backward, (tile.row_blocks, launch.modalities), tile, dzs=tuple(dzs), **arguments)
+    if not needs_heads:
         return dzs, features[0].new_empty(0, dtype=torch.float32)
     offsets, total = head_offsets(weights)
     if launch.batch == 0:
@@ -521,51 +560,9 @@ def backward(
     blocks = triton.cdiv(tile.row_blocks, max(1, PROGRAMS // (columns * launch.modalities)))
     splits = triton.cdiv(tile.row_blocks, blocks)
     partial = features[0].new_empty(splits, total, dtype=torch.float32)
-    launch(
-        _backward_heads,
-        (splits, launch.modalities, columns),
-        tile,
-        **arguments,
-        partial=partial,
-        offsets=offsets,
-        total=total,
-        blocks=blocks,
-    )
+    grid = splits, launch.modalities, columns
+    launch(_backward_heads, grid, tile, partial=partial, offsets=offsets, total=total, blocks=blocks, **arguments)
     return dzs, partial.sum(0) if splits > 1 else partial[0]
-
-
-def coordination_backward(
-    problem: EnergyTerms,
-    ignore_index: int,
-    present: Tensor | None,
-    features: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    outputs: Tensor,
-    products: Tensor,
-    coefficients: Tensor,
-    d_energy: Tensor | None,
-    d_terms: Sequence[Tensor | None],
-    delta: float,
-    rate: float,
-) -> list[Tensor]:
-    """Gradients of the features; `d_terms` are those of gap, penalty, descent and loss."""
-    launch = _Launch(problem, ignore_index, present, features, weights)
-    dzs = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in features]
-    tile = launch.tile("backward")
-    launch(
-        _backward,
-        (tile.row_blocks, launch.modalities),
-        tile,
-        dzs=tuple(dzs),
-        outputs=outputs,
-        products=products,
-        a=d_energy,
-        a_strides=(0, 0) if d_energy is None else d_energy.stride(),
-        p=None,
-        p_strides=(0, 0),
-        pooled=(coefficients, launch.modalities, *d_terms, float(delta), float(rate)),
-    )
-    return dzs
 
 
 def head_offsets(weights: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
@@ -585,19 +582,11 @@ class _Tile(NamedTuple):
 
 
 class _Launch:
-    """What the launches of a problem have in common."""
+    """What the launches of a forward or backward have in common."""
 
-    def __init__(
-        self,
-        problem: EnergyTerms,
-        ignore_index: int,
-        present: Tensor | None,
-        features: Sequence[Tensor],
-        weights: Sequence[Tensor],
-    ) -> None:
+    def __init__(self, features: Sequence[Tensor], weights: Sequence[Tensor], alpha: float) -> None:
         self.batch, self.modalities, self.width = features[0].shape[0], len(features), weights[0].shape[0]
         self.dim = max(z.shape[1] for z in features)
-        target, class_weight = problem.target, problem.class_weight
         zs, ws = [_rows(z) for z in features], [_rows(w) for w in weights]
         self.shared: dict[str, Any] = {
             "zs": tuple(zs),
@@ -606,25 +595,14 @@ class _Launch:
             "w_strides": tuple(w.stride(0) for w in ws),
             "dims": tuple(z.shape[1] for z in zs),
             "B": self.batch,
-            "alpha": float(problem.alpha),
-            "problem": (
-                target,
-                0 if target is None else target.stride(0),
-                0 if target is None or target.dim() == 1 else target.stride(1),
-                None if class_weight is None else class_weight.contiguous(),
-                present,
-                *((0, 0) if present is None else present.stride()),
-                ignore_index,
-                float(problem.beta),
-                float(problem.gamma),
-                float(problem.temperature),
-            ),
-            "flags": flags_for(problem, self.width),
+            "alpha": float(alpha),
         }
+        # float32 accuracy in every case
+        exact = "ieee" if torch.version.hip else "tf32x3"
+        self.precision = "bf16x3" if features[0].dtype == torch.bfloat16 else exact
 
     def tile(self, kernel: str) -> _Tile:
         rows, columns, warps, stages = _TILES[kernel][_padded(self.width)]
-        rows = rows if self.batch > 2048 else 16  # more programs where there are few rows
         columns = min(columns, max(16, triton.next_power_of_2(self.dim)))
         return _Tile(rows, columns, warps, stages, triton.cdiv(self.batch, rows))
 
@@ -637,21 +615,35 @@ def _start(kernel: Any, grid: tuple[int, ...], like: Tensor, workers: tuple[int,
     """The one place that launches a kernel; `workers`: warps and pipeline stages."""
     if 0 in grid:
         return
-    with torch.cuda.device_of(like):
-        kernel[grid](**arguments, num_warps=workers[0], num_stages=workers[1], enable_fp_fusion=True)
+    if failed and (cause := failed.get(_variant(kernel, like, workers, arguments))):
+        raise LaunchError(cause)
+    try:
+        with torch.cuda.device_of(like):
+            kernel[grid](**arguments, num_warps=workers[0], num_stages=workers[1], enable_fp_fusion=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        cause = f"kernel {kernel.__name__}, {like.device}, {type(error).__name__}: {error}"
+        failed[_variant(kernel, like, workers, arguments)] = cause
+        raise LaunchError(cause) from error
 
 
-def flags_for(problem: EnergyTerms, width: int) -> tuple[Any, ...]:
-    """The compile-time part of a problem: task, C, padded width, loss?, uncertainty?, normalize?, precision."""
-    gaussian = problem.task == "gaussian"
+def _variant(kernel: Any, like: Tensor, workers: tuple[int, int], arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What a compiled kernel depends on, but for the alignment of its arguments."""
+    fixed = ("flags", "BLOCK_B", "BLOCK_D", "M", "PULL")
+    kinds = [getattr(x, "dtype", None) for x in (*arguments.get("zs", ()), *arguments.get("ws", ()))]
+    absent = [name for name, x in arguments.items() if x is None]
+    return (like.device, kernel.__name__, workers, *(arguments.get(n) for n in fixed), *kinds, *absent)
+
+
+def _task_flags(terms: EnergyTerms, width: int) -> tuple[Any, ...]:
+    """The compile-time part of the terms: task, C, padded width, loss?, uncertainty?"""
     return (
-        problem.task,
-        width // 2 if gaussian else width,
+        terms.task,
+        width // 2 if terms.task == "gaussian" else width,
         _padded(width),
-        bool(problem.beta) and problem.target is not None,
-        bool(problem.gamma) and problem.task != "regression",
-        problem.normalize,
-        "ieee" if torch.version.hip else "tf32x3",  # float32 accuracy in either case
+        bool(terms.beta) and terms.target is not None,
+        bool(terms.gamma) and terms.task != "regression",
     )
 
 

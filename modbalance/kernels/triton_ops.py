@@ -1,7 +1,8 @@
-"""The Triton kernels as operators of PyTorch: registered, with fakes, and one autograd Function around them."""
+"""The Triton kernels as two operators of PyTorch, with fakes, and one autograd Function around them."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,32 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modbalance.kernels import fallback
 from modbalance.kernels.autograd import apply, forbid_double_backward, inside_vmap
 from modbalance.kernels.energy_terms import EnergyTerms
+from modbalance.placement import without_autocast
 
-MAX_MODALITIES = 8  # each is a branch of its own in the compiled kernel
+MAX_MODALITIES = 8  # each is an argument of its own of the compiled kernel
 MAX_WIDTH = 64  # wider heads would spill registers
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _INSTALLED = find_spec("triton") is not None
 
 _library = torch.library.Library("modbalance", "DEF")  # type: ignore[no-untyped-call]
-_PROBLEM = (
-    "str task, float alpha, float beta, float gamma, float temperature, bool normalize, "
-    "Tensor? target, Tensor? class_weight, int ignore_index, Tensor? present, Tensor[] features, Tensor[] weights"
-)
-_library.define(f"energy_penalty({_PROBLEM}, Tensor?[] biases) -> (Tensor, Tensor, Tensor, Tensor)")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
-    f"energy_penalty_backward({_PROBLEM}, Tensor outputs, Tensor products, Tensor? d_energy, Tensor? d_penalty, "
-    "bool needs_features, bool needs_heads) -> (Tensor[], Tensor)"
+    "energy(str task, float alpha, float beta, float gamma, float temperature, bool normalize, Tensor? target, "
+    "Tensor? class_weight, int ignore_index, Tensor? present, Tensor[] features, Tensor[] weights, Tensor[] biases, "
+    "bool pooled, float delta, float rate, bool pull, bool fall_back) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor[])"
 )
 _library.define(  # type: ignore[no-untyped-call]
-    f"coordination({_PROBLEM}, Tensor?[] biases, float delta, float rate, bool pull) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(  # type: ignore[no-untyped-call]
-    f"coordination_backward({_PROBLEM}, Tensor outputs, Tensor products, Tensor coefficients, Tensor? d_energy, "
-    "Tensor?[] d_terms, float delta, float rate) -> Tensor[]"
+    "energy_backward(float alpha, bool normalize, Tensor[] features, Tensor[] weights, Tensor counted, "
+    "Tensor slopes, Tensor curvatures, Tensor? coefficients, Tensor?[] upstream, float delta, float rate, "
+    "bool needs_features, bool needs_heads, bool fall_back) -> (Tensor[], Tensor)"
 )
 
 
@@ -61,41 +58,36 @@ def unsupported_reason(
     return None
 
 
-def energy_penalty(
-    problem: EnergyTerms,
+def energy(
+    terms: EnergyTerms,
     present: Tensor | None,
     ignore_index: int,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
-) -> tuple[Tensor, Tensor]:
-    """Energies and squared gradient norms `(M, B)` under linear heads."""
-    *options, target, class_weight = problem
-    tensors = [*features, *weights, *biases]
-    arguments = (*options, ignore_index), target, class_weight, present, *tensors
-    energy, penalty, *_ = apply(_Penalty, [x for x in tensors if x is not None], *arguments)
-    return energy, penalty
-
-
-def coordination(
-    problem: EnergyTerms,
-    present: Tensor | None,
-    ignore_index: int,
-    features: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    delta: float,
-    rate: float,
-    pull: bool,
+    *,
+    pooled: tuple[float, float, bool] | None = None,
+    fall_back: bool,
 ) -> tuple[Tensor, ...]:
-    """Energy `(M, B)`, gap, penalty, descent and their sum; the heads get no gradient."""
-    *options, target, class_weight = problem
-    arguments = (*options, ignore_index, delta, rate, pull), target, class_weight, present
-    result: tuple[Tensor, ...] = apply(_Coordination, features, *arguments, *features, *weights, *biases)
-    return result[:5]
+    """Energies and squared gradient norms `(M, B)` under linear heads.
+
+    With `pooled` (delta, rate, pull): energies `(M, B)`, gap, penalty, descent, and their sum.
+    """
+    given = [b for b in biases if b is not None]
+    if 0 < len(given) < len(biases):
+        given = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
+    tensors = [x for group in (features, weights, given) for x in _of_one_dtype(group)]
+    options = (*terms.with_target(None, None), ignore_index, pooled or (), fall_back, len(features))
+    result = apply(_Energy, tensors, options, terms.target, terms.class_weight, present, *tensors)
+    return tuple(result[:2]) if pooled is None else (result[0], *result[5:9])
 
 
-class _Penalty(torch.autograd.Function):
+def _of_one_dtype(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """A kernel picks a modality by its number, so all of them have one type."""
+    return tensors if len({x.dtype for x in tensors}) < 2 else [x.float() for x in tensors]
+
+
+class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(
         options: tuple[Any, ...],
@@ -104,187 +96,107 @@ class _Penalty(torch.autograd.Function):
         present: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        *numbers, ignore_index = options
-        modalities = len(tensors) // 3
+        *numbers, _, _, ignore_index, pooled, fall_back, modalities = options
         groups = [list(tensors[i * modalities : (i + 1) * modalities]) for i in range(3)]
-        result: tuple[Tensor, ...] = torch.ops.modbalance.energy_penalty(
-            *numbers, target, class_weight, ignore_index, present, *groups
-        )
-        return result
+        *results, more = torch.ops.modbalance.energy(
+            *numbers, target, class_weight, ignore_index, present, *groups,
+            bool(pooled), *(pooled or (0.0, 0.0, False)), fall_back,
+        )  # fmt: skip
+        return (*results, *more)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, *tensors = inputs
-        _, _, outputs, products = output
-        modalities = (len(tensors) - 3) // 3
-        ctx.dtypes = [None if x is None else x.dtype for x in tensors[3:]]
-        ctx.mark_non_differentiable(outputs, products)
+        ctx.options, _, _, _, *tensors = inputs
+        modalities = ctx.options[-1]
+        coefficients = output[9] if len(output) > 5 else None
+        ctx.dtypes = [x.dtype for x in tensors[modalities:]]
+        ctx.mark_non_differentiable(*output[2:5], *output[9:], *(output[1:2] if len(output) > 5 else ()))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[: 3 + 2 * modalities], outputs, products)
+        ctx.save_for_backward(coefficients, *output[2:5], *tensors[: 2 * modalities])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        d_energy, d_penalty = upstream[:2]
-        if d_energy is None and d_penalty is None:
+        used = *upstream[:2], *(upstream[5:9] or (None,) * 4)
+        if all(x is None for x in used):
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[4:]
         gradients = forbid_double_backward(
-            "triton", _backward, ctx.options, needs, ctx.dtypes, d_energy, d_penalty, *ctx.saved_tensors
+            "triton", _backward, ctx.options, needs, ctx.dtypes, *used, *ctx.saved_tensors
         )
         return None, None, None, None, *gradients
 
 
+# autograd.Function works the signature out anew at every call.
+_Energy.forward.__signature__ = inspect.signature(_Energy.forward)  # type: ignore[attr-defined]
+
+
 def _backward(
-    options: tuple[Any, ...],
-    needs: Sequence[bool],
-    dtypes: Sequence[torch.dtype | None],
-    d_energy: Tensor | None,
-    d_penalty: Tensor | None,
-    target: Tensor | None,
-    class_weight: Tensor | None,
-    present: Tensor | None,
-    *saved: Tensor,
+    options: tuple[Any, ...], needs: Sequence[bool], dtypes: Sequence[torch.dtype], *tensors: Any
 ) -> tuple[Tensor | None, ...]:
-    *numbers, ignore_index = options
-    modalities = len(needs) // 3
-    features, weights = list(saved[:modalities]), list(saved[modalities:-2])
+    _, alpha, _, _, _, normalize, _, _, _, pooled, fall_back, modalities = options
+    upstream, (coefficients, counted, slopes, curvatures), rest = tensors[:6], tensors[6:10], tensors[10:]
+    features, weights = list(rest[:modalities]), list(rest[modalities:])
     needs_features, needs_heads = any(needs[:modalities]), any(needs[modalities:])
-    dz, flat = torch.ops.modbalance.energy_penalty_backward(
-        *numbers, target, class_weight, ignore_index, present, features, weights, *saved[-2:],
-        d_energy, d_penalty, needs_features, needs_heads,
+    dz, flat = torch.ops.modbalance.energy_backward(
+        alpha, normalize, features, weights, counted, slopes, curvatures, coefficients, list(upstream),
+        *(pooled[:2] or (0.0, 0.0)), needs_features, needs_heads, fall_back,
     )  # fmt: skip
     gradients: list[Tensor | None] = [*dz] if needs_features else [None] * modalities
-    if not needs_heads:
-        return *gradients, *([None] * 2 * modalities)
-    sizes = [n for w in weights for n in (w.numel(), w.shape[0])]
-    parts = flat.split(sizes)
-    gradients += [x.view_as(w) for x, w in zip(parts[::2], weights, strict=True)]
-    gradients += parts[1::2]
-    return tuple(
-        x.to(dtype) if need and x is not None else None
-        for x, need, dtype in zip(gradients, needs, dtypes, strict=True)
-    )
-
-
-class _Coordination(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        options: tuple[Any, ...],
-        target: Tensor | None,
-        class_weight: Tensor | None,
-        present: Tensor | None,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        *numbers, ignore_index, delta, rate, pull = options
-        modalities = len(tensors) // 3
-        groups = [list(tensors[i * modalities : (i + 1) * modalities]) for i in range(3)]
-        result: tuple[Tensor, ...] = torch.ops.modbalance.coordination(
-            *numbers, target, class_weight, ignore_index, present, *groups, delta, rate, pull
-        )
-        return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, *tensors = inputs
-        modalities = (len(tensors) - 3) // 3
-        ctx.mark_non_differentiable(*output[5:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[: 3 + 2 * modalities], *output[5:])
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(x is None for x in upstream[:5]):
-            return (None,) * len(ctx.needs_input_grad)
-        modalities = (len(ctx.needs_input_grad) - 4) // 3
-        needs = ctx.needs_input_grad[4 : 4 + modalities]
-        gradients = forbid_double_backward(
-            "triton", _coordination_backward, ctx.options, needs, *upstream[:5], *ctx.saved_tensors
-        )
-        return None, None, None, None, *gradients, *([None] * 2 * modalities)
-
-
-def _coordination_backward(
-    options: tuple[Any, ...],
-    needs: Sequence[bool],
-    d_energy: Tensor | None,
-    d_gap: Tensor | None,
-    d_penalty: Tensor | None,
-    d_descent: Tensor | None,
-    d_loss: Tensor | None,
-    target: Tensor | None,
-    class_weight: Tensor | None,
-    present: Tensor | None,
-    *saved: Tensor,
-) -> tuple[Tensor | None, ...]:
-    *numbers, ignore_index, delta, rate, _ = options
-    features, weights = list(saved[: len(needs)]), list(saved[len(needs) : -3])
-    gradients = torch.ops.modbalance.coordination_backward(
-        *numbers, target, class_weight, ignore_index, present, features, weights, *saved[-3:],
-        d_energy, [d_gap, d_penalty, d_descent, d_loss], delta, rate,
-    )  # fmt: skip
+    if needs_heads:
+        parts = flat.split([n for w in weights for n in (w.numel(), w.shape[0])])
+        heads = [*(x.view_as(w) for x, w in zip(parts[::2], weights, strict=True)), *parts[1::2]]
+        gradients += [x.to(dtype) for x, dtype in zip(heads, dtypes, strict=False)]
+    else:
+        gradients += [None] * len(dtypes)
     return tuple(x if need else None for x, need in zip(gradients, needs, strict=True))
 
 
-def _forward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from modbalance.kernels import triton_kernels
-
-    *problem, ignore_index, present, features, weights, biases = arguments
-    return triton_kernels.forward(EnergyTerms(*problem), ignore_index, present, features, weights, biases)
-
-
-def _backward_kernel(*arguments: Any) -> tuple[list[Tensor], Tensor]:
-    from modbalance.kernels import triton_kernels
-
-    *problem, ignore_index, present = arguments[:10]
-    *tensors, needs_features, needs_heads = arguments[10:]
-    return triton_kernels.backward(
-        EnergyTerms(*problem), ignore_index, present, *tensors, needs_features=needs_features, needs_heads=needs_heads
-    )
+def _energy_operator(*arguments: Any) -> tuple[Any, ...]:
+    *terms, ignore_index, present, features, weights, biases, pooled, delta, rate, pull, fall_back = arguments
+    given = EnergyTerms(*terms), ignore_index, present, features, weights, biases
+    return _run("forward", fall_back, features, *given, (delta, rate, pull) if pooled else None)
 
 
-def _coordination_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from modbalance.kernels import triton_kernels
-
-    return triton_kernels.coordination(EnergyTerms(*arguments[:8]), *arguments[8:])
-
-
-def _coordination_backward_kernel(*arguments: Any) -> list[Tensor]:
-    from modbalance.kernels import triton_kernels
-
-    return triton_kernels.coordination_backward(EnergyTerms(*arguments[:8]), *arguments[8:])
+def _energy_backward_operator(*arguments: Any) -> tuple[Any, ...]:
+    *given, fall_back = arguments
+    return _run("backward", fall_back, given[2], *given)
 
 
-def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    features, weights = arguments[10:12]
+def _run(name: str, fall_back: bool, features: Sequence[Tensor], *arguments: Any) -> tuple[Any, ...]:
+    """By the kernels; where they cannot be compiled or launched, and it may be so, by plain torch."""
+    try:
+        from modbalance.kernels import triton_kernels
+
+        return getattr(triton_kernels, name)(*arguments)  # type: ignore[no-any-return]
+    except fallback.LaunchError as error:
+        if not fall_back:
+            raise
+        fallback.warn(error)
+    with without_autocast(features[0]):
+        return getattr(fallback, name)(*arguments)  # type: ignore[no-any-return]
+
+
+def _energy_fake(*arguments: Any) -> tuple[Any, ...]:
+    features, weights, pooled = arguments[10], arguments[11], arguments[13]
     shape = (len(features), features[0].shape[0])
-    wide = (*shape, weights[0].shape[0])
-    return tuple(features[0].new_empty(s, dtype=torch.float32) for s in (shape, shape, wide, wide))
+    energy, penalty = (features[0].new_empty(shape, dtype=torch.float32) for _ in range(2))
+    slopes, curvatures = (energy.new_empty(weights[0].shape[0], *shape) for _ in range(2))
+    more = [*(energy.new_empty(()) for _ in range(4)), energy.new_empty(2, len(features))] if pooled else []
+    return energy, penalty, energy.new_empty(shape, dtype=torch.bool), slopes, curvatures, more
 
 
-def _backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor]:
-    features, weights = arguments[10:12]
-    needs_features, needs_heads = arguments[-2:]
+def _energy_backward_fake(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    features, weights = arguments[2:4]
+    needs_features, needs_heads = arguments[11:13]
     total = sum(w.numel() + w.shape[0] for w in weights) if needs_heads else 0
     dz = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in features if needs_features]
     return dz, features[0].new_empty(total, dtype=torch.float32)
 
 
-def _coordination_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    energy, _, outputs, products = _forward_fake(*arguments)
-    terms = [energy.new_empty(()) for _ in range(4)]
-    return energy, *terms, outputs, products, energy.new_empty(2, len(energy))
-
-
-def _coordination_backward_fake(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in arguments[10]]
-
-
-for _name, _kernel, _fake in (
-    ("energy_penalty", _forward_kernel, _forward_fake),
-    ("energy_penalty_backward", _backward_kernel, _backward_fake),
-    ("coordination", _coordination_kernel, _coordination_fake),
-    ("coordination_backward", _coordination_backward_kernel, _coordination_backward_fake),
+for _name, _operator, _fake in (
+    ("energy", _energy_operator, _energy_fake),
+    ("energy_backward", _energy_backward_operator, _energy_backward_fake),
 ):
     for _device in ("CUDA", "CPU"):  # the CPU only under Triton's interpreter
-        _library.impl(_name, _kernel, _device)  # type: ignore[no-untyped-call]
+        _library.impl(_name, _operator, _device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"modbalance::{_name}", _fake, lib=_library)

@@ -45,7 +45,7 @@ def test_preservation_against_the_oracle(task, presence):
 def test_preservation_with_class_weight_and_ignored_labels(ignore_index):
     batch = make_batch("classification", 6, dict.fromkeys(DIMS, 3), "some")
     options = {"class_weight": torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64), "ignore_index": ignore_index}
-    target = torch.tensor([0, 1, 2, 1, -100, 7])
+    target = torch.tensor([0, ignore_index, 2, 1, ignore_index, 2])
     outputs = leaves(batch.features)
     ours = preservation_loss(outputs, target, batch.present, **options)
     expected = oracle.task_mean("classification", outputs, target, batch.present, **options)

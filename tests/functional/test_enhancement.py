@@ -69,7 +69,7 @@ BAD = {
     ),
     "rank": (
         lambda: reconstruction_loss({"a": X[0]}, {"a": X[0]}),
-        "enhanced['a'] has shape (3,), expected (3, D); pool or flatten",
+        "enhanced['a'] has shape (3,), expected (3, D); pass one row of features a sample",
     ),
 }
 

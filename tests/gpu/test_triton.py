@@ -35,8 +35,8 @@ def run(inputs):
 def test_auto_picks_the_kernels(monkeypatch):
     monkeypatch.delenv("MODBALANCE_BACKEND", raising=False)
     calls = []
-    kernel = triton_ops.energy_penalty
-    monkeypatch.setattr(triton_ops, "energy_penalty", lambda *a: calls.append(1) or kernel(*a))
+    kernel = triton_ops.energy
+    monkeypatch.setattr(triton_ops, "energy", lambda *a, **k: calls.append(1) or kernel(*a, **k))
     inputs = large(batch=8)
     energy_penalty(*inputs)
     energy_penalty(*inputs.to(torch.float64))
@@ -69,17 +69,19 @@ def test_rows_beyond_two_to_the_31_elements():
     assert not gradient[-2].any()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_nothing_waits_for_the_device():
     inputs = large()
     run(inputs)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         run(inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_one_launch_forward_and_one_backward():
+    torch.use_deterministic_algorithms(False)  # which would fill what is allocated, by kernels of its own
     inputs = large()
     for x in inputs.weights + inputs.biases:
         x.requires_grad_(False)
@@ -89,7 +91,7 @@ def test_one_launch_forward_and_one_backward():
         torch.autograd.grad([energy, penalty], inputs.features, [energy, penalty])
         torch.cuda.synchronize()
     names = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    assert sorted(names) == ["_backward", "_forward"]
+    assert sorted(name for name in names if not name.startswith("Mem")) == ["_backward", "_forward"]
 
 
 def test_cuda_graph():

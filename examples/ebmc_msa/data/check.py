@@ -10,6 +10,8 @@ import torch
 
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
 from ebmc_msa.data.formats.clean import row_blocks
+from ebmc_msa.data.task import MOSI
+from ebmc_msa.data.values import LARGEST, outliers
 
 
 def check(dataset: Dataset, *, labels: bool) -> Dataset:
@@ -36,6 +38,53 @@ def check(dataset: Dataset, *, labels: bool) -> Dataset:
     return dataset
 
 
+def context_of(dataset: Dataset, asked: str, *, causal: bool = False) -> str:
+    """The context encoder that `--context` means for these data, `none`, `gru` or `transformer`.
+
+    Raises:
+        DataError: one is asked for that the data do not allow; `causal` without a context.
+    """
+    chosen = ("gru" if dataset.conversational else "none") if asked == "auto" else asked
+    if chosen != "none":
+        check_conversations(f"--context {asked}", dataset)
+    elif causal:
+        why = f"--context {asked} reads none on {dataset.name}"
+        raise DataError(f"--causal: {why}, expected a context; pass --context gru, or leave --causal out.")
+    return chosen
+
+
+def check_class_weight(who: str, dataset: Dataset, weight: str) -> None:
+    if weight != "none" and dataset.kind != "classes":
+        raise DataError(f"{who}: {weight} on {dataset.kind} labels, expected classes; leave it out.")
+
+
+def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -> None:
+    """Whether a context can be read.
+
+    Raises:
+        DataError: the data do not tell conversations, their order, or with `speakers` who speaks; or a conversation
+            lies in two splits.
+    """
+    seen: dict[int, str] = {}
+    for fold, split in dataset.splits.items():
+        if split.conversation is None:
+            raise DataError(
+                f"{who}: {dataset.name} does not tell which utterances form a conversation and in which order, "
+                "expected the fields conversation and order (a group is only what is never split); add them to the "
+                ".npz, or pass --context none."
+            )
+        if speakers and split.conversation.speaker is None:
+            raise DataError(
+                f"{who}: {dataset.name} does not tell who speaks, expected the field speaker as in training; add it."
+            )
+        for row, conversation in enumerate(split.conversation.id.tolist()):
+            if seen.setdefault(conversation, fold) != fold:
+                raise DataError(
+                    f"{who}: the conversation of {split.id[row]} lies in {seen[conversation]} and in {fold}, "
+                    "expected whole conversations in each split; move them, or pass --context none."
+                )
+
+
 def described(dataset: Dataset) -> Dataset:
     """The data set with findings added to its note; reads all features."""
     return replace(dataset, note="; ".join([dataset.note, *_findings(dataset)]))
@@ -49,6 +98,8 @@ def _check_rows(who: str, split: Split) -> None:
         rows["labels"] = len(split.target)
     if split.group is not None:
         rows["group"] = len(split.group)
+    if split.conversation is not None:
+        rows["conversation"] = len(split.conversation.id)
     if len(set(rows.values())) > 1:
         raise DataError(
             f"{who}: the fields differ in rows ({listed(f'{k} {n}' for k, n in rows.items())}), expected one "
@@ -86,16 +137,20 @@ def _check_target(who: str, dataset: Dataset, split: Split) -> None:
             f"{split.id[int((~finite).nonzero()[0])]}), expected numbers; label these utterances or leave "
             "them out."
         )
-    low, high = {"sentiment": (-3, 3), "classes": (0, float("inf")), "multilabel": (0, 1)}.get(
-        dataset.kind or "", (None, None)
-    )
+    low, high = {
+        "sentiment": dataset.range or MOSI,
+        "classes": (0, float("inf")),
+        "multilabel": (0, 1),
+        "regression": (-LARGEST, LARGEST),
+    }.get(dataset.kind or "", (None, None))
     if low is not None and len(y) and (y.min() < low or y.max() > high):
         raise DataError(
             f"{who}: labels run from {y.min().item():g} to {y.max().item():g}, expected "
             + {
-                "sentiment": "sentiment from -3 to 3; rescale them.",
+                "sentiment": f"sentiment from {low:g} to {high:g}; pass --range LOW HIGH or --task regression.",
                 "classes": "classes 0, 1, …; recode or leave out the others.",
                 "multilabel": "0 or 1 for each label; recode them.",
+                "regression": "values of a size that can be squared; rescale them.",
             }[dataset.kind]
         )
 
@@ -112,10 +167,36 @@ def _findings(dataset: Dataset) -> Iterator[str]:
             yield f"{name} is constant in {fold}: it says nothing"
         elif columns:
             yield f"{name}: {columns} of {x.shape[-1]} columns constant in {fold}"
+    yield from outliers(dataset)
+    if dataset.conversational and (share := _sorted_share(dataset)) is not None:
+        yield (
+            f"consecutive utterances of a conversation share their label in {100 * share:.0f} % of cases, hardly "
+            "less than if rows were sorted by label: if they are, a context reads the label from the position; pass "
+            "--context none"
+        )
     groups = [set(split.group) for split in dataset.splits.values() if split.group is not None]
     shared = sum(map(len, groups)) - len(set().union(*groups))
     if shared:
         yield f"{shared} groups occur in more than one fold"
+
+
+def _sorted_share(dataset: Dataset) -> float | None:
+    """How often neighbours share their label, where that is nearly as often as it can be; else None.
+
+    Over conversations with at least two labels; values are rounded. Sorted rows change label once for each further
+    label; nearly as often: at most twice as many changes, and in at most a fifth of the neighbours.
+    """
+    pairs = changes = least = 0
+    for split in dataset.splits.values():
+        if split.conversation is None or split.target is None or split.target.ndim > 1:
+            continue
+        for rows in split.conversation.apart():
+            y = split.target[rows].round() if split.target.is_floating_point() else split.target[rows]
+            kinds = len(y.unique())
+            if kinds > 1:
+                pairs, least = pairs + len(y) - 1, least + kinds - 1
+                changes += int((y[1:] != y[:-1]).sum())
+    return 1 - changes / pairs if pairs >= 50 and changes <= min(2 * least, pairs / 5) else None
 
 
 def _constant_columns(x: torch.Tensor, split: Split, name: str) -> int:

@@ -13,11 +13,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ebmc_msa.data import DataError, load
+from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.formats.converted import is_folder, on_disk, verify, write_folder
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 
 
-def convert(source: Path, dest: Path, *, split_seed: int = 0, labels: bool = True, overwrite: bool = False) -> None:
+def convert(
+    source: Path,
+    dest: Path,
+    *,
+    split_seed: int = 0,
+    labels: bool = True,
+    options: LabelOptions | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write `source` as the folder `dest`, which appears when all of it is written.
 
     Features pass through in blocks of rows: no modality is ever in memory whole.
@@ -39,7 +49,7 @@ def convert(source: Path, dest: Path, *, split_seed: int = 0, labels: bool = Tru
             f"convert: {dest} cannot be written ({problem.strerror}), expected a place of yours; change it."
         ) from problem
     try:
-        dataset = load(source, split_seed=split_seed, labels=labels, assemble=on_disk(partial))
+        dataset = load(source, split_seed=split_seed, labels=labels, options=options, assemble=on_disk(partial))
         write_folder(dataset, partial)
         partial.chmod(0o755)
         if dest.exists():
@@ -52,7 +62,7 @@ def convert(source: Path, dest: Path, *, split_seed: int = 0, labels: bool = Tru
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Convert an MMSA, MulT or GCNet pickle, a bc-LSTM folder or an .npz to a folder of plain .npy\n"
         "files with a manifest, cleaned and memory-mapped. Interrupted, it leaves nothing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         "--split-seed", type=int, default=0, metavar="N",
         help="draws the validation fold where the data have none (%(default)s)",
     )  # fmt: skip
+    add_label_options(parser)
     parser.add_argument("--no-labels", action="store_true", help="to be predicted: labels may be missing")
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it was converted before")
     args = parser.parse_args(argv)
@@ -74,7 +85,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{args.source}: {verify(args.source):,} bytes as they were written.")
             return 0
         convert(
-            args.source, args.dest, split_seed=args.split_seed, labels=not args.no_labels, overwrite=args.overwrite
+            args.source,
+            args.dest,
+            split_seed=args.split_seed,
+            labels=not args.no_labels,
+            options=label_options(args),
+            overwrite=args.overwrite,
         )
     except DataError as problem:
         print(f"error: {problem}", file=sys.stderr)

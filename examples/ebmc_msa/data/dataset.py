@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmc_msa.data.conversation import Conversation
+
 Kind = Literal["sentiment", "classes", "multilabel", "regression"]
 
 FOLDS = ("train", "valid", "test")
@@ -30,6 +32,8 @@ class Split:
     id: list[str]
     group: list[str] | None = None  # video, conversation or speaker
     words: list[str] | Tensor | None = None  # utterances as written, or MMSA's text_bert (N, 3, T)
+    conversation: Conversation | None = None  # which one each row belongs to, and its place in it
+    own: dict[str, Tensor] = field(default_factory=dict)  # (N,) float32, CH-SIMS's labels of single modalities
 
     def __len__(self) -> int:
         return len(self.id)
@@ -55,8 +59,10 @@ class Dataset:
     classes: int  # number of classes or of labels, 1 for the other kinds, 0 for classes without labels
     splits: dict[str, Split] = field(repr=False)  # "train", "valid", "test", as far as they exist
     note: str = ""  # what the loader decided, for the report: layout, split off by seed, ...
-    labels: tuple[str, ...] = ()  # names, of a multilabel set
+    labels: tuple[str, ...] = ()  # names of the labels or of the classes, as far as the file tells
     text: dict[str, str] | None = None  # the model whose token ids stand for text
+    conversational: bool = False  # its rows are conversations in order: `--context auto` reads them so
+    range: tuple[float, float] | None = None  # lowest and highest sentiment
 
     @property
     def modalities(self) -> list[str]:

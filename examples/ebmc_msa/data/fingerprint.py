@@ -26,6 +26,9 @@ def fingerprint(dataset: Dataset) -> str:
                 _add(digest, name, x)
         if split.target is not None:
             _add(digest, "target", split.target)
+        for name, x in zip(("conversation", "order", "speaker"), split.conversation or (), strict=False):
+            if x is not None:
+                _add(digest, name, x)
     return digest.hexdigest()
 
 

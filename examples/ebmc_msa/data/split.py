@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebmc_msa.data import Split
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.conversation import Conversation, batches
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Fold:
     present: dict[str, Tensor]  # (N,) bool, on the device
     target: Tensor | None  # (N,), on the device; standardised for both regressions
     device: torch.device
+    conversation: Conversation | None = None  # on the device; of models with context
 
     @classmethod
     def of(cls, split: Split, spec: Spec, device: torch.device) -> Fold:
@@ -44,7 +46,12 @@ class Fold:
         if target is not None and spec.task == "gaussian":
             target = (target - spec.mean) / spec.scale
         target = None if target is None else target.to(device)
-        return cls(features, torch.arange(rows), lengths, present, target, device)
+        conversation = None
+        if spec.context != "none":
+            assert split.conversation is not None
+            conversation = split.conversation.shuffled(0) if spec.context == "shuffled" else split.conversation
+            conversation = conversation.to(device)
+        return cls(features, torch.arange(rows), lengths, present, target, device, conversation)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -64,6 +71,7 @@ class Fold:
             {name: n.to(self.device) for name, n in lengths.items()},
             self.presence(rows),
             None if self.target is None else self.target[there],
+            None if self.conversation is None else self.conversation.rows(there),
         )
 
     def presence(self, rows: Tensor) -> dict[str, Tensor]:
@@ -79,6 +87,7 @@ class Fold:
             lengths={name: n[there] for name, n in self.lengths.items()},
             present={name: here[which] for name, here in self.present.items()},
             target=None if self.target is None else self.target[which],
+            conversation=None if self.conversation is None else self.conversation.rows(which),
         )
 
     def showing(self, present: dict[str, Tensor]) -> Fold:
@@ -96,14 +105,19 @@ class Fold:
 
 
 def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
-    """Every row once, the short ones together: what is said of a fold does not depend on its order."""
+    """Every row once, the short ones together: what is said of a fold does not depend on its order.
+
+    With context whole conversations, the short ones together.
+    """
+    if fold.conversation is not None:
+        return tuple(batches(fold.conversation, size)) or (torch.arange(0),)
     return total_frames(fold).argsort(stable=True).split(size)
 
 
-def said_of(fold: Fold, say: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+def outputs_and_targets(fold: Fold, predict: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
     """Outputs and targets of a whole fold."""
-    batches = (fold.rows(rows) for rows in by_length(fold))
-    outputs, targets = zip(*((say(batch), batch.target) for batch in batches), strict=True)
+    chunks = (fold.rows(rows) for rows in by_length(fold))
+    outputs, targets = zip(*((predict(batch), batch.target) for batch in chunks), strict=True)
     return torch.cat(outputs), torch.cat(targets)
 
 
@@ -116,12 +130,14 @@ def shuffled(fold: Fold, size: int, generator: torch.Generator, window: int = 16
     """Batches of one epoch: every row once, at random, samples of similar length together.
 
     Rows are shuffled, sorted by length within windows of `window` batches, cut, and the batches shuffled. With one
-    frame a sample this is a plain shuffle.
+    frame a sample this is a plain shuffle. With context batches hold whole conversations, of at least `size` rows.
     """
+    if fold.conversation is not None:
+        return batches(fold.conversation, size, generator, window)
     order = torch.randperm(len(fold), generator=generator)
     if not fold.lengths:
         return list(order.split(size))
     frames = total_frames(fold)
     windows = [rows[frames[rows].argsort(stable=True)] for rows in order.split(size * window)]
-    batches = [batch for rows in windows for batch in rows.split(size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+    found = [batch for rows in windows for batch in rows.split(size)]
+    return [found[i] for i in torch.randperm(len(found), generator=generator)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
         DataError: the training fold is a single group.
     """
     train = dataset.splits["train"]
-    names = train.group or train.id
+    names = units(train)
     sizes = Counter(names)
     if len(sizes) < 2:
         raise DataError(
@@ -37,7 +38,7 @@ def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
 
     chosen = torch.tensor([name in taken for name in names])
     splits = {"train": _rows(train, ~chosen), "valid": _rows(train, chosen)}
-    what = "utterances" if train.group is None else "groups"
+    what = "utterances" if train.group is None and train.conversation is None else "groups"
     note = (
         f"no validation fold: {len(taken)} of {len(groups)} {what} ({int(chosen.sum())} of {len(train)} "
         f"utterances) split off train by seed {seed}"
@@ -47,6 +48,24 @@ def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
         splits=splits | {fold: split for fold, split in dataset.splits.items() if fold != "train"},
         note=f"{dataset.note}; {note}",
     )
+
+
+def units(split: Split) -> list[str]:
+    """Of each row, the name of what is never split: its group, with all groups that share a conversation."""
+    names = split.group or split.id
+    if split.conversation is None:
+        return names
+    conversation, units = split.conversation.id.tolist(), list(names)
+    while True:
+        merged = units
+        for keys in (conversation, names):
+            least: dict[Any, str] = {}
+            for key, unit in zip(keys, merged, strict=True):
+                least[key] = min(least.get(key, unit), unit)
+            merged = [least[key] for key in keys]
+        if merged == units:
+            return units
+        units = merged
 
 
 def _rows(split: Split, keep: torch.Tensor) -> Split:
@@ -59,6 +78,8 @@ def _rows(split: Split, keep: torch.Tensor) -> Split:
         [split.id[i] for i in rows],
         None if split.group is None else [split.group[i] for i in rows],
         _words(split.words, keep),
+        own={name: y[keep] for name, y in split.own.items()},
+        conversation=None if split.conversation is None else split.conversation.rows(keep),
     )
 
 

@@ -9,17 +9,29 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, recall_score
 from torch import Tensor
 
+from ebmc_msa.data.task import MOSI
+
+IEMOCAP4 = {"happy", "sad", "neutral", "angry"}
+
 Values = np.ndarray[Any, Any] | Tensor
 
 
 def compute(
-    kind: str, prediction: Values, target: Values, num_classes: int = 1, labels: Sequence[str] = ()
+    kind: str,
+    prediction: Values,
+    target: Values,
+    num_classes: int = 1,
+    labels: Sequence[str] = (),
+    range: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a data set's kind: sentiment, classes (predicted labels), multilabel or regression."""
+    """The metrics of a data set's kind: sentiment, classes (predicted labels), multilabel or regression.
+
+    `range` is that of sentiment, -3 to 3 without it.
+    """
     if kind == "sentiment":
-        return sentiment(prediction, target)
+        return sentiment(prediction, target) if range in (None, MOSI) else scaled(prediction, target, *range)
     if kind == "classes":
-        return classes(prediction, target, num_classes)
+        return classes(prediction, target, num_classes, labels)
     if kind == "multilabel":
         return multilabel(prediction, target, labels)
     if kind == "regression":
@@ -49,8 +61,37 @@ def sentiment(prediction: Values, target: Values) -> dict[str, float]:
     }
 
 
-def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, float]:
-    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1."""
+def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[str, float]:
+    """CH-SIMS's metrics of sentiment: Acc-2, Acc-3, Acc-5, weighted F1 of the two classes, MAE, Pearson.
+
+    On CH-SIMS's own scale from -1 to 1, values are clipped to it and cut at 0 (two classes: `> 0` or not); at -0.1
+    and 0.1; and at -0.7, -0.1, 0.1 and 0.7, each class with its upper end. On another scale the cut points move with
+    it. MAE and Pearson are of the clipped values, in label units. Cut points: Yu et al., CH-SIMS, ACL 2020, as MMSA
+    computes them.
+    """
+    p, y = (np.clip(values, low, high) for values in _pair(prediction, target))
+    # float32 labels of 0.1 lie above 0.1, and so may be what was standardised and is not any more
+    unit_p, unit_y = (np.round((2 * values - low - high) / (high - low), 6) for values in (p, y))
+
+    def cut(*points: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        return np.digitize(unit_p, points, right=True), np.digitize(unit_y, points, right=True)
+
+    return {
+        "acc2": _accuracy(*cut(0.0)),
+        "acc3": _accuracy(*cut(-0.1, 0.1)),
+        "acc5": _accuracy(*cut(-0.7, -0.1, 0.1, 0.7)),
+        "f1": _f1(*cut(0.0)),
+        "mae": float(mean_absolute_error(y, p)),
+        "corr": _pearson(p, y),
+    }
+
+
+def classes(prediction: Values, target: Values, num_classes: int, labels: Sequence[str] = ()) -> dict[str, float]:
+    """Accuracy, unweighted accuracy (mean recall over the classes that occur) and weighted F1.
+
+    Where the classes have names, the F1 of each too, NaN for one that does not occur. For IEMOCAP's four also what
+    papers report beside MulT: each emotion against the rest, as binary weighted F1, and the mean of the four.
+    """
     p, y = _pair(prediction, target)
     for name, values in (("prediction", p), ("target", y)):
         if (values != np.round(values)).any() or values.min() < 0 or values.max() >= num_classes:
@@ -60,7 +101,18 @@ def classes(prediction: Values, target: Values, num_classes: int) -> dict[str, f
             )
     p, y = p.astype(int), y.astype(int)
     recall = recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0)
-    return {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    found = {"acc": _accuracy(p, y), "ua": 100 * float(recall), "f1": _f1(p, y)}
+    if set(labels) == IEMOCAP4:
+        binary = {f"binary_f1_{label}": _f1(p == i, y == i) for i, label in enumerate(labels)}
+        found |= {"binary_f1": float(np.mean(list(binary.values()))), **binary}
+    if labels:
+        each = f1_score(y, p, labels=range(len(labels)), average=None, zero_division=0)
+        occurs = np.isin(range(len(labels)), y)
+        found |= {
+            f"f1_{label}": 100 * float(value) if there else float("nan")
+            for label, value, there in zip(labels, each, occurs, strict=True)
+        }
+    return found
 
 
 def multilabel(prediction: Values, target: Values, labels: Sequence[str]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption
-from ebmc_msa.evaluation.scores import SELECTION, Change, Model, constant_score, measure, predict, quality, score
-from ebmc_msa.model.concat import Prediction
+from ebmc_msa.evaluation.scores import SELECTION, Change, constant_score, measure, predict, quality, score
+from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.text_encoder import tokenised
 from ebmc_msa.report import robustness
 from ebmc_msa.report.run_view import METRICS

@@ -13,12 +13,10 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold, by_length
 from ebmc_msa.evaluation import metrics
-from ebmc_msa.model.concat import Concat, Prediction
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Model, Prediction
 from modbalance.diagnostics import shapley_values, shares
 from modbalance.tasks import prediction_variance, task_loss
 
-Model = EBMC | Concat
 Change = Callable[[Batch, Tensor], Batch]
 SELECTION = {"sentiment": "mae", "regression": "mae", "classes": "acc", "multilabel": "f1"}
 
@@ -85,7 +83,7 @@ def quality(
     if not torch.isfinite(outputs).all():
         raise DataError("training diverged: predictions are NaN or infinite, expected numbers; pass a smaller --lr.")
     said, true = answer(spec, outputs).cpu(), truth(spec, target).cpu()
-    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
+    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels, spec.range)
     if spec.kind == "classes":
         found |= {f"acc_{name}": metrics.accuracy(said[rows], true[rows]) for name, rows in (parts or {}).items()}
     return found
@@ -102,7 +100,7 @@ def worth(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, float]:
     if not len(target):
         return -float("inf"), 0.0
     said, true = answer(spec, outputs).cpu(), truth(spec, target).cpu()
-    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels)
+    found = metrics.compute(spec.kind, said, true, spec.num_outputs, spec.labels, spec.range)
     return score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})
 
 
@@ -132,5 +130,5 @@ def constant_score(spec: Spec, target: Tensor) -> float:
     """What a constant prediction scores: the commonest class, the commoner value of each label, the training mean."""
     y = truth(spec, target)
     guess = y.new_full(y.shape, spec.mean) if spec.task == "gaussian" else y.mode(0).values.expand_as(y)
-    found = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels)
+    found = metrics.compute(spec.kind, guess.cpu(), y.cpu(), spec.num_outputs, spec.labels, spec.range)
     return score(spec.kind, {**found, "loss": 0.0})[0]

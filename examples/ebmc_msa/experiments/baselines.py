@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import measure, score
-from ebmc_msa.experiments.balancers import AGM, OGM, UMT, Auxiliary, MMPareto, blend_weights
+from ebmc_msa.experiments.balancers import UMT, Balanced, agm, blending, mmpareto, ogm, unimodal
 from ebmc_msa.experiments.stacking import fit_composite
-from ebmc_msa.model.concat import Concat, Prediction
+from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ood import pooled
+from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
 from modbalance.presence import select
@@ -38,7 +39,7 @@ class Work:
     alone: Callable[[str], Concat]
 
 
-class Late(nn.Module):
+class Late(Model):
     """The mean of models trained alone, over those whose modality is present: of probabilities, or of means.
 
     For values the stated variance is the mean of theirs. Of one model: that one.
@@ -61,7 +62,7 @@ class Late(nn.Module):
         return Prediction(outputs, outputs, {}, {}, outputs.new_zeros(()), {})
 
 
-class Linear(nn.Module):
+class Linear(Model):
     """A linear model of all features, averaged over frames and standardised; 0, their mean, where absent."""
 
     def __init__(self, spec: Spec, mean: Tensor, scale: Tensor) -> None:
@@ -118,23 +119,22 @@ def linear(work: Work) -> Linear:
     return best(candidates, work)
 
 
-def best(models: list[nn.Module], work: Work) -> nn.Module:
+def best(models: list[Model], work: Work) -> Model:
     """The one that is best on validation."""
     return max(models, key=lambda model: score(work.spec.kind, measure(model, work.valid)))
 
 
-def trained(model: nn.Module, work: Work) -> nn.Module:
-    train(model, work.train, work.valid, work.settings, work.seed, lambda *_: None)
-    return model
+def trained(model: Model, work: Work) -> Model:
+    return train(model, work.train, work.valid, work.settings, work.seed, lambda *_: None).model
 
 
-def plain(work: Work, rate: float) -> nn.Module:
+def plain(work: Work, rate: float) -> Model:
     """Concatenation at a rate of modality dropout, on samples as they are."""
     settings = replace(work.settings, modality_dropout=rate, corruption=0.0)
     return trained(Concat(work.spec, settings), replace(work, settings=settings))
 
 
-def dropout_chosen(work: Work) -> nn.Module:
+def dropout_chosen(work: Work) -> Model:
     models = []
     for rate in DROPOUT_RATES:
         torch.manual_seed(work.seed)
@@ -150,15 +150,15 @@ def late(work: Work) -> Late:
     return Late(work.spec, {name: work.alone(name) for name in work.spec.dims})
 
 
-def umt(work: Work) -> nn.Module:
+def umt(work: Work) -> Model:
     encoders = {name: work.alone(name).encoders[name] for name in work.spec.dims}
     return trained(UMT(work.spec, work.settings, encoders), work)
 
 
-def gradient_blending(work: Work) -> nn.Module:
+def gradient_blending(work: Work) -> Model:
     """Weights from models trained by themselves, then one network with all the heads."""
 
-    def losses(model: nn.Module) -> tuple[float, float]:
+    def losses(model: Model) -> tuple[float, float]:
         folds = []
         for fold in (work.train, work.valid):
             rows = torch.stack([fold.present[name] for name in model.spec.dims]).any(0)
@@ -175,8 +175,10 @@ def gradient_blending(work: Work) -> nn.Module:
             model = work.alone(name)
             before[name] = losses(standardised(Concat(model.spec, work.settings), work.train))
             after[name] = losses(model)
-    weights = blend_weights(before, after)
-    return trained(Auxiliary(work.spec, work.settings, weights), work)
+    model = Balanced(work.spec, work.settings, blending)
+    model.balance.update(before)
+    model.balance.update(after)
+    return trained(model, work)
 
 
 def standardised(model: Concat, fold: Fold) -> Concat:
@@ -185,20 +187,20 @@ def standardised(model: Concat, fold: Fold) -> Concat:
     return model
 
 
-CONTROLS: dict[str, Callable[[Work], nn.Module]] = {
+CONTROLS: dict[str, Callable[[Work], Model]] = {
     "single": single,
     "linear": linear,
     "concat": lambda work: plain(work, 0.0),
     "dropout": lambda work: trained(Concat(work.spec, work.settings), work),
     "dropout-chosen": dropout_chosen,
-    "auxiliary": lambda work: trained(Auxiliary(work.spec, work.settings), work),
+    "auxiliary": lambda work: trained(Balanced(work.spec, work.settings, unimodal), work),
     "late": late,
     "composite": lambda work: fit_composite(work.spec, work.settings, work.train, work.valid, work.seed),
 }
-BALANCERS: dict[str, Callable[[Work], nn.Module]] = {
-    "ogm-ge": lambda work: trained(OGM(work.spec, work.settings), work),
-    "agm": lambda work: trained(AGM(work.spec, work.settings), work),
-    "mmpareto": lambda work: trained(MMPareto(work.spec, work.settings), work),
+BALANCERS: dict[str, Callable[[Work], Model]] = {
+    "ogm-ge": lambda work: trained(Balanced(work.spec, work.settings, ogm), work),
+    "agm": lambda work: trained(Balanced(work.spec, work.settings, agm), work),
+    "mmpareto": lambda work: trained(Balanced(work.spec, work.settings, mmpareto), work),
     "g-blend": gradient_blending,
     "umt": umt,
 }

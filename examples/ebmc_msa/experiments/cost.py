@@ -126,8 +126,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():
         model.to(device)
-    second.eval().start_balancing(fold, fold)
-    second.settle(fold)
+    ensemble = second.finalize(fold, second.eval().start_balancing(fold, fold, {}))
     steps = {name: stepper(m.train().parameters(), lambda m=m: m(batch).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
@@ -135,8 +134,8 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
         return torch.no_grad()(lambda: model(replace(batch, target=None)))
 
     student = copy.deepcopy(second)
-    student.teachers, student.votes = {}, {}
-    answering = {"concatenation": plain, "EBMC, its student alone": student, "EBMC": second}
+    student.teachers = None
+    answering = {"concatenation": plain, "EBMC, its student alone": student, "EBMC": ensemble}
     return rows + table(
         "inference", interleaved({name: answer(m.eval()) for name, m in answering.items()}, rounds, device)
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ebmc_msa.data import DataError, Dataset, Split, load, synthetic
+from ebmc_msa.data import DataError, Dataset, LabelOptions, Split, load, synthetic
 from ebmc_msa.data.dataset import FOLDS
 
 
@@ -23,6 +23,7 @@ class Source(NamedTuple):
     modalities: tuple[str, ...] = ()  # none: all
     noisy: tuple[tuple[str, float], ...] = ()  # modality and size, in standard deviations of each column
     test: bool = True
+    options: LabelOptions = LabelOptions()
 
 
 @cache
@@ -35,7 +36,7 @@ def read(source: Source) -> Dataset:
     if source.path is None:
         dataset = synthetic(imbalance=source.imbalance)
     else:
-        dataset = load(source.path, split_seed=source.split_seed)
+        dataset = load(source.path, split_seed=source.split_seed, options=source.options)
     names = source.modalities or tuple(dataset.modalities)
     known = {"--modalities": dataset.modalities, "--noisy": list(names)}
     for option, given in (("--modalities", names), ("--noisy", dict(source.noisy))):

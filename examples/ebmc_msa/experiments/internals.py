@@ -14,15 +14,15 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold, by_length, said_of
+from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
 from ebmc_msa.evaluation.scores import contribution, predict, truth
-from ebmc_msa.model.concat import encode
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import calibrate
+from ebmc_msa.model.encoders import encode
 from ebmc_msa.report.plots import CLASSES, FAINT, INK, MARKERS, WIDTH, drawing, palette
 from ebmc_msa.report.sections import project
-from ebmc_msa.training.stages import Stage
+from ebmc_msa.training.stages import Trained
 from modbalance.diagnostics import calibration_error, gaussian_coverage
+from modbalance.functional import scale_temperature
 from modbalance.tasks import task_loss
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -30,7 +30,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # what `look` found, by method
 
 
 @torch.no_grad()
-def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fold]) -> dict[str, Any]:
+def look(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
     """Numbers by modality of a trained model, on the test fold where there is one, else on validation.
 
     Returns:
@@ -40,19 +40,20 @@ def look(model: EBMC, before: EBMC, stages: list[Stage], folds: Mapping[str, Fol
         teachers: negative log-likelihood, calibration and reliability of each, `as stated` and `calibrated`.
         silhouette, fused, group: of the fused features, and by what they are grouped.
     """
+    model, student = ebmc.model, ebmc.student
     held, spec = folds.get("test", folds["valid"]), model.spec
     found: dict[str, Any] = {
-        "contribution": {"before": contribution(before, held), "after": contribution(model, held)},
-        "gradient": {s.name: _mean([epoch["gradient"] for epoch in s.history]) for s in stages if s.history},
-        "energy": {fold: energies(model, folds[fold]) for fold in ("train", "valid")},
+        "contribution": {"before": contribution(ebmc.stage1, held), "after": contribution(model, held)},
+        "gradient": {s.name: _mean([epoch["gradient"] for epoch in s.history]) for s in ebmc.stages if s.history},
+        "energy": {fold: energies(student, folds[fold]) for fold in ("train", "valid")},
         "teachers": {},
     }
-    for name, teacher in model.teachers.items():
+    for name, temperature in student.temperatures().items():
         here = held.keep(held.present[name])
-        stated, target = said_of(here, lambda b, m=name, t=teacher: t(b.features[m], b.lengths.get(m)))
+        stated, target = outputs_and_targets(here, lambda batch, m=name: student.teachers.predict(m, batch))
         found["teachers"][name] = {
             "as stated": reliability(spec, stated, target),
-            "calibrated": reliability(spec, calibrate(spec.task, stated, model.scales[name]), target),
+            "calibrated": reliability(spec, scale_temperature(spec.task, stated, temperature), target),
         }
     fused, group = predict(model, held).fused, groups(spec, held.target)
     keep = group >= 0

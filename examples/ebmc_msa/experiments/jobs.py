@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,11 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from ebmc_msa.data import DataError
-from ebmc_msa.data.batch import Spec
+from ebmc_msa.data import DataError, Dataset, LabelOptions
+from ebmc_msa.data.check import check_class_weight, context_of
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.data.missing import conditions, restrict
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
+from ebmc_msa.data.task import MOSI
 from ebmc_msa.evaluation import robustness
 from ebmc_msa.evaluation.scores import SELECTION, answer, measure, predict, truth
 from ebmc_msa.experiments import internals
@@ -41,7 +44,8 @@ from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.summary import MEASURES, ordered, report, result_path, stored, sweep_plot
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.settings import COMPONENTS, ORDERS, Settings
+from ebmc_msa.model.prediction import spec_of
+from ebmc_msa.model.settings import CLASS_WEIGHTS, COMPONENTS, CONTEXTS, ORDERS, Settings
 from ebmc_msa.training.run import with_something
 from ebmc_msa.training.stages import train
 
@@ -54,11 +58,12 @@ class Job(NamedTuple):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="PATH", type=Path, help="as for train.py; the synthetic set without it")
     data.add_argument("--imbalance", type=float, default=0.8, metavar="I", help="of the synthetic set (%(default)s)")
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help="as for train.py (%(default)s)")
+    add_label_options(data)
     data.add_argument("--modalities", nargs="+", default=[], metavar="NAME", help="only these")
     data.add_argument(
         "--noisy", nargs="+", default=[], metavar="NAME=SIZE", type=_noise,
@@ -76,6 +81,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="EBMC with each value of a setting, on validation: --sweep eta 0.03 0.1 0.3",
     )  # fmt: skip
     what.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="a setting of every method")
+    what.add_argument(
+        "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME", help="as for train.py (%(default)s)"
+    )
+    what.add_argument("--causal", action="store_true", help="as for train.py")
     what.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED", help="(1111 … 1115)")
     what.add_argument(
         "--noise", action="store_true",
@@ -119,13 +128,26 @@ def compare(args: argparse.Namespace, command: str) -> int:
     given = asked(args)
     for method in given:
         settings_of(" ".join([method, *args.set]))
-    methods = {" ".join([*method.split(), *args.set]): method for method in ordered(given)}
     source = Source(
-        args.data, args.imbalance, args.split_seed, tuple(args.modalities), tuple(args.noisy), not args.valid
+        args.data,
+        args.imbalance,
+        args.split_seed,
+        tuple(args.modalities),
+        tuple(args.noisy),
+        not args.valid,
+        label_options(args),
     )
     dataset = read(source)
     if dataset.kind not in MEASURES:
         raise DataError(f"--data: {dataset.kind} labels, expected {', '.join(MEASURES)}; pass data of such a kind.")
+    context = context_of(dataset, args.context, causal=args.causal)
+    shared = [f"context={context}"] * (context != "none") + ["causal=True"] * args.causal
+    methods = {}
+    for method in ordered(given):
+        name, *changes = method.split()
+        methods[" ".join([name, *shared, *changes, *args.set])] = method
+    for method in methods:
+        check_settings(method, settings_of(method), dataset)
     claim(args.out, source)
 
     fold = "valid" if args.valid else "test"
@@ -140,7 +162,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     then = [job for job in jobs if args.again or stored(args.out, *job, fold) is None]
     print(f"{dataset.name}: {len(first) + len(then)} of {len(alone) + len(jobs)} to run", flush=True)
     failed = sum(run(some, source, args.out, args.jobs, args.noise) for some in (first, then))
-    print("\n" + report(args.out, dataset.name, methods, args.seeds, fold, command))
+    title = dataset.name if context == "none" else f"{dataset.name}, {context} context"
+    print("\n" + report(args.out, title, methods, args.seeds, fold, command))
     if args.sweep and not failed:
         print(f"Plot: {sweep_plot(args.out, methods, args.seeds)}")
     return 1 if failed else 0
@@ -178,20 +201,21 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
     dataset, settings = read(source), settings_of(job.method)
     name, *changes = job.method.split()
     modality = name.partition("alone:")[2]
-    spec = Spec.of(dataset, [modality] if modality else None)
+    spec = spec_of(dataset, settings, [modality] if modality else None)
     folds = {fold: Fold.of(split, spec, torch.device("cpu")) for fold, split in dataset.splits.items()}
 
     def alone(modality: str) -> Concat:
-        model = Concat(Spec.of(dataset, [modality]), settings)
+        model = Concat(spec_of(dataset, settings, [modality]), settings)
         path = result_path(out, " ".join([f"alone:{modality}", *changes]), job.seed)
         model.load_state_dict(read_tensors(path)["state"])
         return model.eval()
 
     work = Work(spec, settings, with_something(folds["train"]), folds["valid"], job.seed, alone)
-    result: dict[str, Any] = {"kind": spec.kind, "conditions": list(conditions(spec.dims))}
+    kind = spec.kind if spec.range in (None, MOSI) else "regression"  # Acc-2 has0 is of MOSI's scale
+    result: dict[str, Any] = {"kind": kind, "conditions": list(conditions(spec.dims))}
     if name == "ebmc":
-        model = EBMC(spec, settings)
-        stages, before = train(model, work.train, work.valid, settings, job.seed, lambda *_: None)
+        ebmc = train(EBMC(spec, settings), work.train, work.valid, settings, job.seed, lambda *_: None)
+        model = ebmc.model
     else:
         model = trained(Concat(spec, settings), work) if modality else METHODS[name](work)
     for fold in folds.keys() & {"valid", "test"}:
@@ -210,7 +234,7 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
         result["noise"] = robustness.spoil(model, folds["test"], sizes)
     result |= {"settings": settings.as_dict(), "seconds": time.process_time() - started}
     if name == "ebmc":
-        result["inside"] = internals.look(model, before, stages, folds | {"train": work.train})
+        result["inside"] = internals.look(ebmc, folds | {"train": work.train})
     write_tensors(result_path(out, *job), result)
     metric = SELECTION[spec.kind]
     return f"valid {metric} {measure(model, work.valid)[metric]:.3f}, {result['seconds']:.0f} s"
@@ -218,9 +242,9 @@ def do(job: Job, source: Source, out: Path, spoilt: bool = False) -> str:
 
 def claim(out: Path, source: Source) -> None:
     """Results of different data must not meet in one folder."""
-    data = json.dumps(
-        {**source._asdict(), "path": source.path and str(source.path.resolve()), "test": None}, indent=2
-    )
+    held = {**source._asdict(), "path": source.path and str(source.path.resolve()), "test": None}
+    stated = held.pop("options")
+    data = json.dumps(held | (asdict(stated) if stated != LabelOptions() else {}), indent=2)
     path = out / "source.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -229,6 +253,12 @@ def claim(out: Path, source: Source) -> None:
         write_text(path, data)
     except OSError as problem:
         raise DataError(f"--out: {out} ({problem.strerror}), expected a folder of yours; change it.") from problem
+
+
+def check_settings(method: str, settings: Settings, dataset: Dataset) -> None:
+    """Whether the data allow them."""
+    context_of(dataset, settings.context, causal=settings.causal)
+    check_class_weight(method, dataset, settings.class_weight)
 
 
 def settings_of(method: str) -> Settings:
@@ -259,6 +289,9 @@ def settings_of(method: str) -> Settings:
             )
     if given.get("order", ORDERS[0]) not in ORDERS:
         raise DataError(f"--methods: order={given['order']}, expected one of {', '.join(ORDERS)}; correct it.")
+    for key, known in (("context", CONTEXTS), ("class_weight", CLASS_WEIGHTS)):
+        if given.get(key, known[0]) not in known:
+            raise DataError(f"--methods: {key}={given[key]}, expected one of {', '.join(known)}; correct it.")
     return Settings(**given)
 
 

@@ -12,17 +12,17 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions
 from ebmc_msa.data.split import Fold, by_length
 from ebmc_msa.evaluation.scores import worth
-from ebmc_msa.experiments.balancers import over_present
-from ebmc_msa.model.concat import Prediction, encode, make_encoders, make_head
+from ebmc_msa.model.encoders import encode, make_encoders
+from ebmc_msa.model.prediction import Model, Prediction, make_head, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
-from modbalance.presence import select
+from modbalance.presence import masked_mean, select
 from modbalance.tasks import output_width, task_loss
 
 Coalition = tuple[str, ...]
 
 
-class Coalitions(nn.Module):
+class Coalitions(Model):
     """An encoder and a linear head per modality, and a fused head that is told which modalities are there."""
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
@@ -39,10 +39,10 @@ class Coalitions(nn.Module):
         outputs = self.say(features, batch, tuple(features))
         terms = {"task": outputs.new_zeros(())}
         if batch.target is not None:
-            terms = {"task": task_loss(self.spec.task, outputs, batch.target).mean()}
+            terms = {"task": weighted_loss(self.spec, outputs, batch.target).mean()}
             for name, z in features.items():
-                own = task_loss(self.spec.task, self.heads[name](z), batch.target)
-                terms[name] = over_present(own, batch.present[name])
+                own = weighted_loss(self.spec, self.heads[name](z), batch.target)
+                terms[name] = masked_mean(own, batch.present[name])
         return Prediction(outputs, outputs, {}, {}, torch.stack(list(terms.values())).sum(), terms)
 
     def say(self, features: dict[str, Tensor], batch: Batch, coalition: Coalition) -> Tensor:
@@ -54,7 +54,7 @@ class Coalitions(nn.Module):
         return self.head(self.mix(torch.cat([*shown, torch.stack(list(here.values()), -1).float()], -1)))
 
 
-class Composite(nn.Module):
+class Composite(Model):
     """Every coalition at its own best epoch; a sample gets the mixture fitted for the modalities that it has."""
 
     def __init__(

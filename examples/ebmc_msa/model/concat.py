@@ -1,32 +1,18 @@
-"""What every model here says, the encoders and heads that all share, and the plain model: concatenation."""
+"""The plain baseline: concatenate the encoders' features."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.model.encoders import Encoder
+from ebmc_msa.model.encoders import encode, make_encoders
+from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term
 from ebmc_msa.model.settings import Settings
-from ebmc_msa.model.text_encoder import TextEncoder
-from modbalance.distributed import mean
-from modbalance.presence import select
-from modbalance.tasks import output_width, task_loss
 
 
-class Prediction(NamedTuple):
-    outputs: Tensor  # (B, width)
-    fused: Tensor  # (B, dim)
-    trust: dict[str, Tensor]  # (B,) by modality; empty where nothing weighs them
-    energy: dict[str, Tensor]  # (B,) by modality
-    loss: Tensor  # scalar; 0 without a target
-    terms: dict[str, Tensor]  # what it is made of
-
-
-class Concat(nn.Module):
-    """The same encoders, their features concatenated. Of one modality: that one alone."""
+class Concat(Model):
+    """The encoders of EBMC, their features concatenated. With a `spec` of one modality, a unimodal model."""
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
         super().__init__()
@@ -40,38 +26,3 @@ class Concat(nn.Module):
         outputs = self.head(fused)
         task = task_term(self, outputs, batch.target)
         return Prediction(outputs, fused, {}, {}, task, {"task": task})
-
-
-def make_encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
-    return nn.ModuleDict({name: make_encoder(name, size, spec, settings) for name, size in spec.dims.items()})
-
-
-def make_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
-    if name == "text" and spec.text is not None:
-        return TextEncoder(spec.text, settings.dim, dropout=settings.dropout)
-    sequence = settings.encoder if name in spec.sequences else None
-    return Encoder(size, settings.dim, sequence=sequence, dropout=settings.dropout)
-
-
-def scales(encoders: nn.ModuleDict) -> dict[str, Tensor]:
-    """Standard deviation of each feature in training, `(D,)` by modality; tokens have none."""
-    return {name: encoder.scale for name, encoder in encoders.items() if isinstance(encoder, Encoder)}
-
-
-def make_head(spec: Spec, settings: Settings) -> nn.Sequential:
-    width = output_width(spec.task, spec.num_outputs)
-    return nn.Sequential(nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(settings.dim, width))
-
-
-def encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
-    """Features by modality, zero where absent."""
-    return {
-        name: select(encoder(batch.features[name], batch.lengths.get(name)), batch.present[name])
-        for name, encoder in encoders.items()
-    }
-
-
-def task_term(model: nn.Module, outputs: Tensor, target: Tensor | None) -> Tensor:
-    if target is None:
-        return outputs.new_zeros(())
-    return mean(task_loss(model.spec.task, outputs, target), sync=model.training)

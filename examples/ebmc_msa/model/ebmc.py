@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.missing import conditions, restrict
-from ebmc_msa.data.split import Fold, by_length, said_of
-from ebmc_msa.model.concat import Prediction, encode, make_encoders, make_head, scales, task_term
-from ebmc_msa.model.ensemble import Vote, calibrate, fit_scale, fit_vote, vote_for
-from ebmc_msa.model.ood import Typical
+from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
+from ebmc_msa.model.encoders import encode, feature_std, make_encoders
+from ebmc_msa.model.ensemble import STAGE1, TrustEnsemble
+from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term, weight_of, weighted_loss
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.model.teachers import TeacherOutputs, Teachers, UnimodalBranch
 from modbalance import (
     ComplementaryEnhancer,
     EnergyCoordinator,
@@ -26,20 +24,26 @@ from modbalance import (
     TrustDistiller,
 )
 from modbalance.distributed import mean
+from modbalance.functional import fit_temperature, scale_temperature
 from modbalance.presence import masked_softmax, select
-from modbalance.tasks import prediction_variance, task_loss
+from modbalance.tasks import prediction_variance
 
 
-class EBMC(nn.Module):
+class EBMC(Model):
     """Encoders, coordinator, decoupler, enhancer, fusion by trust, head.
 
-    Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; the coordinator only watches.
-    `start_balancing` freezes the model as it is, and a teacher of each modality at its own best epoch, and opens
-    stage II: the full loss, and fusion by trust. `settle` fits on validation, for every set of modalities that may
-    be there, how teachers, the model before balancing and the fused head are mixed by trust into the answer.
+    Stage I trains on `L_task + zeta L_MSD + beta L_CCE` and fuses with equal weights; of the coordinator only the
+    probes learn. `start_balancing` freezes a teacher per modality and opens stage II: the full loss, and fusion by
+    the teachers' mean trust on validation.
 
-    The other orders of `Settings.order` are there to be compared: `balance-enhance` has EMC in stage I and MSD and
-    CCE from stage II on, `joint` has a single stage with all three, and teachers only for the answer.
+    In training all terms but the task loss are scaled by `strength`, which the training loop raises from 0 to 1.
+
+    Where modalities tell more together than any of them alone, trust in single modalities is a poor guide. So both
+    the fusion weights and distillation are tempered by `fused_trust`, the stage-1 model's mean trust among the
+    teachers and itself on validation: at 1 fusion stays as it is in stage I and nothing is distilled.
+
+    Two other orders of the stages exist for comparison. `balance-enhance` has EMC in stage I, and MSD and CCE from
+    stage II on. `joint` has a single stage with all three, and teachers only for the ensemble.
     """
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
@@ -47,36 +51,34 @@ class EBMC(nn.Module):
         self.spec, self.settings = spec, settings
         dims = dict.fromkeys(spec.dims, settings.dim)
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
+        task = {"num_outputs": spec.num_outputs, "task": spec.task, "class_weight": weight_of(spec)}
         self.encoders = make_encoders(spec, settings)
-        self.decouple = SemanticDecoupler(dims, settings.dim, spec.num_outputs, spec.task, **lambdas)
+        self.decouple = SemanticDecoupler(dims, settings.dim, **task, **lambdas)
         self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
-        self.enhance = ComplementaryEnhancer(
-            dims, settings.dim, spec.num_outputs, spec.task, hide=settings.modality_dropout
-        )
-        self.coordinate = EnergyCoordinator(dims, spec.num_outputs, spec.task)
+        self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=settings.modality_dropout)
+        self.coordinate = EnergyCoordinator(dims, **task, gap="pull")
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
-        self.paths: dict[str, tuple[tuple[float, float], dict[str, Tensor]]] = {}  # best score so far, and weights
-        self.teachers: dict[str, Teacher] = {}
-        self.scales: dict[str, float] = {}
-        self.reliability = dict.fromkeys(spec.dims, 0.0)  # logarithm of the trust in each modality on held-out data
-        self.typical = nn.ModuleDict({name: Typical(spec.dims[name]) for name in scales(self.encoders)})
-        self.before: Teacher | None = None  # the model when balancing began
-        self.votes: dict[tuple[str, ...], Vote] = {}  # of the teachers, "before" and "fused", by what is present
-        self.enhancing, self.balancing = (settings.order != other for other in ("balance-enhance", "enhance-balance"))
+        self.teachers: Teachers | None = None  # from stage II on
+        self.log_trust = dict.fromkeys(spec.dims, 0.0)  # of the mean trust on validation
+        self.fused_trust = 0.0
+        self.enhancing = settings.order != "balance-enhance"
+        self.balancing = settings.order != "enhance-balance"
 
-    def forward(self, batch: Batch) -> Prediction:
-        without, factor = self.settings.without, self.settings
-        taught = self._taught(batch)
-        typical = self._typical(batch) if taught else None
-        weights = self._weights(batch.present)
+    def forward(self, batch: Batch, teachers: TeacherOutputs | None = None) -> Prediction:
+        """`teachers` are the outputs of `self.teachers` where the caller has them already."""
+        if self.teachers is not None and teachers is None:
+            teachers = self.teachers(batch)
+        settings, weights = self.settings, self.fusion_weights(batch.present)
+        strength = self.strength if self.training else 1.0
+        self.enhance.hide = strength * settings.modality_dropout
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
         balanced = self.coordinate(encode(self.encoders, batch), batch.target, batch.present)
         features = balanced.features
         parts = self.decouple(features, batch.target, batch.present)
         enhanced = None
-        if self.enhancing and "cce" not in without:
+        if self.enhancing and "cce" not in settings.without:
             enhanced = self.enhance(
                 features,
                 parts.shared,
@@ -84,7 +86,7 @@ class EBMC(nn.Module):
                 lambda z: self.head(self._fuse(z, weights)),
                 batch.target,
                 batch.present,
-                gates=self._known(taught, batch.present) if taught else None,
+                gates=None if teachers is None else self._explained_variance(teachers.outputs, batch.present),
             )
             features = {
                 name: select((balanced.features[name] + x) / 2, batch.present[name])
@@ -95,185 +97,147 @@ class EBMC(nn.Module):
 
         loss = task_term(self, outputs, batch.target)
         terms, trust = {"task": loss}, {}
-        if "msd" in without or not self.enhancing:
+        if "msd" in settings.without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
         else:
-            loss = loss + factor.zeta * parts.loss
+            # The unimodal losses have no warm-up: an over-fitted modality is best known at its first epochs.
+            rest = parts.alignment + settings.lambda_1 * parts.redundancy
+            loss = loss + settings.zeta * (strength * rest + settings.lambda_2 * parts.preservation)
             terms |= {
                 "alignment": parts.alignment,
                 "redundancy": parts.redundancy,
                 "preservation": parts.preservation,
             }
         if enhanced is not None:
-            loss = loss + factor.beta * enhanced.loss
+            loss = loss + strength * settings.beta * enhanced.loss
             terms |= {"reconstruction": enhanced.reconstruction, "enhancement": enhanced.task}
-        if "emc" not in without:
-            loss = loss + (factor.gamma * balanced.loss if self.balancing else balanced.fit)
+        if "emc" not in settings.without:
+            loss = loss + (strength * settings.gamma * balanced.loss if self.balancing else balanced.fit)
             terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
             terms["fit"] = balanced.fit
-        if taught:
-            distilled = self.distill(outputs, taught, None, batch.present, typical)
+        if teachers is not None:
+            distilled = self.distill(outputs, teachers.outputs, None, batch.present, teachers.log_in_distribution)
             trust = distilled.weights
-            loss = loss + factor.eta * distilled.loss
+            loss = loss + strength * (1 - self.fused_trust) * settings.eta * distilled.loss
             terms["distillation"] = distilled.loss
-        if self.votes and not self.training:
-            vote = vote_for(self.votes, batch.present)
-            said = self._said(taught, outputs, batch)
-            outputs = vote(self.spec.task, said, _always(batch.present), typical)
         return Prediction(outputs, fused, trust, balanced.energy, loss, terms)
 
-    @torch.no_grad()
-    def start_balancing(self, train: Fold, valid: Fold) -> EBMC:
-        """Freeze the model as it is, and return it so; and teachers of the unimodal paths, calibrated on validation.
+    def fusion_weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of mean 1 over the present modalities, `(B,)`: the softmax of `log_trust` times their number.
 
-        From both folds is learnt what is typical of a modality, from validation how fusion weighs it.
+        They are 1 in stage I, so that a modality counts as much as it would in a concatenation.
         """
-        paths, self.paths = self.paths, {}
-        before = Teacher(self)
-        if "imtd" not in self.settings.without:
-            self.before = before
-            for name in self.spec.dims:
-                self.teachers[name] = Teacher(self.path(name))
-                if name in paths:
-                    self.teachers[name].copy.load_state_dict(paths[name][1])
-                self.scales[name] = 1.0
-                here = valid.keep(valid.present[name])
-                if len(here):
-                    said = said_of(here, lambda batch, name=name: self.teach(name, batch))
-                    self.scales[name] = fit_scale(self.spec.task, *said)
-            for name, typical in self.typical.items():
-                typical.fit(name, train, valid, self.encoders[name].scale)
-            self.reliability = self._reliability(valid)
-        self.enhancing = self.balancing = True
-        return before.copy
+        here = torch.stack(list(present.values()))
+        logits = torch.tensor([self.log_trust[name] for name in present], device=here.device)
+        weights = here.sum(0) * masked_softmax(logits[:, None].expand(here.shape), here, 0)
+        return dict(zip(present, weights, strict=True))
 
-    def _reliability(self, valid: Fold) -> dict[str, float]:
-        """How far the teachers are trusted on held-out samples: on those they learnt from they are too sure."""
+    def _fuse(self, features: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        # Twice: one half of each feature is rebuilt, and that half is near 0 at first.
+        return 2 * self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
+
+    def _explained_variance(self, outputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Share of the target's variance that each teacher explains, `(B,)` in [0, 1]."""
+        chance = self.distill.chance().sum()
+        variance = {name: prediction_variance(self.spec.task, x).sum(-1) for name, x in outputs.items()}
+        return {name: select((1 - v / chance).clamp(0, 1), present[name]) for name, v in variance.items()}
+
+    def _private_heads_alone(self, private: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Without MSD the heads T_m still learn, on detached private parts, because teachers are made of them."""
+        if batch.target is None:
+            return torch.zeros(())
+        heads = self.decouple.heads
+        losses = [weighted_loss(self.spec, heads[name](x.detach()), batch.target) for name, x in private.items()]
+        return mean(torch.stack(losses), torch.stack([batch.present[name] for name in private]), sync=self.training)
+
+    # What training asks; see `Model`.
+
+    @property
+    def partly_unused(self) -> bool:
+        return bool(self.settings.without) or self.settings.order == "balance-enhance"
+
+    def stages(self, settings: Settings) -> dict[str, int]:
+        names, first, second = settings.order.split("-"), settings.stage1_epochs, settings.stage2_epochs
+        return dict(zip(names, (first, second), strict=True)) if len(names) == 2 else {names[0]: first + second}
+
+    def unimodal_branches(self) -> dict[str, nn.Module]:
+        wanted = self.teachers is None and "imtd" not in self.settings.without
+        return self._branches() if wanted else {}
+
+    @torch.no_grad()
+    def start_balancing(self, train: Fold, valid: Fold, branches: dict[str, dict[str, Tensor]]) -> EBMC:
+        stage1 = Teacher(self).copy
+        if "imtd" not in self.settings.without:
+            self.teachers = self._new_teachers()
+            for name, state in branches.items():
+                self.teachers.branches[name].copy.load_state_dict(state)
+            self.teachers.fit(train, valid)
+            self.fused_trust = self._fused_trust_on(valid, stage1)
+            self.log_trust = self._log_trust_on(valid)
+        self.enhancing = self.balancing = True
+        return stage1
+
+    def _log_trust_on(self, valid: Fold) -> dict[str, float]:
+        """Logarithm of the mean trust in each modality on validation, tempered by `fused_trust`.
+
+        Not on training samples, because teachers are over-confident there.
+        """
         trust: dict[str, list[Tensor]] = {name: [] for name in self.spec.dims}
         for batch in (valid.rows(rows) for rows in by_length(valid)):
-            weights = self.distill.trust(self._taught(batch), None, batch.present, self._typical(batch))
-            for name, weight in weights.items():
+            outputs, scores = self.teachers(batch)
+            for name, weight in self.distill.trust(outputs, None, batch.present, scores).items():
                 trust[name].append(weight[batch.present[name]])
         means = {name: torch.cat(parts).mean().nan_to_num(1.0).item() for name, parts in trust.items()}
-        return {name: math.log(max(mean, 1e-3)) for name, mean in means.items()}
+        return {name: (1 - self.fused_trust) * math.log(max(mean, 1e-3)) for name, mean in means.items()}
 
-    @torch.no_grad()
-    def settle(self, valid: Fold) -> None:
-        """Fit how the experts are mixed, on the validation fold as it is and, for a fifth, with parts spoilt.
+    def _fused_trust_on(self, valid: Fold, stage1: Model) -> float:
+        """Mean trust in the stage-1 model among it and the teachers, all calibrated, on validation."""
+        if not len(valid):
+            return 0.0
+        task = self.spec.task
+        temperature = fit_temperature(task, *outputs_and_targets(valid, lambda batch: stage1(batch).outputs))
+        trust = []
+        for batch in (valid.rows(rows) for rows in by_length(valid)):
+            outputs = self.teachers(batch).outputs
+            outputs[STAGE1] = scale_temperature(task, stage1(batch).outputs, temperature)
+            always = torch.ones(len(batch), dtype=torch.bool, device=outputs[STAGE1].device)
+            trust.append(self.distill.trust(outputs, None, {**batch.present, STAGE1: always})[STAGE1])
+        return torch.cat(trust).mean().item()
 
-        A clean fold alone would not tell when to leave a modality that is wrong today.
-        """
-        if not self.teachers:
-            return
-        self.eval()
-        task, count = self.spec.task, len(valid)
-        self.votes, self.scales = {}, self.scales | {"before": 1.0, "fused": 1.0}
-        target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
-        weight = torch.tensor([0.8, 0.2]).repeat_interleave(count).to(target.device)
-        sets = list(conditions(self.spec.dims).values())
-        heard = [self._heard(valid.showing(restrict(valid.present, names))) for names in sets]
-        whole, *_ = heard[-1]
-        self.scales |= {k: fit_scale(task, whole[k][:count], target[:count]) for k in ("before", "fused")}
-        prior = {"before": 1.0, "fused": 1.0}  # the teachers were chosen on this fold more often
-        for names, (said, present, typical) in zip(sets, heard, strict=True):
-            said |= {k: calibrate(task, said[k], self.scales[k]) for k in prior}
-            self.votes[names] = fit_vote(task, said, target, present, typical, weight=weight, prior=prior)
+    def finalize(self, valid: Fold, stage1: Model | None) -> Model:
+        if self.teachers is None or stage1 is None:
+            return self
+        ensemble = TrustEnsemble(self, stage1)
+        ensemble.fit(valid)
+        return ensemble
 
-    def _heard(self, fold: Fold) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """What the experts say of a fold as it is and then spoilt, who is there, and how typical the inputs are."""
-        generator, parts = torch.Generator().manual_seed(0), []
-        for rate in (0.0, 0.5):
-            for rows in by_length(fold):
-                batch = spoil(replace(fold.rows(rows), target=None), scales(self.encoders), rate, generator)
-                said = self._said(self._taught(batch), self(batch).outputs, batch)
-                parts.append((said, _always(batch.present), self._typical(batch)))
-        said, present, typical = (
-            {k: torch.cat([x[k] for x in each]) for k in each[0]} for each in zip(*parts, strict=True)
-        )
-        return said, present, typical
+    def frozen(self) -> list[nn.Module]:
+        return [] if self.teachers is None else [teacher.copy for teacher in self.teachers.branches.values()]
+
+    def temperatures(self) -> dict[str, float]:
+        return {} if self.teachers is None else dict(self.teachers.temperatures)
+
+    def _branches(self) -> dict[str, nn.Module]:
+        private, heads = self.decouple.private, self.decouple.heads
+        return {m: UnimodalBranch(self.encoders[m], private[m], heads[m]) for m in self.spec.dims}
+
+    def _new_teachers(self) -> Teachers:
+        teachers = Teachers(self.spec, self._branches(), feature_std(self.encoders))
+        return teachers.to(next(self.parameters()).device)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What `state_dict` holds beside the student: the stage, the teachers and their calibration."""
         return {
             "enhancing": self.enhancing,
             "balancing": self.balancing,
-            "scales": dict(self.scales),
-            "reliability": dict(self.reliability),
-            "votes": {"+".join(names): vote._asdict() for names, vote in self.votes.items()},
-            "teachers": {name: teacher.copy.state_dict() for name, teacher in self.teachers.items()},
-            "before": None if self.before is None else self.before.copy.state_dict(),
+            "log_trust": dict(self.log_trust),
+            "fused_trust": self.fused_trust,
+            "teachers": self.teachers is not None,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.enhancing, self.balancing = state["enhancing"], state["balancing"]
-        self.scales, self.reliability = dict(state["scales"]), dict(state["reliability"])
-        self.votes = {tuple(names.split("+")): Vote(**vote) for names, vote in state["votes"].items()}
-        self.before, self.teachers = None, {}
-        if state["before"] is not None:
-            self.before = Teacher(self)
-            self.before.copy.load_state_dict(state["before"])
-        self.teachers = {name: Teacher(self.path(name)) for name in state["teachers"]}
-        for name, teacher in self.teachers.items():
-            teacher.copy.load_state_dict(state["teachers"][name])
-
-    def teach(self, name: str, batch: Batch) -> Tensor:
-        """What the teacher of one modality says, its uncertainty calibrated."""
-        outputs = self.teachers[name](batch.features[name], batch.lengths.get(name))
-        return calibrate(self.spec.task, outputs, self.scales[name])
-
-    def _taught(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: self.teach(name, batch) for name in self.teachers}
-
-    def _said(self, taught: Mapping[str, Tensor], outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What every expert of the vote says, its uncertainty calibrated."""
-        whole = {"before": self.before(batch).outputs, "fused": outputs}
-        return {**taught, **{k: calibrate(self.spec.task, said, self.scales[k]) for k, said in whole.items()}}
-
-    def _typical(self, batch: Batch) -> dict[str, Tensor]:
-        """Log-probability that nothing was done to a modality, `(B,)`; 0 where it is absent or read as tokens."""
-        found = {name: torch.zeros_like(here, dtype=torch.float32) for name, here in batch.present.items()}
-        for name, typical in self.typical.items():
-            found[name] = select(typical(batch.features[name], batch.lengths.get(name)), batch.present[name])
-        return found
-
-    def _weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How fusion weighs the modalities that are there, `(B,)`: by reliability, alike in stage I."""
-        here = torch.stack(list(present.values()))
-        logits = torch.tensor([self.reliability[name] for name in present], device=here.device)
-        return dict(zip(present, masked_softmax(logits[:, None].expand(here.shape), here, 0), strict=True))
-
-    def _known(self, taught: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Share of the variance that each teacher explains, `(B,)` in [0, 1]: how far the others may lean on it."""
-        chance = self.distill.chance().sum()
-        variance = {name: prediction_variance(self.spec.task, outputs).sum(-1) for name, outputs in taught.items()}
-        return {name: select((1 - v / chance).clamp(0, 1), present[name]) for name, v in variance.items()}
-
-    def _fuse(self, features: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        return self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
-
-    def path(self, name: str) -> nn.Module:
-        return UnimodalPath(self.encoders[name], self.decouple.private[name], self.decouple.heads[name])
-
-    def _private_heads_alone(self, private: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Without MSD the T_m still learn, on private parts that they do not shape: teachers are made of them."""
-        if batch.target is None:
-            return torch.zeros(())
-        heads, task = self.decouple.heads, self.spec.task
-        losses = [task_loss(task, heads[name](x.detach()), batch.target) for name, x in private.items()]
-        return mean(torch.stack(losses), torch.stack([batch.present[name] for name in private]), sync=self.training)
-
-
-class UnimodalPath(nn.Module):
-    """One modality from its input to its own prediction: what a teacher is a frozen copy of."""
-
-    def __init__(self, encoder: nn.Module, private: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.private, self.head = encoder, private, head
-
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return self.head(self.private(self.encoder(x, lengths)))
-
-
-def _always(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fused heads always answer, to nothing too."""
-    return {**present, **dict.fromkeys(("before", "fused"), torch.ones_like(next(iter(present.values()))))}
+        self.log_trust, self.fused_trust = dict(state["log_trust"]), state["fused_trust"]
+        if not state["teachers"]:
+            self.teachers = None
+        elif self.teachers is None:
+            self.teachers = self._new_teachers()  # load_state_dict goes on to fill them

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.model.attention import Block, positions
+from ebmc_msa.model.context import ContextEncoder, Contextual
+from ebmc_msa.model.settings import Settings
+from ebmc_msa.model.text_encoder import TextEncoder
 from modbalance import masked_mean
 from modbalance.presence import select
 
@@ -62,6 +64,39 @@ class Encoder(nn.Module):
         return self.body(x)
 
 
+def make_encoders(spec: Spec, settings: Settings) -> nn.ModuleDict:
+    return nn.ModuleDict({name: make_encoder(name, size, spec, settings) for name, size in spec.dims.items()})
+
+
+def make_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
+    """From an utterance's input to its features; with context, to features that have read the conversation too."""
+    encoder = make_utterance_encoder(name, size, spec, settings)
+    if spec.context == "none":
+        return encoder
+    context = ContextEncoder(
+        settings.dim, settings.context, causal=settings.causal, speakers=spec.speakers, dropout=settings.dropout
+    )
+    return Contextual(encoder, context)
+
+
+def make_utterance_encoder(name: str, size: int, spec: Spec, settings: Settings) -> nn.Module:
+    if name == "text" and spec.text is not None:
+        return TextEncoder(spec.text, settings.dim, dropout=settings.dropout)
+    sequence = settings.encoder if name in spec.sequences else None
+    return Encoder(size, settings.dim, sequence=sequence, dropout=settings.dropout)
+
+
+def encode(encoders: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
+    """Features by modality, zero where absent."""
+    return {name: select(encoder(*batch.inputs(name)), batch.present[name]) for name, encoder in encoders.items()}
+
+
+def feature_std(encoders: nn.ModuleDict) -> dict[str, Tensor]:
+    """Standard deviation of each input feature in training, `(D,)` by modality; token ids have none."""
+    inner = {name: e.encoder if isinstance(e, Contextual) else e for name, e in encoders.items()}
+    return {name: encoder.scale for name, encoder in inner.items() if isinstance(encoder, Encoder)}
+
+
 class Frames(nn.Module):
     """One layer, frame by frame: `(B, T, D)` to `(B, T, dim)`."""
 
@@ -93,33 +128,8 @@ class Transformer(nn.Module):
         # An empty sequence attends to its first frame, which nobody reads: a softmax over nothing is NaN.
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
         for block in self.blocks:
-            x = block(x, keys)
+            x = block(x, keys[:, None, None])
         return self.norm(x)
-
-
-class Block(nn.Module):
-    """Self-attention over the keys that count, then a perceptron, each added to its input."""
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attend, self.think = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        qkv = rearrange(self.qkv(self.attend(x)), "b t (n h d) -> n b h t d", n=3, h=self.heads)
-        seen = scaled_dot_product_attention(*qkv, attn_mask=keys[:, None, None])
-        x = x + self.dropout(self.out(rearrange(seen, "b h t d -> b t (h d)")))
-        return x + self.dropout(self.mlp(self.think(x)))
-
-
-def positions(frames: int, dim: int) -> Tensor:
-    """Sines and cosines of geometrically spaced periods, `(frames, dim)` for even `dim`."""
-    rate = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
-    angle = torch.arange(frames)[:, None] * rate
-    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def moments(blocks: Iterable[Tensor], size: int) -> tuple[Tensor, Tensor]:

@@ -1,133 +1,213 @@
-"""How far a prediction is to be believed, fitted on validation: its stated uncertainty, and its weight among others.
-
-A teacher is over-confident on what it was trained on. One number a teacher mends that: a temperature for classes
-(Guo et al., On calibration of modern neural networks, 2017), a factor of the variance for regression.
-"""
+"""Mix the predictions of several experts by trust, with weights fitted on validation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from modbalance.functional import trust_fusion, trust_weights
+from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.missing import conditions, restrict
+from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.model.encoders import feature_std
+from ebmc_msa.model.prediction import Model, Prediction
+from ebmc_msa.model.teachers import TeacherOutputs
+from modbalance import Teacher
+from modbalance.functional import fit_temperature, scale_temperature, trust_fusion, trust_weights
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
-
-def fit_scale(task: Task, outputs: Tensor, target: Tensor) -> float:
-    """The number that makes held-out `outputs` most likely; 1 without any."""
-    if not len(outputs):
-        return 1.0
-    if task != "gaussian":
-        temperatures = torch.logspace(-1, 2, 121).tolist()
-        losses = [task_loss(task, outputs / t, target).mean().item() for t in temperatures]
-        return temperatures[losses.index(min(losses))]
-    mean, log_variance = split_gaussian(outputs)
-    return ((mean - target[:, None]).square() * (-log_variance).exp()).mean().clamp(1e-2, 1e3).item()
+STAGE1, STAGE2 = "fused.stage1", "fused.stage2"  # a dot: no modality is named so
 
 
-def calibrate(task: Task, outputs: Tensor, scale: float) -> Tensor:
-    """`outputs` with their uncertainty mended; the prediction stays the same."""
-    if task != "gaussian":
-        return outputs / scale
-    mean, log_variance = outputs.chunk(2, -1)
-    return torch.cat([mean, log_variance + torch.tensor(scale).log()], -1)
+class TrustEnsemble(Model):
+    """EBMC's prediction: unimodal teachers, the stage-1 model and the stage-2 model, mixed by trust.
+
+    Each subset of modalities has a `Mixture` of its own, fitted on validation; a sample gets that of the modalities
+    it has. Trust, energies and the loss are those of the student.
+
+    Args:
+        student: an `EBMC` after stage II, with its teachers.
+        stage1: the same after stage I.
+    """
+
+    def __init__(self, student: Model, stage1: Model) -> None:
+        super().__init__()
+        self.spec, self.student, self.stage1 = student.spec, student, Teacher(stage1)
+        self.fused_temperatures = {STAGE1: 1.0, STAGE2: 1.0}
+        self.mixtures: dict[tuple[str, ...], Mixture] = {}
+
+    @property
+    def encoders(self) -> nn.ModuleDict:
+        return self.student.encoders
+
+    def forward(self, batch: Batch) -> Prediction:
+        teachers = self.student.teachers(batch)
+        out = self.student(batch, teachers)
+        experts = teachers.outputs | {
+            name: scale_temperature(self.spec.task, outputs, self.fused_temperatures[name])
+            for name, outputs in self._fused_experts(batch, out).items()
+        }
+        mixture = mixture_of_each(self.mixtures, batch.present)
+        outputs = mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
+        return out._replace(outputs=outputs)
+
+    @torch.no_grad()
+    def fit(self, valid: Fold) -> None:
+        """Fit temperatures and mixtures on validation: clean samples and, at a fifth of the weight, corrupted ones.
+
+        Clean samples alone do not show when to distrust a modality that is corrupted at test time.
+        """
+        self.eval()
+        task, count = self.spec.task, len(valid)
+        target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
+        weight = torch.tensor([0.8, 0.2]).repeat_interleave(count).to(target.device)
+        subsets = list(conditions(self.spec.dims).values())
+        experts = [self._expert_outputs(valid.showing(restrict(valid.present, names))) for names in subsets]
+        whole = experts[-1].outputs
+        self.fused_temperatures = {
+            name: fit_temperature(task, whole[name][:count], target[:count]) for name in self.fused_temperatures
+        }
+        prior = dict.fromkeys(self.fused_temperatures, 1.0)  # the teachers' epochs were chosen on this split
+        for names, (outputs, present, scores) in zip(subsets, experts, strict=True):
+            outputs |= {k: scale_temperature(task, outputs[k], t) for k, t in self.fused_temperatures.items()}
+            self.mixtures[names] = fit_mixture(task, outputs, target, present, scores, weight=weight, prior=prior)
+
+    def _fused_experts(self, batch: Batch, out: Prediction) -> dict[str, Tensor]:
+        return {STAGE1: self.stage1(batch).outputs, STAGE2: out.outputs}
+
+    def _expert_outputs(self, fold: Fold) -> ExpertOutputs:
+        """Of a clean split and then of a corrupted copy, in the order of `by_length`; fused ones not calibrated."""
+        generator, parts = torch.Generator().manual_seed(0), []
+        for rate in (0.0, 0.5):
+            for rows in by_length(fold):
+                batch = spoil(replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator)
+                teachers: TeacherOutputs = self.student.teachers(batch)
+                outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers))
+                parts.append((outputs, _available(batch.present), teachers.log_in_distribution))
+        columns = zip(*parts, strict=True)
+        return ExpertOutputs(*({k: torch.cat([x[k] for x in column]) for k in column[0]} for column in columns))
+
+    def frozen(self) -> list[nn.Module]:
+        return [*self.student.frozen(), self.stage1.copy]
+
+    def temperatures(self) -> dict[str, float]:
+        return self.student.temperatures() | self.fused_temperatures
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "stage1": self.stage1.copy.state_dict(),
+            "temperatures": dict(self.fused_temperatures),
+            "mixtures": {"+".join(names): mixture._asdict() for names, mixture in self.mixtures.items()},
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.stage1.copy.load_state_dict(state["stage1"])
+        self.fused_temperatures = dict(state["temperatures"])
+        self.mixtures = {tuple(names.split("+")): Mixture(**values) for names, values in state["mixtures"].items()}
 
 
-class Vote(NamedTuple):
-    """How several predictions become one: `trust_weights` of their variances with this `power` and these biases."""
+class ExpertOutputs(NamedTuple):
+    outputs: dict[str, Tensor]  # (N, width) by expert
+    present: dict[str, Tensor]  # (N,) bool by expert
+    log_in_distribution: dict[str, Tensor]  # (N,) by modality
 
-    power: float | Tensor  # of the trust
-    doubt: float | Tensor  # power of the probability that the expert's input is as it should be
+
+class Mixture(NamedTuple):
+    """`trust_weights` of the experts' variances, with these exponents and biases; one number or one a sample."""
+
+    trust_exponent: float | Tensor
+    ood_exponent: float | Tensor  # of the probability that an expert's input is in distribution
     bias: dict[str, float] | dict[str, Tensor]  # by expert
 
     def __call__(
         self,
         task: Task,
-        said: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
-        typical: Mapping[str, Tensor] | None = None,
+        log_in_distribution: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Predictions mixed by trust: log-probabilities or logits; for gaussian means, and variances.
+        """Mixed predictions, `(B, width)`: log-probabilities, logits, or for gaussian means and variances.
 
         Args:
-            said: calibrated head outputs by expert, `(B, width)`.
+            outputs: calibrated head outputs by expert, `(B, width)`.
             present: bool `(B,)` by expert.
-            typical: log-probability that nothing was done to the input, `(B,)`, of the experts that have one.
+            log_in_distribution: OOD scores, `(B,)`, of the experts that have one.
         """
-        bias = {
-            name: b + self.doubt * typical[name] if name in (typical or {}) else b for name, b in self.bias.items()
-        }
-        variances = {name: prediction_variance(task, outputs) for name, outputs in said.items()}
-        weights = trust_weights(variances, present, power=self.power, bias=bias)
+        scores = log_in_distribution or {}
+        bias = {name: b + self.ood_exponent * scores[name] if name in scores else b for name, b in self.bias.items()}
+        variances = {name: prediction_variance(task, x) for name, x in outputs.items()}
+        weights = trust_weights(variances, present, power=self.trust_exponent, bias=bias)
         if task == "classification":
-            return trust_fusion({name: outputs.log_softmax(-1) for name, outputs in said.items()}, weights)
+            return trust_fusion({name: x.log_softmax(-1) for name, x in outputs.items()}, weights)
         if task == "gaussian":
-            apart = {name: split_gaussian(outputs) for name, outputs in said.items()}
+            apart = {name: split_gaussian(x) for name, x in outputs.items()}
             mean = trust_fusion({name: mean for name, (mean, _) in apart.items()}, weights)
             variance = trust_fusion({name: log.exp() for name, (_, log) in apart.items()}, weights)
             return torch.cat([mean, variance.clamp(min=1e-4).log()], -1)
-        return trust_fusion(said, weights)
+        return trust_fusion(outputs, weights)
 
 
-def vote_for(votes: Mapping[tuple[str, ...], Vote], present: Mapping[str, Tensor]) -> Vote:
-    """Of votes by set of modalities each sample's own, with numbers `(B,)`; the last one's where its set has none."""
+def mixture_of_each(mixtures: Mapping[tuple[str, ...], Mixture], present: Mapping[str, Tensor]) -> Mixture:
+    """The mixture of each sample's own subset of modalities, with numbers `(B,)`; the last one for other subsets."""
     here = torch.stack(list(present.values()), -1)
-    sets = torch.tensor([[name in names for name in present] for names in votes], device=here.device)
-    own = (here[:, None] == sets).all(-1)
+    subsets = torch.tensor([[name in names for name in present] for names in mixtures], device=here.device)
+    own = (here[:, None] == subsets).all(-1)
     own[:, -1] |= ~own.any(-1)
     rows = own.byte().argmax(-1)
+    every = list(mixtures.values())
 
     def each(values: list[float]) -> Tensor:
         return torch.tensor(values, device=here.device)[rows]
 
-    bias = {name: each([vote.bias[name] for vote in votes.values()]) for name in next(iter(votes.values())).bias}
-    return Vote(each([v.power for v in votes.values()]), each([v.doubt for v in votes.values()]), bias)
+    bias = {name: each([mixture.bias[name] for mixture in every]) for name in every[0].bias}
+    return Mixture(each([m.trust_exponent for m in every]), each([m.ood_exponent for m in every]), bias)
 
 
 @torch.enable_grad()
-def fit_vote(
+def fit_mixture(
     task: Task,
-    said: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
     target: Tensor,
     present: Mapping[str, Tensor],
-    typical: Mapping[str, Tensor] | None = None,
+    log_in_distribution: Mapping[str, Tensor] | None = None,
     *,
     weight: Tensor | None = None,
     prior: Mapping[str, float] | None = None,
     shrink: float = 1e-2,
-) -> Vote:
-    """The powers and biases that meet held-out targets best: by cross-entropy, or by the smooth L1 error of means.
+) -> Mixture:
+    """Exponents and biases with the least held-out loss: cross-entropy, or the smooth L1 error of the means.
 
     Args:
-        said: held-out head outputs by expert, `(N, width)`.
+        outputs: held-out head outputs by expert, `(N, width)`.
         target: `(N,)`.
         present: bool `(N,)` by expert.
-        typical: as `Vote` takes it.
-        weight: of the samples, `(N,)`; all alike by default.
-        prior: biases that little data stay near, by expert; 0 by default. Near 0.05 stays the power of the trust, for
-            the variances of experts who learnt from the same samples say little more than who is better on the whole,
-            and near 0.7 that of doubt.
-        shrink: of the penalty on the squared distance from there.
+        log_in_distribution: as in `Mixture`.
+        weight: of the samples, `(N,)`; equal by default.
+        prior: biases that the penalty pulls to, by expert; 0 by default. It pulls the trust exponent to 0.05,
+            because the variances of experts trained on the same samples add little to the biases, and the OOD
+            exponent to 0.7.
+        shrink: weight of that penalty, on squared distances.
 
     Returns:
-        powers of at least 0; without samples those of the prior.
+        exponents of at least 0; those of the prior without samples.
     """
-    start = torch.tensor([-3.0, 0.0, *((prior or {}).get(name, 0.0) for name in said)], dtype=torch.float64)
+    start = torch.tensor([-3.0, 0.0, *((prior or {}).get(name, 0.0) for name in outputs)], dtype=torch.float64)
     free = start.clone().requires_grad_()
-    said = {name: outputs.detach().double() for name, outputs in said.items()}
+    outputs = {name: x.detach().double() for name, x in outputs.items()}
     weight = torch.ones(len(target), device=target.device) if weight is None else weight
     optimizer = torch.optim.LBFGS([free], max_iter=100, line_search_fn="strong_wolfe")
 
-    def fitted() -> Vote:
-        return Vote(*F.softplus(free[:2]), dict(zip(said, free[2:], strict=True)))
+    def fitted() -> Mixture:
+        return Mixture(*F.softplus(free[:2]), dict(zip(outputs, free[2:], strict=True)))
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        mixed = fitted()(task, said, present, typical)
+        mixed = fitted()(task, outputs, present, log_in_distribution)
         if task == "gaussian":
             error = F.smooth_l1_loss(mixed[:, 0], target.double(), reduction="none", beta=0.2)
         else:
@@ -138,5 +218,12 @@ def fit_vote(
 
     if len(target):
         optimizer.step(loss)
-    found = fitted()
-    return Vote(found.power.item(), found.doubt.item(), {name: b.item() for name, b in found.bias.items()})
+    best = fitted()
+    return Mixture(
+        best.trust_exponent.item(), best.ood_exponent.item(), {name: b.item() for name, b in best.bias.items()}
+    )
+
+
+def _available(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Presence masks that mark both fused experts as always available, even when no modality is present."""
+    return {**present, **dict.fromkeys((STAGE1, STAGE2), torch.ones_like(next(iter(present.values()))))}

@@ -1,7 +1,4 @@
-"""Does a modality look as it did in training? Noise and lost frames show without any label, and in any modality.
-
-A teacher's variance cannot tell that where the teacher knows nothing to begin with.
-"""
+"""Out-of-distribution score per modality. Detects noise and dropped frames without labels."""
 
 from __future__ import annotations
 
@@ -16,42 +13,46 @@ from ebmc_msa.data.split import Fold, by_length
 from modbalance import masked_mean
 
 
-class Typical(nn.Module):
-    r"""Log-probability, by sample, that nothing has been done to the input of one modality.
+class OODScore(nn.Module):
+    r"""Log-probability, by sample, that the input of one modality is in distribution.
 
     $$\log \frac{p}{1 - p} = w_0 + w_1 \log d + w_2 \log n, \qquad d = \tfrac1D (x - \mu)^\top \Sigma^{-1} (x - \mu)$$
 
-    x is the mean over n frames; mu and Sigma are those of the training fold, w those of a logistic regression on
-    held-out samples, as they are and spoilt. Until it is fitted, 0 for all.
+    x is the mean over n frames; mu and Sigma are those of the training split; w are the weights of a logistic
+    regression that separates validation samples from corrupted copies of them. It works also where a teacher's
+    variance is uninformative. Before `fit` the score is 0 for all samples.
 
-    Source: Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices, 2004.
+    Args:
+        feature_std: standard deviation of each feature in training, `(D,)`.
+
+    Source: Lee et al., A simple unified framework for detecting out-of-distribution samples, NeurIPS 2018, for the
+    Mahalanobis distance; Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices,
+    2004.
     """
 
     mean: Tensor
     whiten: Tensor
     weight: Tensor
+    feature_std: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, feature_std: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("whiten", torch.eye(size))
-        self.register_buffer("weight", torch.tensor([50.0, 0.0, 0.0]))  # all is typical
+        self.register_buffer("mean", torch.zeros_like(feature_std))
+        self.register_buffer("whiten", torch.eye(len(feature_std)).to(feature_std))
+        self.register_buffer("weight", torch.tensor([50.0, 0.0, 0.0]).to(feature_std))
+        self.register_buffer("feature_std", feature_std.clone(), persistent=False)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return logsigmoid(self.signs(x, lengths) @ self.weight)
+        return logsigmoid(self.features(x, lengths) @ self.weight)
 
-    def signs(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def features(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """1, log d and log n, `(B, 3)`."""
         n = torch.ones(len(x), device=x.device) if lengths is None else lengths.clamp(min=1)
         d = ((pooled(x, lengths) - self.mean) @ self.whiten).square().mean(-1)
         return torch.stack([torch.ones_like(d), d.clamp(min=1e-12).log(), n.log()], -1)
 
-    def fit(self, name: str, train: Fold, valid: Fold, scale: Tensor) -> None:
-        """Learn what is typical from the samples of two folds that have the modality; nothing from less than two.
-
-        Args:
-            scale: standard deviation of each feature, `(D,)`; see `spoil.spoil`.
-        """
+    def fit(self, name: str, train: Fold, valid: Fold) -> None:
+        """Fit on the samples of two splits that have the modality `name`; does nothing with fewer than two."""
         train, valid = (fold.keep(fold.present[name]) for fold in (train, valid))
         if len(train) < 2 or not len(valid):
             return
@@ -65,17 +66,17 @@ class Typical(nn.Module):
         self.mean.copy_(x.mean(0))
         self.whiten.copy_(torch.linalg.inv(root).T / spread[:, None])
 
-        generator, signs, truth = torch.Generator().manual_seed(0), [], []
+        generator, features, clean = torch.Generator().manual_seed(0), [], []
         for batch in (valid.rows(rows) for rows in by_length(valid)):
-            for one in (batch, spoil(batch, {name: scale}, 1.0, generator)):
-                signs.append(self.signs(one.features[name], one.lengths.get(name)).cpu())
-                truth += [one is batch] * len(one)
-        fitted = LogisticRegression(fit_intercept=False).fit(torch.cat(signs).double().numpy(), truth)
+            for one in (batch, spoil(batch, {name: self.feature_std}, 1.0, generator)):
+                features.append(self.features(one.features[name], one.lengths.get(name)).cpu())
+                clean += [one is batch] * len(one)
+        fitted = LogisticRegression(fit_intercept=False).fit(torch.cat(features).double().numpy(), clean)
         self.weight.copy_(torch.from_numpy(fitted.coef_[0]))
 
 
 def pooled(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Means over the frames that are there, `(B, D)`."""
+    """Mean over the valid frames, `(B, D)`."""
     if lengths is None:
         return x
     return masked_mean(x, torch.arange(x.shape[1], device=x.device) < lengths[:, None], dim=1)

@@ -9,6 +9,8 @@ COMPONENTS = ("msd", "cce", "emc", "imtd")
 PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
+CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,16 @@ class Settings:
     stage1_epochs: int = 100  # paper
     stage2_epochs: int = 100  # paper
     batch_size: int = 64  # paper
-    patience: int = 15  # epochs without a better validation score; the rest is ours
+    patience: int = 15  # epochs without a better validation score or loss; the rest is ours
+    patience_steps: int = 300  # at least that many steps, which on small data are more epochs
+    warmup_steps: int = 300  # of all regularisers; see training/schedule.py
     lr: float = 1e-3
     weight_decay: float = 1e-2
     encoder: str = "transformer"
+    context: str = "none"  # encoder of conversations
+    causal: bool = False  # whether it reads the past alone
+    shuffled: bool = False  # the control: conversations in random order
+    class_weight: str = "none"
     finetune_text: str | None = None  # folder of a BERT
     text_lr: float = 2e-5  # of its weights
     dim: int = 64

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+CONTROL = "-shuffled"  # after a model's name: trained and tested on conversations in random order
+
 Scores = Mapping[str, Mapping[str, Any]]  # {metric: {"mean", "std", "values"}}
 
 
@@ -44,10 +46,10 @@ class _Metrics(dict[str, Metric]):
     """Metrics by key; those of a part of the data or of one label, `acc_happy`, `f1_happy`, are named after it."""
 
     def __missing__(self, key: str) -> Metric:
-        whole, _, part = key.partition("_")
-        if whole not in ("acc", "f1") or not part:
-            raise KeyError(key)
-        return Metric(f"{whole.capitalize()} {part}")
+        for whole, name in (("acc_", "Acc"), ("f1_", "F1"), ("binary_f1_", "Binary F1")):
+            if key.startswith(whole) and key != whole:
+                return Metric(f"{name} {key.removeprefix(whole)}")
+        raise KeyError(key)
 
 
 METRICS = _Metrics(
@@ -56,16 +58,22 @@ METRICS = _Metrics(
         "acc2_non0": Metric("Acc-2 non0"),
         "f1_has0": Metric("F1 has0"),
         "f1_non0": Metric("F1 non0"),
+        "acc2": Metric("Acc-2"),
+        "acc3": Metric("Acc-3"),
         "acc7": Metric("Acc-7"),
         "acc5": Metric("Acc-5"),
         "acc": Metric("Accuracy"),
         "ua": Metric("Unweighted accuracy"),
         "f1": Metric("Weighted F1"),
+        "binary_f1": Metric("Binary F1, mean"),
         "mae": Metric("MAE", percent=False, higher=False),
         "corr": Metric("Corr", percent=False),
         "r2": Metric("R²", percent=False),
     }
 )
+
+
+_BY_CLASS = {"f1_": "F1 by class", "binary_f1": "binary F1, each class against the others"}  # starts of keys
 
 
 class Run(NamedTuple):
@@ -92,6 +100,8 @@ class Run(NamedTuple):
         return f"{self.display(self.model)} on {self.results['dataset']}"
 
     def display(self, model: str) -> str:
+        if model.endswith(CONTROL):
+            return f"{self.display(model.removesuffix(CONTROL))}, shuffled"
         if model != "ebmc":
             return f"{model} alone" if model in self.modalities else model
         without = self.results.get("settings", {}).get("without")
@@ -103,10 +113,35 @@ class Run(NamedTuple):
             self.display(name): found["test"][full_condition(found["test"])] for name, found in self.models.items()
         }
 
+    def constant(self) -> list[str]:
+        """A sentence for each metric in percent that has one value for all models, sets of modalities and seeds."""
+        tests = [scores for found in self.models.values() for scores in found["test"].values()]
+        found: dict[str, set[float]] = {}
+        for key in [key for key in tests[0] if METRICS[key].percent]:
+            found.setdefault(key, {value for scores in tests for value in scores[key]["values"]})
+        return [
+            f"{METRICS[key].name} is {METRICS[key].text(value)} everywhere, whichever modalities are present: the "
+            "labels of the test split, or all predictions, are of one class. If these labels are not what you meant, "
+            "state --task, --range or --labels."
+            for key, values in found.items()
+            if len(values) == 1 and (value := min(values)) == value and (len(tests) > 1 or value == 100)
+        ]
+
     def conditions(self) -> dict[str, str]:
         """{condition: its name in words}, the full one first, then by how little is missing."""
         order = sorted(self.test, key=lambda condition: -condition.count("+"))
         return {condition: in_words(condition, self.modalities) for condition in order}
+
+
+def in_tables(kind: str, keys: Iterable[str]) -> dict[str, dict[str, Metric]]:
+    """These metrics by table, "" the main one: the F1 of single classes stand in tables of their own."""
+    found: dict[str, dict[str, Metric]] = {"": {}}
+    for key in keys:
+        table = next((title for start, title in _BY_CLASS.items() if kind == "classes" and key.startswith(start)), "")
+        metric = METRICS[key]
+        name = metric.name.rpartition(" ")[2] if table else metric.name
+        found.setdefault(table, {})[key] = metric._replace(name=name)
+    return found
 
 
 def full_condition(test: Iterable[str]) -> str:
@@ -132,4 +167,16 @@ def protocol(results: Mapping[str, Any]) -> str:
     valid = selection["split"] == "valid"
     metric = selection["metric"]
     chosen = f"epochs chosen on the validation split by {METRICS[metric].name}" if valid else metric
-    return f"Test split of {results['dataset']}; {over}; {chosen}."
+    return f"Test split of {results['dataset']}; {over}; {chosen}{context(results)}."
+
+
+def context(results: Mapping[str, Any]) -> str:
+    """Whether the models read whole conversations; nothing where the results do not tell."""
+    found = results.get("context")
+    if found is None:
+        return ""
+    if found["encoder"] == "none":
+        return "; utterances read one by one"
+    what = "earlier utterances" if found["causal"] else "whole conversations"
+    shuffled = " (shuffled: in random order, the control)" if found["control"] else ""
+    return f"; {found['encoder']} over {what}{shuffled}"

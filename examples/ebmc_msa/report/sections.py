@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ebmc_msa.report import plots
 from ebmc_msa.report.html import cards, code, fact, figure, grid, p, table
-from ebmc_msa.report.run_view import METRICS, Run, protocol
+from ebmc_msa.report.run_view import METRICS, Metric, Run, Scores, in_tables, protocol
 from modbalance.diagnostics import imbalance
 
 STAGES = {"enhance": "Enhance", "balance": "Balance", "joint": "Training", "train": "Training"}
@@ -24,22 +25,32 @@ HAS0 = "has0 counts zero as positive, over all utterances; non0 leaves utterance
 
 def results(run: Run) -> str:
     scores = run.whole()
-    metrics = {key: METRICS[key] for key in scores[run.display(run.model)]}
+    own = scores[run.display(run.model)]
+    tables = in_tables(run.results["kind"], own)
+    metrics = tables.pop("")
     if len(run.models) == 1:
-        own = scores[run.display(run.model)]
         body = cards({metric.arrowed: metric.cell(own[key]) for key, metric in metrics.items()})
         note = " Only this model was trained; --compare trains others beside it."
     else:
-        bold = set()
-        for j, (key, metric) in enumerate(metrics.items(), 1):
-            top = metric.best(score[key]["mean"] for score in scores.values())
-            bold |= {(i, j) for i, score in enumerate(scores.values()) if score[key]["mean"] == top}
-        rows = [[name, *(metric.cell(s[key]) for key, metric in metrics.items())] for name, s in scores.items()]
-        body = verdict(run) + table(["Model", *(metric.arrowed for metric in metrics.values())], rows, bold)
+        body = verdict(run) + by_model(scores, metrics)
         few = len(run.results["seeds"]) == 1
         note = " Bold: best of the column. "
         note += "With one seed, small differences may be chance." if few else "Differences within ± may be chance."
-    return body + p(protocol(run.results) + note, "quiet") + (p(HAS0, "quiet") if "acc2_has0" in metrics else "")
+    for title, columns in tables.items():
+        body += p(f"{title[0].upper()}{title[1:]}:") + by_model(scores, columns)
+    flags = "".join(p(sentence, "flag") for sentence in run.constant())
+    has0 = p(HAS0, "quiet") if "acc2_has0" in metrics else ""
+    return body + flags + p(protocol(run.results) + note, "quiet") + has0
+
+
+def by_model(scores: Mapping[str, Scores], metrics: Mapping[str, Metric]) -> str:
+    """A table of models, the best of each column in bold."""
+    bold = set()
+    for j, (key, metric) in enumerate(metrics.items(), 1):
+        top = metric.best(score[key]["mean"] for score in scores.values())
+        bold |= {(i, j) for i, score in enumerate(scores.values()) if score[key]["mean"] == top}
+    rows = [[name, *(metric.cell(s[key]) for key, metric in metrics.items())] for name, s in scores.items()]
+    return table(["Model", *(metric.arrowed for metric in metrics.values())], rows, bold)
 
 
 def verdict(run: Run) -> str:
@@ -47,6 +58,7 @@ def verdict(run: Run) -> str:
     scores = run.whole()
     name = run.display(run.model)
     own = scores.pop(name)
+    scores = {n: s for n, s in scores.items() if not n.endswith(", shuffled")}
     groups = {
         "the best single modality": {n: s for n, s in scores.items() if n != "concat"},
         "plain concatenation": {n: s for n, s in scores.items() if n == "concat"},
@@ -162,7 +174,7 @@ def missing(run: Run) -> str:
     rival = run.models["concat"]["test"] if run.model == "ebmc" and "concat" in run.models else {}
     legend = (run.display(run.model), "concatenation") if rival else None
     figures = []
-    for key in SHOWN[run.results["kind"]]:
+    for key in ("acc2", "mae") if "acc2" in metrics else SHOWN[run.results["kind"]]:
         rows = []
         for condition, name in names.items():
             kind, _, modality = name.partition(" ")
@@ -240,7 +252,7 @@ def features(run: Run) -> str:
     label = {
         "classes": "class",
         "multilabel": "labels that hold",
-        "sentiment": "sentiment (-3 negative, 3 positive)",
+        "sentiment": "sentiment, from negative to positive",
     }.get(kind, "target value")
     figures = []
     for when in ("before", "after"):
@@ -298,7 +310,8 @@ def provenance(run: Run) -> str:
 
 def in_line(values: dict[str, Any]) -> str:
     texts = {
-        key: " ".join(value) or "nothing" if isinstance(value, list | tuple) else value
+        key: " ".join(value) if isinstance(value, list | tuple) else value
         for key, value in values.items()
+        if value not in (None, [], ())
     }
     return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in texts.items())

@@ -10,24 +10,37 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebmc_msa.report.run_view import METRICS, Run, Scores, protocol
+from ebmc_msa.report.run_view import Metric, Run, Scores, in_tables, protocol
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
     """One table of the test metrics; with several models, a second one of EBMC's missing conditions."""
     run = Run.of(results)
+    tables = {}
     if len(run.models) > 1:
-        _print(console, f"Models on {results['dataset']}", "model", run.whole(), protocol(results), mark=True)
+        tables[f"Models on {results['dataset']}"] = "model", run.whole()
     if len(run.models) == 1 or len(run.test) > 1:
         rows = {name: run.test[condition] for condition, name in run.conditions().items()}
-        _print(console, f"{run.title}: which modalities are present", "present", rows, protocol(results), mark=False)
+        tables[f"{run.title}: which modalities are present"] = "present", rows
+    for title, (corner, rows) in tables.items():
+        for part, metrics in in_tables(results["kind"], next(iter(rows.values()))).items():
+            whole = f"{title}, {part}" if part else title
+            _print(console, whole, corner, rows, metrics, protocol(results), mark=corner == "model")
+    for sentence in run.constant():
+        console.print(f"Note: {sentence}", markup=False, highlight=False)
 
 
 def _print(
-    console: Console, title: str, corner: str, rows: Mapping[str, Scores], caption: str, *, mark: bool
+    console: Console,
+    title: str,
+    corner: str,
+    rows: Mapping[str, Scores],
+    metrics: Mapping[str, Metric],
+    caption: str,
+    *,
+    mark: bool,
 ) -> None:
     """`mark` sets the best of each column in bold."""
-    metrics = {key: METRICS[key] for key in next(iter(rows.values()))}
     heads = [metric.arrowed.replace(" (%)", "") for metric in metrics.values()]
     lines = [[metric.cell(row[key]) for key, metric in metrics.items()] for row in rows.values()]
     width = max(map(len, [corner, *rows])) + 2

@@ -10,16 +10,29 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ebmc_msa.data import DataError, load, synthetic
-from ebmc_msa.model.settings import COMPONENTS, ENCODERS, ORDERS, PROTOCOLS, SYNTHETIC, Settings
+from ebmc_msa.data import DataError, Dataset, load, synthetic
+from ebmc_msa.data.check import check_class_weight, context_of
+from ebmc_msa.data.options import add_label_options, label_options
+from ebmc_msa.data.parser import Parser
+from ebmc_msa.model.settings import (
+    CLASS_WEIGHTS,
+    COMPONENTS,
+    CONTEXTS,
+    ENCODERS,
+    ORDERS,
+    PROTOCOLS,
+    SYNTHETIC,
+    Settings,
+)
 
 
 def options() -> argparse.ArgumentParser:
     d, small = Settings(), Settings(**SYNTHETIC)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
         "validation; the test fold is opened once, at the end. Writes OUT/NAME/ with\n"
         "metrics.json, report.html and a checkpoint per model and seed.",
@@ -47,6 +60,7 @@ def options() -> argparse.ArgumentParser:
         "--split-seed", type=int, default=0, metavar="N",
         help="draws the validation fold where the data have none (%(default)s)",
     )  # fmt: skip
+    add_label_options(data)
     what = parser.add_argument_group("what to train")
     what.add_argument(
         "--model", default="ebmc", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (ebmc)"
@@ -81,6 +95,16 @@ def options() -> argparse.ArgumentParser:
     how.add_argument(
         "--finetune-text", type=Path, metavar="DIR",
         help="a BERT on this disk, as save_pretrained writes it, to read text and learn with the rest",
+    )  # fmt: skip
+    how.add_argument(
+        "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME",
+        help="read the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where "
+        "the data tell conversations and their order (%(default)s)",
+    )  # fmt: skip
+    how.add_argument("--causal", action="store_true", help="context of earlier utterances only")
+    how.add_argument(
+        "--class-weight", choices=CLASS_WEIGHTS,
+        help=f"balanced: in the loss all classes count alike ({d.class_weight})",
     )  # fmt: skip
     how.add_argument("--text-lr", type=float, metavar="X", help=f"learning rate of that BERT ({d.text_lr})")
     out = parser.add_argument_group("results")
@@ -159,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(args: argparse.Namespace, argv: list[str]) -> None:
-    from ebmc_msa.training import distributed, resume, run
+    from ebmc_msa.training import checkpoint, distributed, resume, run
 
     begun = None
     if args.resume is not None:
@@ -167,11 +191,14 @@ def work(args: argparse.Namespace, argv: list[str]) -> None:
         args = parse_again(argv, begun.about)
     if args.evaluate is not None and distributed.rank() > 0:
         return
-    dataset = (
-        synthetic(imbalance=args.imbalance)
-        if args.data is None
-        else load(args.data, split_seed=args.split_seed, labels=args.evaluate is None or args.missing == "noise")
-    )
+    if args.data is None:
+        dataset = synthetic(imbalance=args.imbalance)
+    else:
+        stated = label_options(args)
+        if args.evaluate is not None:
+            stated = replace(stated, expected=checkpoint.expected(args.evaluate))
+        labels = args.evaluate is None or args.missing == "noise"
+        dataset = load(args.data, split_seed=args.split_seed, labels=labels, options=stated)
     if args.missing:
         from ebmc_msa.evaluation import robustness
 
@@ -180,10 +207,10 @@ def work(args: argparse.Namespace, argv: list[str]) -> None:
         run.evaluate(args.evaluate, dataset, args.device, args.predictions)
     else:
         about = {"argv": argv, "cwd": os.getcwd(), "command": resume.command(argv)}
-        run.train(dataset, args, settings(args), about, begun)
+        run.train(dataset, args, settings(args, dataset), about, begun)
 
 
-def settings(args: argparse.Namespace) -> Settings:
+def settings(args: argparse.Namespace, dataset: Dataset) -> Settings:
     names = (
         "stage1_epochs",
         "stage2_epochs",
@@ -194,13 +221,17 @@ def settings(args: argparse.Namespace) -> Settings:
         "corruption",
         "order",
         "encoder",
+        "class_weight",
         "text_lr",
     )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.finetune_text is not None:
         given["finetune_text"] = str(args.finetune_text)
     defaults = SYNTHETIC if args.data is None else {}
-    return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})
+    given |= {"context": context_of(dataset, args.context, causal=args.causal), "causal": args.causal}
+    chosen = Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})
+    check_class_weight("--class-weight", dataset, chosen.class_weight)
+    return chosen
 
 
 def _count(text: str) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.model.concat import Prediction
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.data.conversation import Conversation
+from ebmc_msa.model.prediction import Model, Prediction
 
 T = TypeVar("T")
 
@@ -72,18 +72,26 @@ def together() -> None:
         dist.all_reduce(torch.zeros(1))
 
 
-def share(rows: Tensor) -> Tensor:
-    """Of the rows of a batch, those of this process; none, where there are fewer than processes."""
-    return rows[rank() :: count()]
+def share(rows: Tensor, conversation: Conversation | None = None) -> Tensor:
+    """Places in `rows`, a batch, of those that this process takes; none, where there are fewer than processes.
+
+    Of conversations whole ones, so that as many utterances as possible come to each process.
+    """
+    places = torch.arange(len(rows))
+    if conversation is None:
+        return places[rank() :: count()]
+    parts = conversation.rows(rows.to(conversation.id.device)).apart()
+    taken: list[list[Tensor]] = [[] for _ in range(count())]
+    for part in sorted(parts, key=len, reverse=True):
+        min(taken, key=lambda parts: sum(map(len, parts))).append(part)
+    return torch.cat([places[:0], *taken[rank()]])
 
 
-def parallel(model: nn.Module) -> Callable[[Batch], Prediction]:
+def parallel(model: Model) -> Callable[[Batch], Prediction]:
     """`model` for training: its gradients are averaged over the processes."""
     if count() == 1:
         return model
-    # What is left out, or waits for stage II, still has parameters.
-    partial = isinstance(model, EBMC) and bool(model.settings.without or model.settings.order == "balance-enhance")
-    return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=partial)
+    return DistributedDataParallel(_OnlyLoss(model), find_unused_parameters=model.partly_unused)
 
 
 class _OnlyLoss(nn.Module):

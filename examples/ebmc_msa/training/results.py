@@ -17,9 +17,9 @@ from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import SELECTION, answer, truth, variance
-from ebmc_msa.model.concat import Concat, Prediction
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Model, Prediction, spec_of
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.run_view import CONTROL
 
 
 def summary(
@@ -30,6 +30,12 @@ def summary(
         "dataset": dataset.name,
         "kind": dataset.kind,
         "task": Spec.of(dataset).task,
+        "context": {
+            "encoder": settings.context,
+            "causal": settings.causal,
+            "speakers": spec_of(dataset, settings).speakers,
+            "control": any(record["model"].endswith(CONTROL) for record in records),
+        },
     }
     tail = {
         "versions": {
@@ -94,7 +100,9 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     values, variances = answer(spec, said.outputs), variance(spec, said.outputs)
     columns = {"prediction": values, "variance": variances}
-    if spec.labels:
+    if test.target is not None:
+        columns = {"label": truth(spec, test.target), **columns}
+    if spec.kind == "multilabel":
         columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
     columns |= {f"trust_{m}": w for m, w in said.trust.items()}
     lists = {column: x.tolist() for column, x in columns.items()}
@@ -121,13 +129,12 @@ def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:
     return (answer(spec, outputs) - truth(spec, test.target)).abs()
 
 
-def parameters(model: EBMC | Concat) -> dict[str, int]:
+def parameters(model: Model) -> dict[str, int]:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    frozen = [*model.teachers.values(), model.before] if isinstance(model, EBMC) and model.teachers else []
     return {
         "student": count(model),
-        "teachers": sum(count(t.copy) for t in frozen),
+        "teachers": sum(map(count, model.frozen())),
         "encoders": count(model.encoders),
     }

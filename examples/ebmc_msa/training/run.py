@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ebmc_msa.data import DataError, Dataset
-from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import SELECTION, by_condition, contribution, predict, truth
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import describe, tokenised
 from ebmc_msa.report.report import print_table, write_report
+from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
 from ebmc_msa.training.distributed import count, from_first, rank, together
 from ebmc_msa.training.results import errors, grouped, parameters, prediction_rows, spread, summary, write_predictions
@@ -42,7 +43,7 @@ def train(
     """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
-    names = models(dataset, args.model, args.compare)
+    names = models(dataset, args.model, args.compare, settings.context != "none")
     device = pick_device(args.device)
     if args.predictions:
         writable(args.predictions)
@@ -57,7 +58,9 @@ def train(
             "data; put them back, or start another run."
         )
     with making(run):
-        console.print(f"{dataset.name}: {sizes(dataset)}" + (f"\n{dataset.note}" if dataset.note else ""))
+        console.print(
+            f"{dataset.name}: {sizes(dataset)}" + (f"\n{dataset.note}" if dataset.note else ""), markup=False
+        )
         with bars() as progress:
             records = [
                 from_first(partial(run.record, name, seed))
@@ -73,7 +76,8 @@ def train(
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record["rows"]])
     print_table(results, console)
-    console.print(f"Written to {run.final}: report.html, metrics.json, {len(records)} checkpoints.")
+    count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
+    console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
 
 
 def one(
@@ -87,8 +91,10 @@ def one(
 ) -> dict[str, Any]:
     """Train one model from one seed, or go on with that, and test it, once."""
     torch.manual_seed(seed)
-    spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
-    model = checkpoint.build(name, spec, settings).to(device)
+    base = name.removesuffix(CONTROL)
+    settings = replace(settings, shuffled=name != base)
+    spec = spec_of(dataset, settings, None if base in ("ebmc", "concat") else [base])
+    model = checkpoint.build(base, spec, settings).to(device)
     if spec.text is not None:
         model.encoders["text"].load(Path(settings.finetune_text))
     train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
@@ -102,7 +108,8 @@ def one(
     save, state = run.saver(name, seed), run.training(name, seed)
     together()  # all have read it before the first goes on to remove it
     train_fold = with_something(train_fold)
-    stages, before = train_model(model, train_fold, valid, settings, seed, tell, save=save, state=state)
+    trained = train_model(model, train_fold, valid, settings, seed, tell, save=save, state=state)
+    model, stages, stage1 = trained.model, trained.stages, trained.stage1
     progress.update(bar, total=1, completed=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
     if rank() > 0:
         return {}
@@ -111,21 +118,21 @@ def one(
     after = contribution(model, valid)
     said = predict(model, test)
     fused = {"after": said.fused.tolist()}
-    if before is not None:
-        fused["before"] = predict(before, test).fused.tolist()
+    if stage1 is not None:
+        fused["before"] = predict(stage1, test).fused.tolist()
     record = {
         "model": name,
         "seed": seed,
         "history": [entry for stage in stages for entry in stage.history],
         "epochs": {stage.name: stage.epoch for stage in stages},
         "test": by_condition(model, test, dataset.splits["test"].parts),
-        "contribution": {"before": after if before is None else contribution(before, valid), "after": after},
+        "contribution": {"before": after if stage1 is None else contribution(stage1, valid), "after": after},
         "trust": {m: w.tolist() for m, w in said.trust.items()} or None,
         "present": {m: here.tolist() for m, here in test.present.items()},
         "error": errors(spec, said.outputs, test).tolist(),
         "fused": fused,
         "target": truth(spec, test.target).tolist(),
-        "calibration": dict(model.scales) if isinstance(model, EBMC) else None,
+        "calibration": model.temperatures(),
         "cost": {s.name: {"seconds": s.seconds, "epochs": s.epochs, "step_ms": s.step_ms} for s in stages},
         "parameters": parameters(model),
         "rows": prediction_rows(name, seed, spec, dataset.splits["test"].id, said, test),
@@ -147,6 +154,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
     if predictions is not None:
         writable(predictions)
     device = pick_device(device_name)
+    introduce(dataset)
     records, rows = [], []
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
@@ -187,10 +195,11 @@ def checkpoints(run: Path, dataset: Dataset) -> list[Path]:
 
 def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     write_predictions(path, rows)
-    console.print(f"Written to {path}: {len(rows)} predictions.")
+    console.print(f"Written to {path}: {len(rows)} prediction{'s' * (len(rows) != 1)}.")
 
 
-def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
+def models(dataset: Dataset, model: str, compare: bool, context: bool = False) -> list[str]:
+    """What to train; with context and `compare` also each model's control, on conversations in random order."""
     for name in dataset.modalities:
         if name in ("ebmc", "concat") or set(name) & set(".+/") or hasattr(torch.nn.ModuleDict(), name):
             raise DataError(
@@ -201,6 +210,8 @@ def models(dataset: Dataset, model: str, compare: bool) -> list[str]:
     if model not in known:
         raise DataError(f"--model: {model}, expected {', '.join(known)}; the modalities are those of the data.")
     names = known if compare else [model]
+    if compare and context:
+        names = [*names, *(f"{name}{CONTROL}" for name in names)]
     if len(dataset.modalities) < 2 and "ebmc" in names:
         raise DataError(
             f"--model: ebmc with {dataset.modalities} alone, expected at least two modalities to balance; "
@@ -214,8 +225,13 @@ def with_something(fold: Fold) -> Fold:
     return fold.keep(torch.stack(list(fold.present.values())).any(0))
 
 
+def introduce(dataset: Dataset) -> None:
+    """Sizes, and what was decided about the data."""
+    console.print(f"{dataset.name}: {sizes(dataset)}", *filter(None, [dataset.note]), sep="\n", markup=False)
+
+
 def sizes(dataset: Dataset) -> str:
-    folds = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS)
+    folds = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
     return f"{folds}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())
 
 

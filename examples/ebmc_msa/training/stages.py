@@ -14,18 +14,29 @@ from torch import nn
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import random_drop
-from ebmc_msa.data.split import Fold, said_of, shuffled
+from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
 from ebmc_msa.evaluation.scores import measure, score, worth
-from ebmc_msa.model.concat import Concat, Prediction, scales
-from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.encoders import feature_std
+from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
 from ebmc_msa.training.distributed import from_first, parallel, rank, share
+from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
 
 Progress = Callable[[str, int, dict[str, Any]], None]
 Save = Callable[[dict[str, Any]], None]
+
+
+Branches = dict[str, tuple[tuple[float, float], dict[str, torch.Tensor]]]  # best score so far, and its weights
+
+
+class Trained(NamedTuple):
+    model: Model  # what predicts
+    student: Model  # what was trained; of EBMC one of the experts of `model`
+    stages: list[Stage]
+    stage1: Model | None  # EBMC after its first stage
 
 
 class Stage(NamedTuple):
@@ -38,7 +49,7 @@ class Stage(NamedTuple):
 
 
 def train(
-    model: EBMC | Concat,
+    model: Model,
     train: Fold,
     valid: Fold,
     settings: Settings,
@@ -47,59 +58,64 @@ def train(
     *,
     save: Save | None = None,
     state: dict[str, Any] | None = None,
-) -> tuple[list[Stage], EBMC | None]:
-    """Train all stages of a model, which ends at its selected epoch; also EBMC as it was before balancing.
+) -> Trained:
+    """Train all stages of a model; each ends at the epoch selected on validation.
 
-    After each epoch `save` is given all that the next one depends on. With that as `state`, and the model as it is
-    first built, training goes on from there to the same bits.
+    After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
+    is first built, training continues from there to the same bits.
     """
-    first, second = settings.stage1_epochs, settings.stage2_epochs
-    plan = {"train": first + second}
-    if isinstance(model, EBMC):
-        names = settings.order.split("-")
-        plan = dict(zip(names, (first, second), strict=True)) if len(names) == 2 else {names[0]: first + second}
-    stages, before = [], None
+    plan = model.stages(settings)
+    per_epoch = len(by_length(train, settings.batch_size))
+    schedule = Schedule.of(settings.warmup_steps, per_epoch, sum(plan.values()))
+    stages: list[Stage] = []
+    stage1: Model | None = None
+    branches: Branches = {}
     if state is None:
         for name, encoder in model.encoders.items():
             encoder.standardise(train.frames(name))
     else:
         stages = [Stage(**stage) for stage in state["stages"]]
-        if state["before"] is not None:
-            before = copy.deepcopy(model)
-            before.load_state_dict(state["before"])
+        if state["stage1"] is not None:
+            stage1 = copy.deepcopy(model)
+            stage1.load_state_dict(state["stage1"])
         model.load_state_dict(state["model"])
-        model.paths = state["paths"]
+        branches = state["branches"]
 
-    def keep(running: dict[str, Any]) -> None:
+    def save_all(running: dict[str, Any]) -> None:
         if save is not None:
-            earlier = None if before is None else before.state_dict()
-            done = [stage._asdict() for stage in stages]
-            paths = getattr(model, "paths", {})
-            save({"stages": done, "before": earlier, "model": model.state_dict(), "paths": paths, **running})
+            first = None if stage1 is None else stage1.state_dict()
+            finished = [stage._asdict() for stage in stages]
+            save({"stages": finished, "stage1": first, "model": model.state_dict(), "branches": branches, **running})
+
+    def start_balancing() -> Model | None:
+        return model.start_balancing(train, valid, {name: weights for name, (_, weights) in branches.items()})
 
     for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
-        if place and before is None:
+        if place and stage1 is None:
             if not epochs:
-                return stages, copy.deepcopy(model)
-            before = model.start_balancing(train, valid)
-        stages.append(run_stage(name, model, train, valid, settings, epochs, seed, progress, keep, state))
+                return Trained(model, model, stages, copy.deepcopy(model))
+            stage1 = start_balancing()
+        here = schedule._replace(before=schedule.per_epoch * sum(stage.epochs for stage in stages))
+        stages.append(
+            run_stage(name, model, train, valid, settings, epochs, seed, progress, here, branches, save_all, state)
+        )
         state = None
-    if isinstance(model, EBMC):
-        if before is None:
-            before = model.start_balancing(train, valid)
-        model.settle(valid)
-    return stages, before
+    if stage1 is None:
+        stage1 = start_balancing()
+    return Trained(model.finalize(valid, stage1), model, stages, stage1)
 
 
 def run_stage(
     name: str,
-    model: EBMC | Concat,
+    model: Model,
     train: Fold,
     valid: Fold,
     settings: Settings,
     epochs: int,
     seed: int,
     progress: Progress,
+    schedule: Schedule,
+    branches: Branches,
     save: Save,
     state: dict[str, Any] | None,
 ) -> Stage:
@@ -113,17 +129,17 @@ def run_stage(
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
-    while len(history) < epochs and len(history) - _best(model, history) < settings.patience:
+    patience = settings.patience, settings.patience_steps
+    while len(history) < epochs and schedule.go_on(*_progress(model, history), *patience):
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
         alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
-        entry = _epoch(model, step, optimizer, train, settings, alike, own)
+        entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
         metrics = from_first(lambda: measure(model, valid))
-        if isinstance(model, EBMC) and not (model.teachers or "imtd" in settings.without):
-            watch(model, valid)
+        keep_best_branches(model, valid, branches)
         history.append(
             {
                 **entry,
@@ -141,14 +157,20 @@ def run_stage(
     if history:
         model.load_state_dict(best)
         history[_best(model, history) - 1]["selected"] = True
-    seconds, steps = sum(entry["seconds"] for entry in history), len(history) * -(-len(train) // settings.batch_size)
+    seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
 
 
-def _best(model: EBMC | Concat, history: list[dict[str, Any]]) -> int:
+def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
     scores = [score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Scores and losses on validation by epoch."""
+    scores = [score(model.spec.kind, entry["valid"])[0] for entry in history]
+    return scores, [entry["valid"]["loss"] for entry in history]
 
 
 def _draw(*what: int | str) -> int:
@@ -157,49 +179,52 @@ def _draw(*what: int | str) -> int:
 
 
 @torch.no_grad()
-def watch(model: EBMC, valid: Fold) -> None:
-    """Keep each unimodal path as it is at its own best epoch: they are not at their best together."""
+def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
+    """Keep each unimodal branch from its own best epoch, because these epochs differ."""
     model.eval()
-    for name in model.spec.dims:
-        path, here = model.path(name), valid.keep(valid.present[name])
-        if len(here):
-            said = said_of(here, lambda b, path=path, name=name: path(b.features[name], b.lengths.get(name)))
-            now = worth(model.spec, *said)
-            if name not in model.paths or now > model.paths[name][0]:
-                model.paths[name] = (now, copy.deepcopy(path.state_dict()))
+    for name, branch in model.unimodal_branches().items():
+        rows = valid.keep(valid.present[name])
+        if len(rows):
+            outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
+            now = worth(model.spec, outputs, target)
+            if name not in best or now > best[name][0]:
+                best[name] = now, copy.deepcopy(branch.state_dict())
 
 
 def _epoch(
-    model: EBMC | Concat,
+    model: Model,
     step: Callable[[Batch], Prediction],
     optimizer: torch.optim.Optimizer,
     train: Fold,
     settings: Settings,
+    schedule: Schedule,
+    epochs: int,
     alike: torch.Generator,
     own: torch.Generator,
 ) -> dict[str, Any]:
     model.train()
     sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "energy": {}, "gradient": {}}
-    deviations = scales(model.encoders)
+    std = feature_std(model.encoders)
     batches = shuffled(train, settings.batch_size, alike)
-    for rows in batches:
-        batch, present = train.rows(share(rows)), train.presence(rows)
+    for i, rows in enumerate(batches):
+        model.strength = schedule.strength(epochs * schedule.per_epoch + i)
+        places = share(rows, train.conversation)
+        batch, present = train.rows(rows[places]), train.presence(rows)
         if settings.modality_dropout:
-            present = random_drop(present, settings.modality_dropout, alike)
-        batch = batch.showing({name: share(here) for name, here in present.items()})
+            present = random_drop(present, model.strength * settings.modality_dropout, alike)
+        batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
-            batch = spoil(batch, deviations, settings.corruption, own)
+            batch = spoil(batch, std, model.strength * settings.corruption, own)
         out = step(batch)
         optimizer.zero_grad()
-        # Some balancers change gradients rather than the loss.
-        model.backward(out) if hasattr(model, "backward") else out.loss.backward()
+        model.backward(out)
         _add(sums["gradient"], gradient_norms(model.encoders))
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         _add(sums["train"], out.terms)
         _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
-    return {**means, "gradient": shares(means["gradient"])}
+    return {**means, "gradient": shares(means["gradient"]), "steps": len(batches)}
 
 
 def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:

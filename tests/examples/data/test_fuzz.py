@@ -4,6 +4,7 @@
 """
 
 import collections
+import contextlib
 import io
 import os
 import pickle
@@ -36,13 +37,21 @@ def pickles():
         x = fold(rng, 3, ("text", "audio", "vision"))
         ids = [f"v$_${i}" for i in range(3)]
         bert = np.ones((3, 3, 3))
-        mmsa[name] = x | {"regression_labels": np.ones(3), "id": ids, "audio_lengths": [1, 2, 3], "text_bert": bert}
-        mult[name] = x | {"labels": np.ones((3, 1, 1)), "id": np.array([[b"v", b"0", b"1"]] * 3)}
+        mmsa[name] = x | {
+            "regression_labels": np.array([0.5, -1.2, 3]),
+            "id": ids,
+            "audio_lengths": [1, 2, 3],
+            "text_bert": bert,
+        }
+        mult[name] = x | {"labels": np.array([0.5, -1.2, 3])[:, None, None], "id": np.array([[b"v", b"0", b"1"]] * 3)}
         iemocap[name] = x | {"labels": np.eye(2)[np.ones((3, 4), int)], "id": np.array(ids, object)}
     videos = {f"v{i}": [f"v{i}_{j}" for j in range(2)] for i in range(6)}
     labels = {v: [np.float64(1.0), 0.5] for v in videos}
     gcnet = [videos, labels, {}, collections.OrderedDict(), {"v0", "v1"}, ["v2"], ("v3", "v4")]
-    return [pickle.dumps(x, p) for x in (mmsa, mult, iemocap, gcnet) for p in (0, 2, 4, 5)]
+    frames = [(["so", "good"], rng.normal(size=(n, 2)), rng.normal(size=(n, 3))) for n in (1, 2, 3)]
+    rows = [(x, np.array([[0.5]]), f"v{i}[{i}]") for i, x in enumerate(frames)]
+    tuples = dict.fromkeys(("train", "dev", "test"), rows)
+    return [pickle.dumps(x, p) for x in (mmsa, mult, iemocap, gcnet, tuples) for p in (0, 2, 4, 5)]
 
 
 class Call:
@@ -134,6 +143,45 @@ def archives():
     return found
 
 
+def containers(work):
+    """Small files of the other containers, by the library that reads each; whatever is installed."""
+    rng = np.random.default_rng(0)
+    fields = {"x_a": rng.normal(size=(6, 2)), "x_b": np.ones((6, 3, 2), "f2"), "length_b": np.ones(6, int)}
+    fields |= {"y": np.arange(6) % 2, "split": np.arange(6) // 2}
+    ids, found = [f"u{i}" for i in range(6)], {}
+    import torch
+
+    tensors = {name: torch.from_numpy(x) for name, x in fields.items()}
+    for name, zipped in (("pt", True), ("old pt", False)):
+        out = io.BytesIO()
+        torch.save(tensors | {"id": ids}, out, _use_new_zipfile_serialization=zipped)
+        found[name] = out.getvalue()
+    with contextlib.suppress(ImportError):
+        from safetensors.torch import save
+
+        found["safetensors"] = save(tensors)
+    with contextlib.suppress(ImportError):
+        import h5py
+
+        for name, packed in (("h5", {}), ("packed h5", {"compression": "gzip", "chunks": True})):
+            out = io.BytesIO()
+            with h5py.File(out, "w") as file:
+                for key, x in fields.items():
+                    file.create_dataset(key, data=x, **packed)
+                file["id"] = ids
+            found[name] = out.getvalue()
+    with contextlib.suppress(ImportError):
+        from scipy.io import savemat
+
+        for name, packed in (("mat", False), ("packed mat", True)):
+            out = io.BytesIO()
+            savemat(out, {**fields, "x_b": np.ones((6, 3, 2)), "id": np.array(ids)}, do_compression=packed)
+            found[name] = out.getvalue()
+    np.save(work / "a.npy", np.ones((2, 3)))
+    found["csv"] = b"id,split,label,a\n" + b"".join(b"u%d,%d,%d,a.npy\n" % (i, i // 2, i % 2) for i in range(6))
+    return found
+
+
 def mutated(rng, data, pieces):
     """`data` with some bytes flipped, cut, doubled or replaced by a piece."""
     data = bytearray(data)
@@ -172,12 +220,13 @@ def fuzz(seconds, seed, most):
     (work / "good.npz").write_bytes(zips[0])
     convert(work / "good.npz", work / "good")
     kept = {file: file.read_bytes() for file in (work / "good").rglob("*") if file.is_file()}
+    others = containers(work)
     straight = [*((b"\x80\x04" + piece + b".", ".pkl") for piece in pieces), *((data, ".npz") for data in zips)]
     started = time.process_time()
     for number in range(most):
         if time.process_time() - started > seconds:
             break
-        kind = rng.choice(["pickle", "pickle", "npz", "folder"])
+        kind = rng.choice(["pickle", "pickle", "npz", "folder", "other", "other"])
         if number < len(straight):
             kind, (data, suffix) = "attack", straight[number]
             path = work / f"case{suffix}"
@@ -186,6 +235,9 @@ def fuzz(seconds, seed, most):
             path = work / "good"
             file = rng.choice(list(kept))
             file.write_bytes(mutated(rng, kept[file], [b"../", b'"shape": [99999999999, 2]', b"[" * 9999, b"NaN"]))
+        elif kind == "other":
+            kind, path = rng.choice(list(others)), work / "case"
+            path.write_bytes(mutated(rng, others[kind], [b"../", b"\xff" * 8, bytes(8), b"\xff\xff\xff\x7f"]))
         else:
             path = work / "case"
             path.write_bytes(
@@ -214,7 +266,8 @@ def test_strangers_files(tmp_path):
     command = [sys.executable, "-W", "error", __file__, "6", "0", "1500"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-500:] + run.stderr[-3000:]
-    assert all(f"('{kind}', 'refused')" in run.stdout for kind in ("attack", "pickle", "npz", "folder"))
+    kinds = ("attack", "pickle", "npz", "folder", "pt", "old pt", "csv")
+    assert all(f"('{kind}', 'refused')" in run.stdout for kind in kinds)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_mult_label_shapes(tmp_path, utterances, shape):
 
 def test_mult_of_mosei_has_sentiment_in_the_first_of_seven_columns(tmp_path, utterances):
     seven = {
-        fold: np.column_stack([y, np.full((len(y), 6), 9)])[:, None] for fold, (_, _, y, _) in utterances.items()
+        fold: np.column_stack([y, np.full((len(y), 6), 2.5)])[:, None] for fold, (_, _, y, _) in utterances.items()
     }
     data = load(mult(tmp_path, utterances, labels=seven.get))
     assert data.splits["test"].target.tolist() == utterances["test"][2].tolist()

@@ -41,7 +41,7 @@ def mmsa_fold(rows=4, **changes):
         "vision": rng.normal(size=(rows, 7, 2)).astype(np.float32),
         "annotations": np.array(["Positive"] * rows, dtype=object),
         "classification_labels": np.ones(rows),
-        "regression_labels": np.linspace(-3, 3, rows),
+        "regression_labels": np.linspace(-3, 3, rows) * 0.9,
     } | changes
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -66,7 +66,7 @@ def test_mmsa(tmp_path):
         assert x.dtype == (torch.float16 if name == "text" else torch.float32)  # as in the file
         assert not x[torch.arange(x.shape[1]) >= split.lengths[name][:, None]].any()
     assert split.group == ["video0", "video0", "video1", "video1"]
-    assert split.target.tolist() == [-3, -1, 1, 3]
+    np.testing.assert_allclose(split.target, [-2.7, -0.9, 0.9, 2.7], rtol=1e-6)
     assert "vision absent in 1 train, 1 valid, 1 test" in data.note
 
 
@@ -100,9 +100,9 @@ def test_mmsa_label_shapes(tmp_path, shape):
 
 def test_mmsa_seven_columns_start_with_the_sentiment(tmp_path):
     y = np.zeros((4, 7))
-    y[:, 0] = [-1, 0, 1, 2]
-    y[:, 1] = 9
-    assert load(mmsa(tmp_path, regression_labels=y)).splits["test"].target.tolist() == [-1, 0, 1, 2]
+    y[:, 0] = [-1, 0, 1.5, 2]
+    y[:, 1] = 3
+    assert load(mmsa(tmp_path, regression_labels=y)).splits["test"].target.tolist() == [-1, 0, 1.5, 2]
 
 
 def test_mmsa_without_validation_splits_off_whole_videos(tmp_path):
@@ -112,12 +112,13 @@ def test_mmsa_without_validation_splits_off_whole_videos(tmp_path):
 
 
 def test_mmsa_one_unlabelled_fold_to_predict(tmp_path):
-    path = write(tmp_path / "d.pkl", {"test": mmsa_fold(regression_labels=None)})
+    path = write(tmp_path / "d.pkl", {"test": mmsa_fold(regression_labels=None, classification_labels=None)})
     data = load(path, labels=False)
     assert list(data.splits) == ["test"]
     assert data.splits["test"].target is None
+    folds = {"test": mmsa_fold(regression_labels=None, classification_labels=None)}
     with pytest.raises(DataError, match=r"holds .*expected .* and regression_labels; add"):
-        load(path)
+        load(write(tmp_path / "d.pkl", folds))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,12 @@ def test_mmsa_one_unlabelled_fold_to_predict(tmp_path):
         ({"text": None, "audio": None, "vision": None}, r"holds raw_text.*expected at least one of text.*; add"),
         ({"regression_labels": np.zeros((4, 2))}, r"regression_labels has shape \(4, 2\), expected one.*keep"),
         ({"regression_labels": ["good"] * 4}, r"regression_labels are not numbers .*expected one.*recode"),
-        ({"regression_labels": np.full(4, 5.0)}, r"labels run from 5 to 5, expected sentiment from -3 to 3; resc"),
+        (
+            {"regression_labels": np.full(4, 5.5)},
+            r"labels run from 5.5 to 5.5, expected sentiment from -3 to 3; pass",
+        ),
         ({"regression_labels": np.array([np.nan] * 4)}, r"4 labels are NaN .*video0\$_\$0.*expected numbers; label"),
-        ({"regression_labels": np.zeros(3)}, r"differ in rows .*labels 3.*expected one row.*same list"),
+        ({"regression_labels": np.full(3, 1.5)}, r"differ in rows .*labels 3.*expected one row.*same list"),
         ({"id": ["a"]}, r"differ in rows \(id 1, text features 4"),
         ({"audio_lengths": [9] * 4}, r"'audio'\]: lengths run from 9 to 9, expected 0 to 8.*correct the lengths"),
         ({"audio_lengths": [np.nan] * 4}, r"lengths came as \[nan, nan, nan, nan\], expected 4 whole numbers"),
@@ -263,7 +267,7 @@ def test_gcnet_label_errors(tmp_path):
     names = [f"Ses0{i}" for i in range(8)]
     with pytest.raises(DataError, match=r"labels are not all numbers, expected integers.*recode"):
         load(gcnet(tmp_path, labels={v: ["sad"] * 3 for v in names}))
-    with pytest.raises(DataError, match=r"labels run from -1 to 1, expected classes 0, 1, …; recode"):
+    with pytest.raises(DataError, match=r"labels are whole numbers only \(-1, 0, 1\).*--task classification"):
         load(gcnet(tmp_path, labels={v: [-1, 0, 1] for v in names}))
     with pytest.raises(DataError, match=r"every label is class 0, expected at least two classes; check"):
         load(gcnet(tmp_path, labels={v: [0, 0, 0] for v in names}))
@@ -329,12 +333,13 @@ def test_npz(tmp_path):
     ("y", "task", "kind", "dtype"),
     [
         (np.arange(12) % 2 == 0, None, "classes", torch.int64),
-        (np.arange(12.0), None, "regression", torch.float32),
+        (np.arange(12) / 2, None, "regression", torch.float32),
+        (np.arange(12.0) + 30, None, "regression", torch.float32),
         (np.arange(12.0)[:, None], "regression", "regression", torch.float32),
         (np.arange(12) % 7 - 3, "sentiment", "sentiment", torch.float32),
         (np.arange(12) % 2, "classes", "classes", torch.int64),
     ],
-    ids=["bools", "floats", "one column", "integer sentiment", "classes"],
+    ids=["bools", "floats", "whole floats", "one column", "integer sentiment", "classes"],
 )
 def test_npz_kind(tmp_path, y, task, kind, dtype):
     data = load(npz(tmp_path, y=y, task=task))
@@ -395,18 +400,28 @@ def test_npz_to_predict(tmp_path):
         ({"y": None}, r"no field y, expected labels .*; add y, or use the file for prediction only"),
         ({"split": None}, r"no field split, expected 0 \(train\), 1 \(valid\) or 2 \(test\).*add it"),
         ({"split": np.full(12, 3)}, r"split has .* values 3, expected integers.*recode"),
-        ({"split": np.array(["train"] * 12)}, r"split has .* values train, expected integers.*recode"),
+        (
+            {"split": np.array(["trial"] * 12)},
+            r"split is called 'trial' \(12 rows\).*rename it to 'train'",
+        ),
         (
             {"y": np.zeros((12, 2))},
-            r"y has shape \(12, 2\).*expected numbers \(N,\), or integers \(N, C\).*write one label",
+            r"y has shape \(12, 2\), expected one label per row, one-hot rows.*keep",
         ),
-        ({"y": np.array(["a"] * 12)}, r"y has shape \(12,\) and dtype <U1, expected numbers"),
+        ({"y": np.array(["a"] * 12)}, r"y are not numbers .*expected one label per row; recode"),
         ({"y": np.arange(12) - 1}, r"labels run from .* to .*, expected classes 0, 1"),
-        ({"y": np.arange(12.0), "task": "classes"}, r"dtype float64 for task 'classes', expected integers; cast"),
-        ({"y": np.arange(12.0), "task": "sentiment"}, r"expected sentiment from -3 to 3; rescale"),
+        (
+            {"y": np.arange(12) / 2, "task": "classes"},
+            r"y are not all whole numbers \(first: 0.5\)",
+        ),
+        ({"y": np.arange(12.0)}, r"y are whole numbers only .*--task classification"),
+        ({"y": np.eye(12, dtype=int)}, r"holds one 1 in each row.*--task classification or --task multilabel"),
+        ({"y": np.arange(12) / 6 - 1, "task": "sentiment"}, r"y run from -1 to 0.833333.*pass --range -1 1"),
+        ({"y": np.arange(12) / 6, "task": "sentiment", "range": [1]}, r"range is .*expected two numbers"),
+        ({"y": np.arange(12.0), "task": "sentiment"}, r"expected sentiment from -3 to 3; pass --range"),
         (
             {"task": "emotion"},
-            r"task is 'emotion', expected one of sentiment, classes, multilabel, regression; correct",
+            r"task is 'emotion', expected one of sentiment, classification, multilabel, regr",
         ),
         ({"y": np.zeros(5)}, r"the fields differ in rows \(.*y 5.*expected one row per utterance.*same list"),
         ({"length_vision": None}, r"x_vision has shape \(12, 5, 2\).*without length_vision, expected.*add length_v"),
@@ -450,13 +465,15 @@ def test_missing_path(tmp_path):
 
 def test_unknown_file(tmp_path):
     (tmp_path / "table.csv").write_text("text,label\n")
-    with pytest.raises(DataError, match=r"table\.csv is neither a pickle nor an \.npz, expected.*MMSA.*convert"):
+    with pytest.raises(DataError, match=r"table\.csv is a text, expected.*MMSA.*name a column split"):
         load(tmp_path / "table.csv")
 
 
 @pytest.mark.parametrize("content", [{"labels": [1]}, [1, 2], {"train": [1]}, 3])
 def test_unknown_pickle(tmp_path, content):
-    with pytest.raises(DataError, match=r"d\.pkl is a pickle with a (dict|list|int).*expected an MMSA.*convert"):
+    with pytest.raises(
+        DataError, match=r"d\.pkl is a pickle with a (dict|list|int).*expected an MMSA.*(nearest|write)"
+    ):
         load(write(tmp_path / "d.pkl", content))
 
 

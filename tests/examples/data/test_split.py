@@ -157,8 +157,8 @@ def test_a_modality_absent_from_validation_still_has_a_teacher(dataset):
     valid = fold_of(dataset, "valid")
     gone = valid.showing(valid.present | {"vision": torch.zeros(40, dtype=torch.bool)})
     model = EBMC(Spec.of(dataset), Settings())
-    model.start_balancing(gone, gone)
-    assert model.scales["vision"] == 1
+    model.start_balancing(gone, gone, {})
+    assert model.temperatures()["vision"] == 1
 
 
 class Watched(torch.Tensor):

@@ -120,6 +120,47 @@ def test_one_utterance():
     assert np.isnan(metrics.regression(np.array([1.0]), np.array([1.0]))["r2"])
 
 
+def bins(values, points):
+    """Class of each value, by counting the cut points below it."""
+    return np.array([sum(v > point for point in points) for v in np.clip(values, -1, 1)])
+
+
+def test_scaled_on_the_scale_of_ch_sims():
+    rng = np.random.default_rng(0)
+    y = rng.choice(np.linspace(-1, 1, 11).round(1), 200)
+    p = rng.normal(0, 0.8, 200)
+    m = metrics.compute("sentiment", p, y, range=(-1, 1))
+    assert list(m) == ["acc2", "acc3", "acc5", "f1", "mae", "corr"]
+    for key, points in {"acc2": [0], "acc3": [-0.1, 0.1], "acc5": [-0.7, -0.1, 0.1, 0.7]}.items():
+        assert m[key] == pytest.approx(100 * np.mean(bins(p, points) == bins(y, points)))
+    assert m["f1"] == pytest.approx(weighted_f1(bins(p, [0]), bins(y, [0])))
+    assert m["mae"] == pytest.approx(np.abs(np.clip(p, -1, 1) - y).mean())
+    assert m["corr"] == pytest.approx(np.corrcoef(np.clip(p, -1, 1), y)[0, 1])
+
+
+def test_scaled_by_hand():
+    y = np.array([-1.0, -0.7, -0.1, 0.0, 0.1, 0.7, 1.0], np.float32)  # each cut point is the upper end of its class
+    p = np.array([-0.7, -0.6, 0.0, 0.1, 0.0, 0.2, 0.8], np.float32)
+    m = metrics.compute("sentiment", p, y, range=(-1, 1))
+    assert m["acc5"] == pytest.approx(100 * 5 / 7)  # -0.7 against -0.6, and -0.1 against 0.0
+    assert m["acc3"] == pytest.approx(100 * 6 / 7)
+    assert m["acc2"] == pytest.approx(100 * 5 / 7)  # 0.0 against 0.1, twice
+
+
+def test_scaled_moves_with_the_scale():
+    rng = np.random.default_rng(1)
+    y, p = rng.choice(np.linspace(-1, 1, 11).round(1), 100), rng.normal(0, 0.8, 100)
+    unit = metrics.compute("sentiment", p, y, range=(-1, 1))
+    stars = metrics.compute("sentiment", 3 + 2 * p, 3 + 2 * y, range=(1, 5))
+    for key in ("acc2", "acc3", "acc5", "f1", "corr"):
+        assert stars[key] == pytest.approx(unit[key])
+    assert stars["mae"] == pytest.approx(2 * unit["mae"])
+    whole = np.arange(1.0, 6)
+    assert metrics.compute("sentiment", whole, whole, range=(1, 5))["acc5"] == 100
+    assert metrics.compute("sentiment", np.full(5, 3.0), whole, range=(1, 5))["acc5"] == pytest.approx(20)
+    assert metrics.compute("sentiment", p, y, range=(-3, 3)) == metrics.sentiment(p, y)
+
+
 def test_compute_dispatches_by_kind(pair):
     p, y = pair
     assert metrics.compute("sentiment", p, y) == metrics.sentiment(p, y)

@@ -47,8 +47,7 @@ def write_run(folder, data, names=("ebmc", "concat", "sound"), seeds=(1, 2)):
                 encoder.standardise(Fold.of(dataset.splits["train"], spec, CPU).frames(m))
             if name == "ebmc":
                 valid = Fold.of(dataset.splits["valid"], spec, CPU)
-                model.start_balancing(valid, valid)
-                model.settle(valid)
+                model = model.finalize(valid, model.start_balancing(valid, valid, {}))
             checkpoint.save(folder / f"{name}-{seed}.pt", name, seed, model, settings)
     return folder
 

@@ -23,13 +23,13 @@ def looked():
     folds = {name: Fold.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    stages, before = train(model, folds["train"], folds["valid"], model.settings, 0, lambda *_: None)
+    ebmc = train(model, folds["train"], folds["valid"], model.settings, 0, lambda *_: None)
 
     def kept():
-        return predict(model, folds["test"]).outputs, dict(model.votes), dict(model.scales)
+        return predict(ebmc.model, folds["test"]).outputs, dict(ebmc.model.mixtures), ebmc.model.temperatures()
 
     then = kept()
-    found = internals.look(model, before, stages, folds)
+    found = internals.look(ebmc, folds)
     now = kept()
     assert torch.equal(then[0], now[0])  # looking changes nothing
     assert then[1:] == now[1:]

@@ -1,4 +1,4 @@
-"""The models: no label in what they say, absent modalities, padding, stages."""
+"""The models: labels never reach the predictions, absent modalities, padding, stages."""
 
 from dataclasses import replace
 
@@ -12,9 +12,10 @@ from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import Vote, calibrate, fit_scale, fit_vote, vote_for
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, TrustEnsemble
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
+from modbalance.functional import scale_temperature
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,7 @@ def balanced(fold):
     spec, train_fold, valid, _ = fold
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    train(model, train_fold, valid, model.settings, 0, lambda *_: None)
-    return model.eval()
+    return train(model, train_fold, valid, model.settings, 0, lambda *_: None).model.eval()
 
 
 def test_target_changes_no_output(balanced, fold):
@@ -59,11 +59,12 @@ def test_absent_modalities_and_padding_change_nothing(kind, fold):
 def test_enhanced_features_reach_the_head(balanced, fold):
     batch = fold[3]
     before = predict(balanced, batch).outputs
-    state = {k: v.clone() for k, v in balanced.enhance.state_dict().items()}
-    for p in balanced.enhance.parameters():
+    enhance = balanced.student.enhance
+    state = {k: v.clone() for k, v in enhance.state_dict().items()}
+    for p in enhance.parameters():
         torch.nn.init.normal_(p.data)
     assert not torch.allclose(predict(balanced, batch).outputs, before, atol=1e-2)
-    balanced.enhance.load_state_dict(state)
+    enhance.load_state_dict(state)
 
 
 def test_trust_is_exact_over_present_modalities(balanced, fold):
@@ -78,16 +79,38 @@ def test_fusion_weighs_by_trust_on_held_out_data(balanced, fold):
     spec, _, valid, _ = fold
     trust = predict(balanced, valid).trust
     present = valid.present
-    means = {name: trust[name][present[name]].mean() for name in spec.dims}
-    weights = balanced._weights(present)
+    # tempered by the trust in the stage-1 model: at 1 the weights stay even
+    temper = 1 - balanced.student.fused_trust
+    means = {name: trust[name][present[name]].mean() ** temper for name in spec.dims}
+    weights = balanced.student.fusion_weights(present)
     whole = torch.stack(list(present.values())).all(0)
     for name, weight in weights.items():
         assert (weight[~present[name]] == 0).all()
-        torch.testing.assert_close(weight[whole], (means[name] / sum(means.values())).expand(int(whole.sum())))
+        expected = 3 * means[name] / sum(means.values())
+        torch.testing.assert_close(weight[whole], expected.expand(int(whole.sum())))
     torch.manual_seed(0)
-    even = EBMC(spec, Settings())._weights(present)
+    even = EBMC(spec, Settings()).fusion_weights(present)
     assert all((weight[whole] == weight[whole][0]).all() for weight in even.values())
-    assert even["text"][whole][0] == pytest.approx(1 / 3)
+    assert even["text"][whole][0] == pytest.approx(1)
+
+
+def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanced, fold):
+    """The formula anew: mean trust among the calibrated teachers and the calibrated stage-1 model."""
+    spec, _, valid, _ = fold
+    student, stage1 = balanced.student, balanced.stage1.copy
+    batch = valid.rows(torch.arange(len(valid)))
+    with torch.no_grad():
+        outputs = student.teachers(batch).outputs
+        fused = stage1(batch).outputs
+    residual = (fused[:, 0] - batch.target) ** 2 / fused[:, 1].exp()
+    outputs["fused"] = torch.stack([fused[:, 0], fused[:, 1] + residual.mean().log()], 1)
+    present = {**batch.present, "fused": torch.ones(len(valid), dtype=torch.bool)}
+    expected = student.distill.trust(outputs, None, present)["fused"].mean()
+    assert 0 < student.fused_trust < 1
+    assert student.fused_trust == pytest.approx(expected.item(), rel=1e-3)
+    copy = EBMC(spec, student.settings)
+    copy.load_state_dict(student.state_dict())
+    assert copy.fused_trust == student.fused_trust
 
 
 def test_nothing_present_gives_a_number(balanced, fold):
@@ -98,134 +121,60 @@ def test_nothing_present_gives_a_number(balanced, fold):
 def test_batch_of_one_trains(fold):
     spec, train_fold, _, _ = fold
     model = EBMC(spec, Settings())
-    model.start_balancing(train_fold, train_fold)
+    model.start_balancing(train_fold, train_fold, {})
     model(train_fold.rows(torch.tensor([0]))).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_teachers_do_not_drift(balanced, fold):
     batch = fold[1].rows(torch.arange(64))
-    before = balanced.teach("text", batch).clone()
+    teachers = balanced.student.teachers
+    before = teachers.predict("text", batch).clone()
     optimizer = torch.optim.SGD(balanced.parameters(), lr=0.1)
     balanced.train()
     balanced(batch).loss.backward()
     optimizer.step()
     balanced.train()
-    assert torch.equal(balanced.teach("text", batch), before)
-
-
-def test_scale_of_an_over_confident_classifier():
-    torch.manual_seed(0)
-    logits = torch.randn(20_000, 4)
-    target = torch.distributions.Categorical(logits=logits).sample()
-    assert fit_scale("classification", 3 * logits, target) == pytest.approx(3, rel=0.1)
-
-
-def test_scale_of_an_over_confident_regression():
-    torch.manual_seed(0)
-    outputs = torch.stack([torch.zeros(20_000), torch.zeros(20_000)], 1)
-    scale = fit_scale("gaussian", outputs, 2 * torch.randn(20_000))
-    assert scale == pytest.approx(4, rel=0.1)
-    torch.testing.assert_close(calibrate("gaussian", outputs, 4.0)[:, 1].exp(), torch.full((20_000,), 4.0))
-
-
-def experts(task, n=2000):
-    """One expert who knows, one who errs, one who guesses."""
-    torch.manual_seed(0)
-    target = torch.randint(3, (n,)) if task == "classification" else torch.randn(n)
-    sure = torch.nn.functional.one_hot(target, 3) * 4.0 if task == "classification" else target[:, None].repeat(1, 2)
-    said = {"knows": sure + torch.randn(sure.shape), "errs": -sure, "guesses": torch.randn(sure.shape)}
-    if task == "gaussian":
-        said = {name: torch.stack([x[:, 0], torch.zeros(n)], 1) for name, x in said.items()}
-    return said, target, dict.fromkeys(said, torch.ones(n, dtype=torch.bool))
-
-
-@pytest.mark.parametrize("task", ["classification", "gaussian"])
-def test_a_fitted_vote_is_no_worse_than_any_expert(task):
-    said, target, present = experts(task)
-    fitted = fit_vote(task, said, target, present, shrink=1e-3)
-
-    def loss(outputs):
-        if task == "gaussian":
-            return (outputs[:, 0] - target).square().mean()
-        return torch.nn.functional.cross_entropy(outputs, target)
-
-    assert loss(fitted(task, said, present)) <= min(loss(x) for x in said.values()) + 0.01
-    assert fitted.bias["knows"] == max(fitted.bias.values())
-
-
-def test_a_vote_with_neither_power_nor_bias_is_the_average():
-    said, _, present = experts("classification", 5)
-    mean = torch.stack([x.log_softmax(-1) for x in said.values()]).mean(0)
-    vote = Vote(0.0, 0.0, dict.fromkeys(said, 0.0))
-    torch.testing.assert_close(vote("classification", said, present), mean)
-
-
-def test_a_vote_doubts_what_is_not_typical():
-    said, target, present = experts("classification")
-    spoilt = torch.arange(len(target)) % 2 == 0
-    said["knows"] = torch.where(spoilt[:, None], said["errs"], said["knows"])
-    typical = {"knows": torch.where(spoilt, -5.0, -0.01)}
-    fitted, plain = (fit_vote("classification", said, target, present, known) for known in (typical, None))
-    assert fitted.doubt > 0.5
-    right, without = (
-        torch.nn.functional.cross_entropy(vote("classification", said, present, known), target)
-        for vote, known in ((fitted, typical), (plain, None))
-    )
-    assert right < without - 0.05
-
-
-def test_every_sample_gets_the_vote_of_its_own_set():
-    votes = {
-        names: Vote(float(i), i + 0.5, {"a": 10.0 + i})
-        for i, names in enumerate([("a",), ("b", "a"), ("a", "b", "c")])
-    }
-    present = {"a": [1, 1, 1, 0], "b": [0, 1, 1, 1], "c": [0, 0, 1, 1]}
-    found = vote_for(votes, {name: torch.tensor(here, dtype=torch.bool) for name, here in present.items()})
-    assert found.power.tolist() == [0, 1, 2, 2]  # a set without a vote has the last one's
-    assert found.doubt.tolist() == [0.5, 1.5, 2.5, 2.5]
-    assert found.bias["a"].tolist() == [10, 11, 12, 12]
-
-
-def test_without_samples_a_vote_is_even():
-    said, target, present = experts("gaussian", 3)
-    none = torch.zeros(3, dtype=torch.bool)
-    said, present = ({name: x[none] for name, x in given.items()} for given in (said, present))
-    found = fit_vote("gaussian", said, target[none], present)
-    assert set(found.bias.values()) == {0.0}
+    assert torch.equal(teachers.predict("text", batch), before)
 
 
 def test_teachers_are_kept_at_their_own_best_epochs(fold):
     spec, train_fold, valid, _ = fold
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0))
+    model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0, warmup_steps=0))
     best = {}
 
-    def tell(stage, epoch, entry):
-        for name, (score, _) in model.paths.items():
-            best[name] = max(best.get(name, score), score)
+    def save(state):
+        for name, (score, weights) in state["branches"].items():
+            if name not in best or score > best[name][0]:
+                best[name] = score, {k: v.clone() for k, v in weights.items()}
 
-    train(model, train_fold, valid, model.settings, 0, tell)
-    assert {name: score for name, (score, _) in model.paths.items()} == best
+    train(model, train_fold, valid, model.settings, 0, lambda *_: None, save=save)
+    settings = replace(model.settings, stage2_epochs=1)
+    torch.manual_seed(0)
+    ebmc = train(EBMC(spec, settings), train_fold, valid, settings, 0, lambda *_: None).student
+    assert best.keys() == spec.dims.keys()
+    for name, (_, weights) in best.items():
+        kept = ebmc.teachers.branches[name].copy.state_dict()
+        assert all(torch.equal(x, kept[key]) for key, x in weights.items())
 
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",)])
-def test_the_answer_is_the_vote_of_all_experts(names, balanced, fold):
+def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
     shown = fold[3].showing(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
-    said = predict(balanced, shown)
+    got = predict(balanced, shown)
     batch = shown.rows(torch.arange(32))
-    votes, balanced.votes = balanced.votes, {}
+    student, temperatures = balanced.student, balanced.temperatures()
     with torch.no_grad():
-        parts = {name: balanced.teach(name, batch) for name in balanced.teachers}
-        parts["fused"] = calibrate("gaussian", balanced(batch).outputs, balanced.scales["fused"])
-        parts["before"] = calibrate("gaussian", balanced.before(batch).outputs, balanced.scales["before"])
-        typical = {
-            name: balanced.typical[name](batch.features[name], batch.lengths[name]) for name in balanced.teachers
+        raw = {name: student.teachers.predict(name, batch) for name in fold[0].dims}
+        raw |= {STAGE1: balanced.stage1(batch).outputs, STAGE2: student(batch).outputs}
+        scores = {
+            name: score(batch.features[name], batch.lengths[name]) for name, score in student.teachers.ood.items()
         }
-    balanced.votes = votes
-    present = batch.present | dict.fromkeys(("before", "fused"), torch.ones(32, dtype=torch.bool))
-    expected = votes[names]("gaussian", parts, present, typical)
-    torch.testing.assert_close(expected, said.outputs, atol=1e-5, rtol=1e-5)
+    experts = {name: scale_temperature("gaussian", x, temperatures[name]) for name, x in raw.items()}
+    present = batch.present | dict.fromkeys((STAGE1, STAGE2), torch.ones(32, dtype=torch.bool))
+    expected = balanced.mixtures[names]("gaussian", experts, present, scores)
+    torch.testing.assert_close(expected, got.outputs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +189,16 @@ def test_order_of_the_stages(order, first, fold):
     spec, train_fold, valid, _ = fold
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order))
-    stages, before = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
+    trained = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
+    stages = trained.stages
     assert "-".join(stage.name for stage in stages) == order
     (name, terms), *_ = first.items()
     assert stages[0].name == name
     assert terms <= stages[0].history[0]["train"].keys()
-    assert before.teachers == {}
-    assert model.teachers.keys() == spec.dims.keys()
-    assert len(model.votes) == 7
+    assert trained.stage1.teachers is None
+    assert set(model.teachers.branches) == set(spec.dims)
+    assert isinstance(trained.model, TrustEnsemble)
+    assert len(trained.model.mixtures) == 7
     both = {"alignment", "reconstruction", "gap", "descent"}
     assert both <= stages[-1].history[0]["train"].keys()
     assert ("distillation" in stages[-1].history[0]["train"]) == (order != "joint")

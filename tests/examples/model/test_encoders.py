@@ -99,7 +99,7 @@ def test_attention_is_that_of_torch():
     keys = torch.arange(5) < lengths[:, None]
     h = block.attend(x)
     seen = x + torch_own(h, h, h, key_padding_mask=~keys, need_weights=False)[0]
-    torch.testing.assert_close(block(x, keys), seen + block.mlp(block.think(seen)))
+    torch.testing.assert_close(block(x, keys[:, None, None]), seen + block.mlp(block.think(seen)))
 
 
 def test_positions():

@@ -1,4 +1,4 @@
-"""EBMC with its teachers leaves Python: `torch.export` of what it does at inference."""
+"""`torch.export` of EBMC with its teachers and its ensemble."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ class Inference(nn.Module):
         self.model = model
 
     def forward(self, features, lengths, present):
-        said = self.model(Batch(features, lengths, present, None))
-        return said.outputs, said.trust
+        out = self.model(Batch(features, lengths, present, None))
+        return out.outputs, out.trust
 
 
 # torch.export's own: it warns of constants that it lifts.
@@ -31,9 +31,7 @@ def test_both_stages_are_exported_for_any_batch_size():
     fold = Fold.of(dataset.splits["valid"], spec, torch.device("cpu"))
     torch.manual_seed(0)
     model = EBMC(spec, Settings())
-    model.start_balancing(fold, fold)
-    model.settle(fold)
-    model.eval()
+    model = model.finalize(fold, model.start_balancing(fold, fold, {})).eval()
     rows = {0: torch.export.Dim("rows", min=2)}
     with torch.no_grad():
         batch = fold.rows(torch.arange(6))

@@ -1,4 +1,4 @@
-"""Whether an input looks as in training: its distance against scipy, and noise told from clean."""
+"""The out-of-distribution score: its distance against scipy, and noise separated from clean inputs."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold
-from ebmc_msa.model.ood import Typical, pooled
+from ebmc_msa.model.ood import OODScore, pooled
 
 
 def fold(rows, seed, length=True):
@@ -27,62 +27,62 @@ def fold(rows, seed, length=True):
 SPEC = Spec("classes", {"a": 6}, ("a",), 2)
 
 
-def learnt(length=True):
-    typical, train = Typical(6), fold(200, 0, length)
-    scale = torch.cat(list(train.frames("a"))).std(0)
-    typical.fit("a", train, fold(100, 1, length), scale)
-    return typical, train, scale
+def fitted(length=True):
+    train = fold(200, 0, length)
+    score = OODScore(torch.cat(list(train.frames("a"))).std(0))
+    score.fit("a", train, fold(100, 1, length))
+    return score, train
 
 
 def test_distance_is_that_of_mahalanobis():
-    typical, train, _ = learnt()
+    score, train = fitted()
     batch = train.keep(train.present["a"]).rows(torch.arange(160))
     x = pooled(batch.features["a"], batch.lengths["a"]).double()
     spread = x.std(0)
     spread[5] = 1.0
     precision = LedoitWolf().fit(((x - x.mean(0)) / spread).numpy()).precision_
-    signs = typical.signs(batch.features["a"], batch.lengths["a"])
+    features = score.features(batch.features["a"], batch.lengths["a"])
     for i in range(5):
         expected = mahalanobis((x[i] / spread).numpy(), (x.mean(0) / spread).numpy(), precision) ** 2 / 6
-        assert signs[i, 1].exp().item() == pytest.approx(expected, rel=1e-3)
-    torch.testing.assert_close(signs[:, 2].exp(), batch.lengths["a"].float())
+        assert features[i, 1].exp().item() == pytest.approx(expected, rel=1e-3)
+    torch.testing.assert_close(features[:, 2].exp(), batch.lengths["a"].float())
 
 
 @pytest.mark.parametrize("length", [True, False])
-def test_tells_spoilt_from_clean_samples_it_never_saw(length):
-    typical, _, scale = learnt(length)
+def test_separates_corrupted_from_clean_samples_it_never_saw(length):
+    score, _ = fitted(length)
     clean = fold(200, 2, length).rows(torch.arange(200))
-    spoilt = spoil(clean, {"a": scale}, 1.0, torch.Generator().manual_seed(0))
-    said = torch.cat([typical(b.features["a"], b.lengths.get("a")) for b in (clean, spoilt)])
-    assert (said <= 0).all()
-    assert roc_auc_score([1] * 200 + [0] * 200, said) > 0.8
+    corrupted = spoil(clean, {"a": score.feature_std}, 1.0, torch.Generator().manual_seed(0))
+    scores = torch.cat([score(b.features["a"], b.lengths.get("a")) for b in (clean, corrupted)])
+    assert (scores <= 0).all()
+    assert roc_auc_score([1] * 200 + [0] * 200, scores) > 0.8
 
 
-def test_an_empty_fold_teaches_nothing():
-    typical = Typical(6)
+def test_an_empty_split_changes_nothing():
+    score = OODScore(torch.ones(6))
     none = fold(20, 0).showing({"a": torch.zeros(20, dtype=torch.bool)})
-    typical.fit("a", none, fold(20, 1), torch.ones(6))
-    typical.fit("a", fold(20, 1), none, torch.ones(6))
-    assert typical(torch.randn(3, 4, 6), torch.tensor([4, 2, 1])).abs().max() < 1e-9
+    score.fit("a", none, fold(20, 1))
+    score.fit("a", fold(20, 1), none)
+    assert score(torch.randn(3, 4, 6), torch.tensor([4, 2, 1])).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("rows", [2, 40])
 def test_a_constant_modality_and_little_data_give_numbers(rows):
-    typical = Typical(6)
+    score = OODScore(torch.ones(6))
     train, valid = (fold(rows, seed, False) for seed in (0, 1))
     still = {"a": torch.full((rows, 6), 3.0)}
     for features in (train.features, still):
         here = {"a": torch.ones(rows, dtype=torch.bool)}
         known, held = (replace(f, features=features, present=here) for f in (train, valid))
-        typical.fit("a", known, held, torch.ones(6))
-        assert torch.isfinite(typical(features["a"])).all()
-        assert torch.isfinite(typical(torch.randn(5, 6) * 1e4)).all()
+        score.fit("a", known, held)
+        assert torch.isfinite(score(features["a"])).all()
+        assert torch.isfinite(score(torch.randn(5, 6) * 1e4)).all()
 
 
 def test_padding_does_not_count():
-    typical, train, _ = learnt()
+    score, train = fitted()
     batch = train.rows(torch.arange(8))
     x = batch.features["a"].clone()
     for i, n in enumerate(batch.lengths["a"].tolist()):
         x[i, n:] = float("nan")
-    torch.testing.assert_close(typical(x, batch.lengths["a"]), typical(batch.features["a"], batch.lengths["a"]))
+    torch.testing.assert_close(score(x, batch.lengths["a"]), score(batch.features["a"], batch.lengths["a"]))

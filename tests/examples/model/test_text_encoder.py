@@ -46,7 +46,7 @@ def mmsa(tmp_path):
                 "raw_text": np.array(words),
                 "id": [f"v{i}$_${i}" for i in range(n)],
                 "audio": rng.normal(size=(n, 1, 5)).astype("float32"),
-                "regression_labels": np.array([1 if "good" in w else -1 for w in words], "float32"),
+                "regression_labels": np.array([1 if "good" in w else -1.5 for w in words], "float32"),
             }
             folds[fold] |= {name: make(n) for name, make in changes.items()}
             folds[fold] = {name: value for name, value in folds[fold].items() if value is not None}

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ebmc_msa.data import DataError, Dataset, Split
-from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import Fold
+from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import distributed, resume, run
 from ebmc_msa.training.checkpoint import build
@@ -64,16 +65,18 @@ def dataset():
         present = {"text": torch.rand(rows) < 0.7, "audio": torch.ones(rows, dtype=torch.bool)}
         lengths = {"text": torch.randint(1, 5, (rows,)) * present["text"]}
         features["text"] *= (torch.arange(4) < lengths["text"][:, None])[..., None]
-        return Split(features, lengths, present, y, [str(i) for i in range(rows)])
+        talk = Conversation(torch.arange(rows) // 5, torch.arange(rows), torch.arange(rows) % 2)
+        return Split(features, lengths, present, y, [str(i) for i in range(rows)], conversation=talk)
 
     return Dataset("toy", "classes", 3, {"train": split(23), "valid": split(12), "test": split(12)})
 
 
-def trained(name, without=()):
+def trained(name, without=(), context="none"):
     """In float64: the optimizer turns the rounding of a gradient near 0 into a whole step."""
     dropout = 0.3 if name == "concat" else 0.0  # of EBMC it also hides own parts, on each process in its own way
     settings = Settings(
         without=without,
+        context=context,
         stage1_epochs=2,
         stage2_epochs=2,
         batch_size=11,
@@ -84,22 +87,31 @@ def trained(name, without=()):
         corruption=0.0,
     )
     data = dataset()
-    spec = Spec.of(data)
+    spec = spec_of(data, settings)
     torch.manual_seed(0)
     model = build(name, spec, settings).double()
     folds = (Fold.of(data.splits[fold], spec, torch.device("cpu")) for fold in ("train", "valid"))
-    stages, _ = train(model, *folds, settings, 0, lambda *_: None)
+    stages = train(model, *folds, settings, 0, lambda *_: None).stages
     return {"history": [entry for stage in stages for entry in stage.history], "state": model.state_dict()}
 
 
-@pytest.mark.parametrize(("name", "without"), [("ebmc", ()), ("ebmc", ("cce", "msd")), ("concat", ())])
-def test_two_processes_are_one(name, without, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "without", "context"),
+    [
+        ("ebmc", (), "none"),
+        ("ebmc", ("cce", "msd"), "none"),
+        ("concat", (), "none"),
+        ("ebmc", (), "gru"),
+        ("concat", (), "transformer"),
+    ],
+)
+def test_two_processes_are_one(name, without, context, tmp_path):
     def work(rank):
         with distributed.joined():
-            torch.save(trained(name, without), tmp_path / f"{rank}.pt")
+            torch.save(trained(name, without, context), tmp_path / f"{rank}.pt")
 
     assert launch(work) == [0] * SIZE
-    want = trained(name, without)
+    want = trained(name, without, context)
     for rank in range(SIZE):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(got["state"], want["state"], rtol=1e-6, atol=1e-8)

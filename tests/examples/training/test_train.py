@@ -151,15 +151,14 @@ def test_checkpoint_holds_teachers_and_calibration(compared):
     from ebmc_msa.training import checkpoint
 
     content = torch.load(compared / "runs/a/ebmc-1.pt", weights_only=True)
-    beside = content["state"]["_extra_state"]
-    assert set(beside["teachers"]) == set(beside["reliability"]) == {"sound", "lidar"}
-    assert set(beside["scales"]) == {"sound", "lidar", "before", "fused"}
-    assert set(beside["votes"]) == {"sound", "lidar", "sound+lidar"}
-    assert beside["before"]
-    assert not any(key.startswith(("teachers", "before")) for key in content["state"])
+    state = content["state"]
+    teachers, ensemble = state["student.teachers._extra_state"], state["_extra_state"]
+    assert set(teachers["branches"]) == set(teachers["temperatures"]) == {"sound", "lidar"}
+    assert set(ensemble["mixtures"]) == {"sound", "lidar", "sound+lidar"}
+    assert ensemble["stage1"]
     _, _, model = checkpoint.read(compared / "runs/a/ebmc-1.pt", torch.device("cpu"))
     model.train()
-    assert not any(m.training for t in model.teachers.values() for m in t.copy.modules())
+    assert not any(m.training for frozen in model.frozen() for m in frozen.modules())
 
 
 @pytest.mark.parametrize("part", ["msd", "cce", "emc", "imtd"])
@@ -269,7 +268,9 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sedes", "1"], "unrecognized arguments: --sedes"),
+        (["--sedes", "1"], "error: unknown option --sedes; did you mean --seeds?"),
+        (["--rnage", "-1", "1"], "error: unknown option --rnage; did you mean --range?"),
+        (["--task", "clasification"], "did you mean classification?"),
         (["--without", "edm"], "invalid choice: 'edm'"),
         (["--batch-size", "0"], "expected a whole number from 1"),
         (["--modality-dropout", "1"], "expected a probability in [0, 1)"),
@@ -280,14 +281,16 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
 def test_misspelt_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
-    assert message in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[0]
+    assert len(lines) == 2
 
 
 def test_help_is_quick_and_complete():
     text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
     options = (
         "data seeds model compare without stage1-epochs stage2-epochs patience batch-size lr modality-dropout device "
-        "encoder finetune-text text-lr out name evaluate predictions"
+        "encoder finetune-text text-lr out name evaluate predictions task range labels"
     )
     assert all(f"--{option}" in text for option in options.split())
 

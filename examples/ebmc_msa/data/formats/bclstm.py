@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import csv
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.gcnet import modality_of
+from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _FOLDS = ("train", "test")
 
@@ -25,14 +27,14 @@ def is_bclstm(folder: Path) -> bool:
     return (folder / "transcripts.csv").is_file() and any((folder / f"text_{f}.csv").is_file() for f in _FOLDS)
 
 
-def read_bclstm(folder: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
+def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory) -> Dataset:
     names = _first_column(folder / "transcripts.csv")
     sources = {modality_of(d.name): d for d in sorted(folder.iterdir()) if (d / f"{d.name}_train0.csv").is_file()}
     if not sources:
         raise DataError(
             f"{folder}: no features, expected text/text_train0.csv and the like beside transcripts.csv; add them."
         )
-    splits = {}
+    splits, values = {}, {}
     for fold in _FOLDS:
         index = folder / f"text_{fold}.csv"
         rows = _first_column(index)
@@ -61,15 +63,29 @@ def read_bclstm(folder: Path, *, labels: bool, assemble: Assemble = in_memory) -
             modalities[name] = clean(str(file), table[:, :-1], ids=ids, assemble=assemble)
         if labels and not np.isin(target, (0, 1)).all():
             raise DataError(f"{folder}: labels of {fold} are not all 0 or 1, expected 0 or 1 last; recode them.")
+        if np.isin(target, (0, 1)).all():
+            values[fold] = target.astype(np.int64)
         splits[fold] = Split(
             {name: m.features for name, m in modalities.items()},
             {},
             {name: m.present for name, m in modalities.items()},
-            torch.from_numpy(target.astype(np.int64)) if np.isin(target, (0, 1)).all() else None,
+            None,
             ids,
             [i.rpartition("_")[0] or i for i in ids],
         )
-    return Dataset(folder.resolve().name, "classes", 2, splits, "bc-LSTM layout: 0 negative, 1 positive")
+    name = folder.resolve().name
+    found = decide(Source(name, "labels", stated="classes"), values, options)
+    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "_") or {}
+    splits = {
+        fold: replace(split, target=found.values.get(fold), conversation=conversations.get(fold))
+        for fold, split in splits.items()
+    }
+    left = len(names) - len({i for split in splits.values() for i in split.id})
+    note = "bc-LSTM layout: 0 negative, 1 positive"
+    note += f"; {left} utterances of no split left out" if left > 0 else ""
+    if found.kind == "classes":
+        found = found._replace(classes=2, names=("negative", "positive"))
+    return replace(found.dataset(name, splits, note), conversational=bool(conversations))
 
 
 def _first_column(file: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """Our own layout as a folder, what `convert.py` writes: one .npy per array, mapped instead of read.
 
 `manifest.json` tells name, kind and labels, and of each array shape, dtype and SHA-256; the folders `train`, `valid`
-and `test` hold `x_<modality>.npy`, `length_<modality>.npy`, `present_<modality>.npy`, `y.npy`, `id.npy`, `group.npy`.
+and `test` hold `x_<modality>.npy`, `length_<modality>.npy`, `present_<modality>.npy`, `y.npy`, `id.npy`, `group.npy`,
+`conversation.npy`, `order.npy`, `speaker.npy`.
 All is clean already. Names, sizes and headers are checked whenever it is read, and the content of every file up to
 64 MB; that of larger ones by `verify`.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
 from ebmc_msa.data.formats.clean import row_blocks
 from ebmc_msa.data.formats.npy import open_npy, read_header
@@ -27,7 +29,8 @@ from ebmc_msa.data.formats.npy import open_npy, read_header
 MANIFEST = "manifest.json"
 _VERSION = 1
 _ALWAYS_VERIFIED = 2**26  # bytes
-_FIELD = re.compile(r"(?:(x|length|present)_([\w-]+)|y|id|group)")
+_FIELD = re.compile(r"(?:(x|length|present)_([\w-]+)|y|id|group|conversation|order|speaker)")
+_CONVERSATION = ("conversation", "order", "speaker")
 _KINDS = ("sentiment", "classes", "multilabel", "regression", None)
 
 
@@ -56,7 +59,17 @@ def read_folder(path: Path) -> Dataset:
                 f"{path / fold}: y has class {int(y.max())}, expected {manifest['classes']} classes; "
                 "convert the source again."
             )
-    return Dataset(manifest["name"], kind, manifest["classes"], splits, manifest["note"], labels)
+    scale = tuple(manifest["range"]) if manifest.get("range") else None
+    return Dataset(
+        manifest["name"],
+        kind,
+        manifest["classes"],
+        splits,
+        manifest["note"],
+        labels,
+        conversational=manifest.get("conversational") is True,
+        range=scale,
+    )
 
 
 def verify(path: Path) -> int:
@@ -92,6 +105,9 @@ def write_folder(dataset: Dataset, path: Path) -> None:
                 arrays[f"length_{name}"] = split.lengths[name]
         if split.target is not None:
             arrays["y"] = split.target
+        if split.conversation is not None:
+            parts = zip(_CONVERSATION, split.conversation, strict=True)
+            arrays |= {field: x for field, x in parts if x is not None}
         for field, names in (("id", split.id), ("group", split.group)):
             if names is not None:
                 arrays[field] = _strings(field, names)
@@ -102,6 +118,8 @@ def write_folder(dataset: Dataset, path: Path) -> None:
         "kind": dataset.kind,
         "classes": dataset.classes,
         "labels": dataset.labels,
+        "conversational": dataset.conversational,
+        "range": dataset.range,
         "note": dataset.note,
         "folds": folds,
     }
@@ -171,7 +189,12 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     folds, kind, classes = manifest["folds"], manifest["kind"], manifest["classes"]
     if not all(isinstance(text, str) for text in texts) or kind not in _KINDS or type(classes) is not int:
         raise ValueError("name, note, labels, kind or classes are not what they should be")
-    if len(manifest["labels"]) != (classes if kind == "multilabel" else 0) or not 0 <= classes < 2**31:
+    if (scale := manifest.get("range")) is not None:
+        low, high = scale
+        if not all(type(n) in (int, float) for n in scale) or not -1e9 < low < high < 1e9:
+            raise ValueError(f"range {str(scale)[:40]}")
+    named = {"multilabel": (classes,), "classes": (0, classes)}.get(kind, (0,))
+    if len(manifest["labels"]) not in named or not 0 <= classes < 2**31:
         raise ValueError(f"{len(manifest['labels'])} labels and {classes} classes for {kind}")
     if not folds or not set(folds) <= set(FOLDS):
         raise ValueError(f"folds {listed(folds)}")
@@ -182,6 +205,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         if "id" not in fields:
             raise ValueError("no field id")
         names = {match[2] for match in matches.values() if match and match[2]}
+        if len({"conversation", "order"} & set(fields)) == 1 or ("speaker" in fields and "order" not in fields):
+            raise ValueError(f"fields {listed(fields)}: conversation and order stand together")
         if not names or not {f"{part}_{name}" for part in ("x", "present") for name in names} <= set(fields):
             raise ValueError(f"fields {listed(fields)}: each modality needs x and present")
         for field, entry in fields.items():
@@ -199,7 +224,8 @@ def _fits(field: str, dtype: Any, axes: int, sequence: bool) -> bool:
         return (dtype in ("<f4", "<i8") and axes == 1) or (dtype == "<f4" and axes == 2)
     if field in ("id", "group"):
         return isinstance(dtype, str) and bool(re.fullmatch(r"<U\d{1,4}", dtype)) and axes == 1
-    return dtype == ("<i8" if field.startswith("length_") else "|b1") and axes == 1
+    integers = field.startswith("length_") or field in _CONVERSATION
+    return dtype == ("<i8" if integers else "|b1") and axes == 1
 
 
 def _fold(folder: Path, fields: dict[str, Any]) -> Split:
@@ -229,6 +255,11 @@ def _fold(folder: Path, fields: dict[str, Any]) -> Split:
         torch.from_numpy(arrays["y"]) if "y" in arrays else None,
         arrays["id"].tolist(),
         arrays["group"].tolist() if "group" in arrays else None,
+        conversation=Conversation(
+            *(torch.from_numpy(arrays[field]) if field in arrays else None for field in _CONVERSATION)
+        )
+        if "conversation" in arrays
+        else None,
     )
 
 

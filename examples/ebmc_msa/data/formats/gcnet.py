@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ebmc_msa.data.dataset import DataError, Dataset, Kind, Split, canonical, listed, scalars
+from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import numbered
+from ebmc_msa.data.formats.emotions import iemocap
 from ebmc_msa.data.formats.npy import open_npy
+from ebmc_msa.data.task import LabelOptions, Source, decide
 
 # What people call their feature folders. The longest word wins, so that hubert is not read as bert.
 _WORDS = {
@@ -32,9 +35,11 @@ def is_gcnet(content: Any) -> bool:
     )
 
 
-def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
+def read_gcnet(
+    content: Any, path: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
+) -> Dataset:
     """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation fold."""
-    utterances, values, _, _, *folds = content
+    utterances, values, speakers, _, *folds = content
     utterances = {video: scalars(f"{path}: {video}", "the first entry", names) for video, names in utterances.items()}
     folds = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(folds, 5)]
     utterances = dict(zip(scalars(str(path), "the first entry", utterances), utterances.values(), strict=True))
@@ -47,38 +52,44 @@ def read_gcnet(content: Any, path: Path, *, labels: bool, assemble: Assemble = i
                 "add their utterances or take them out of the fold."
             )
     numbers = _labels(path, utterances, values, labels)
-    kind: Kind | None = None
-    if numbers:
-        kind = "classes" if all(isinstance(n, int) for n in numbers.values()) else "sentiment"
     folders = _folders(path.parent / "features")
 
     rows = {
         fold: [(video, u) for video in sorted(members) for u in utterances[video]] for fold, members in videos.items()
     }
     ids = [u for fold in rows.values() for _, u in fold]
+    values = {fold: [numbers[pair] for pair in pairs] for fold, pairs in rows.items() if numbers}
+    target = decide(Source(path.resolve().parent.name, "labels"), values, options)
     modalities = {}
     for name in canonical(folders):
         x, present = _read(folders[name], ids)
         modalities[name] = clean(f"{folders[name]}, {name}", x, present=present, ids=ids, assemble=assemble)
 
+    spoken = _speakers(utterances, speakers)
+    conversations = numbered(
+        str(path),
+        {fold: [video for video, _ in pairs] for fold, pairs in rows.items()},
+        {fold: range(len(pairs)) for fold, pairs in rows.items()},
+        spoken and {fold: [spoken[pair] for pair in pairs] for fold, pairs in rows.items()},
+    )
     splits, start = {}, 0
     for fold, pairs in rows.items():
         part = slice(start, start := start + len(pairs))
-        target = None
-        if numbers:
-            y = [numbers[pair] for pair in pairs]
-            target = torch.tensor(y, dtype=torch.int64 if kind == "classes" else torch.float32)
         splits[fold] = Split(
             {name: m.features[part] for name, m in modalities.items()},
             {},
             {name: m.present[part] for name, m in modalities.items()},
-            target,
+            target.values.get(fold),
             [u for _, u in pairs],
             [video for video, _ in pairs],
+            conversation=conversations[fold],
         )
-    classes = max(numbers.values()) + 1 if kind == "classes" else 1
     used = ", ".join(f"{name} from {folders[name].name}" for name in canonical(folders))
-    return Dataset(path.resolve().parent.name, kind, classes, splits, f"GCNet layout: {used}")
+    left = sum(map(len, utterances.values())) - len(ids)
+    note = f"GCNet layout: {used}" + (f"; {left} utterances of no split left out" if left > 0 else "")
+    if target.kind == "classes":
+        target = target._replace(names=iemocap(utterances, target.classes))
+    return replace(target.dataset(path.resolve().parent.name, splits, note), conversational=True)
 
 
 def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tuple[str, str], Any]:
@@ -104,6 +115,18 @@ def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tupl
             "recode the second entry of the pickle."
         )
     return flat
+
+
+def _speakers(utterances: dict[str, list[str]], speakers: Any) -> dict[tuple[str, str], str] | None:
+    """By video and utterance; None where they are not told."""
+    found = {str(video): names for video, names in speakers.items()} if isinstance(speakers, dict) else {}
+    if any(len(found.get(video, ())) != len(names) for video, names in utterances.items()):
+        return None
+    return {
+        (video, name): str(speaker)
+        for video, names in utterances.items()
+        for name, speaker in zip(names, found[video], strict=True)
+    }
 
 
 def _flat(values: Any) -> list[Any]:

@@ -2,49 +2,109 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed, scalars
+from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory, numbers
-from ebmc_msa.data.formats.labels import sentiment
+from ebmc_msa.data.formats.conversations import by_clip
+from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.task import SIMS, LabelOptions, Source, Target, decide, whole
 
 _MODALITIES = ("text", "audio", "vision")
+_OWN = {"text": "regression_labels_T", "audio": "regression_labels_A", "vision": "regression_labels_V"}
+_OWN_CLASSES = {key.replace("regression", "classification") for key in _OWN.values()}
 _OTHER = {
     "raw_text", "id", "text_bert", "annotations", "classification_labels", "regression_labels",
-    "audio_lengths", "vision_lengths",
+    "audio_lengths", "vision_lengths", *_OWN.values(), *_OWN_CLASSES,
 }  # fmt: skip
 
 
 def is_mmsa(content: Any) -> bool:
     """Fields that MulT's pickles, otherwise alike, do not have."""
-    folds = [content.get(fold) for fold in FOLDS] if isinstance(content, dict) else []
+    folds = content.values() if isinstance(content, dict) else []
     return any(isinstance(fields, dict) and (_OTHER - {"id"}) & fields.keys() for fields in folds)
 
 
 def read_mmsa(
-    content: dict[str, dict[str, Any]], name: str, *, labels: bool, assemble: Assemble = in_memory
+    content: dict[str, dict[str, Any]],
+    name: str,
+    *,
+    labels: bool,
+    options: LabelOptions,
+    assemble: Assemble = in_memory,
 ) -> Dataset:
-    folds = [content[fold] for fold in FOLDS if isinstance(content.get(fold), dict)]
-    ignored = {key for fields in folds for key in fields} - _OTHER - set(_MODALITIES)
-    ignored |= set(content) - set(FOLDS)
-    splits = {fold: _fold(f"{name}[{fold!r}]", content[fold], labels, assemble) for fold in FOLDS if fold in content}
-    note = "MMSA layout" + (f"; ignored {listed(sorted(map(str, ignored)))}" if ignored else "")
-    return Dataset(name=name, kind="sentiment", classes=1, splits=splits, note=note)
+    folds, rest = by_fold(name, content, dict)
+    for fold, fields in folds.items():
+        _check_fields(f"{name}[{fold!r}]", fields, labels)
+    rest += sorted({str(key) for fields in folds.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
+    target, own, note = _labels(name, folds, options)
+    splits = {fold: _split(f"{name}[{fold!r}]", fields, assemble) for fold, fields in folds.items()}
+    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "$_$") or {}
+    splits = {
+        fold: replace(
+            split,
+            target=target.values.get(fold),
+            own=own.get(fold, {}),
+            conversation=conversations.get(fold),
+        )
+        for fold, split in splits.items()
+    }
+    return target.dataset(name, splits, f"MMSA layout{note}{ignored(rest)}")
 
 
-def _fold(who: str, fields: Any, labels: bool, assemble: Assemble) -> Split:
-    fields = dict(fields) if isinstance(fields, dict) else {}
-    names = [name for name in _MODALITIES if name in fields]
-    if not names or (labels and "regression_labels" not in fields):
+def _labels(
+    name: str, folds: dict[str, dict[str, Any]], options: LabelOptions
+) -> tuple[Target, dict[str, dict[str, Tensor]], str]:
+    """The labels of all folds, those of single modalities as CH-SIMS has them, and a note on both."""
+
+    def held(key: str) -> dict[str, Any]:
+        return {fold: fields[key] for fold, fields in folds.items() if key in fields}
+
+    own = {modality: held(key) for modality, key in _OWN.items() if len(held(key)) == len(folds)}
+    plain, source = replace(options, labels=None), Source(name, "regression_labels")
+    if own:
+        source = source._replace(range=SIMS, why="labels of each modality, as in CH-SIMS")
+    chosen = options.choose(name, ("sentiment", *own)) if own else None
+    values, classes = held("regression_labels"), held("classification_labels")
+    if classes and (
+        (options.task == "classification" and not whole(values)) or (options.task == "auto" and not values)
+    ):
+        target = decide(Source(name, "classification_labels", stated="classes"), classes, options)
+        return target, {}, ", classes from classification_labels"
+    joint = decide(source, values, plain if own else options)
+    if not own or joint.kind != "sentiment":
+        return joint, {}, ""
+    apart = {m: decide(source._replace(what=_OWN[m]), labels, plain) for m, labels in own.items()}
+    correlations = {m: _correlation(found.values, joint.values) for m, found in apart.items()}
+    note = "; labels of " + ", ".join(f"{m} (correlation with the label {r:.2f})" for m, r in correlations.items())
+    note += f"; trained on the labels of {chosen}" if chosen in own else ""
+    target = apart.get(chosen or "", joint)
+    return target, {fold: {m: found.values[fold] for m, found in apart.items()} for fold in folds}, note
+
+
+def _correlation(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    x, y = (torch.cat([values[fold] for fold in a]).double() for values in (a, b))
+    return torch.corrcoef(torch.stack([x, y]))[0, 1].item() if len(x) == len(y) else float("nan")
+
+
+def _check_fields(who: str, fields: dict[str, Any], labels: bool) -> None:
+    labelled = "regression_labels" in fields or "classification_labels" in fields
+    if not any(name in fields for name in _MODALITIES) or (labels and not labelled):
         raise DataError(
             f"{who}: holds {listed(fields)}, expected at least one of text, audio, vision"
             + (" and regression_labels" if labels else "")
             + "; add what is missing, or convert the file to the .npz layout of this example."
         )
+
+
+def _split(who: str, fields: dict[str, Any], assemble: Assemble) -> Split:
+    fields = dict(fields)
+    names = [name for name in _MODALITIES if name in fields]
     for name in names:
         fields[name] = numbers(f"{who}[{name!r}]", fields[name])
     ids = scalars(who, "id", fields["id"] if fields.get("id") is not None else range(len(fields[names[0]])))
@@ -65,7 +125,7 @@ def _fold(who: str, fields: Any, labels: bool, assemble: Assemble) -> Split:
         features,
         lengths,
         present,
-        sentiment(who, "regression_labels", fields["regression_labels"]) if "regression_labels" in fields else None,
+        None,
         ids,
         [video for video, _ in apart] if all(len(parts) == 2 for parts in apart) else None,
         _words(who, fields, len(ids)),

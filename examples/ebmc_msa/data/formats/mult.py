@@ -7,20 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed, scalars
+from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, filled_frames, in_memory, numbers, reach
-from ebmc_msa.data.formats.labels import EMOTIONS, emotions, sentiment
+from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _MODALITIES = ("text", "audio", "vision")
 
 
 def is_mult(content: Any) -> bool:
-    return isinstance(content, dict) and any(isinstance(content.get(fold), dict) for fold in FOLDS)
+    folds = content.values() if isinstance(content, dict) else []
+    return any(isinstance(fields, dict) and any(name in fields for name in _MODALITIES) for fields in folds)
 
 
-def read_mult(content: dict[str, Any], name: str, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
+def read_mult(
+    content: dict[str, Any], name: str, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
+) -> Dataset:
     """Padding comes first in these files; where more rows end in zero frames than begin with them, it comes last."""
-    folds = {fold: content[fold] if isinstance(content[fold], dict) else {} for fold in FOLDS if fold in content}
+    folds, rest = by_fold(name, content, dict)
     filled: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
     for fold, fields in folds.items():
         who = f"{name}[{fold!r}]"
@@ -37,20 +41,13 @@ def read_mult(content: dict[str, Any], name: str, *, labels: bool, assemble: Ass
     ends = [sum(int((f.any(1) & ~f[:, side]).sum()) for f in filled.values()) for side in (0, -1)]
     padding = "first" if ends[0] >= ends[1] else "last"
 
-    targets, kind = {}, "sentiment"
-    for fold, fields in folds.items():
-        if "labels" in fields:
-            who = f"{name}[{fold!r}]"
-            targets[fold] = emotions(who, "labels", fields["labels"])
-            if targets[fold] is None:
-                targets[fold] = sentiment(who, "labels", fields["labels"])
-            else:
-                kind = "multilabel"
+    values = {fold: fields["labels"] for fold, fields in folds.items() if "labels" in fields}
+    target = decide(Source(name, "labels"), values, options)
     splits = {}
     for fold, fields in folds.items():
         who = f"{name}[{fold!r}]"
         names = [m for m in _MODALITIES if m in fields]
-        ids, group = _names(who, fields["id"] if fields.get("id") is not None else range(len(fields[names[0]])))
+        ids, group = names_of(who, fields["id"] if fields.get("id") is not None else range(len(fields[names[0]])))
         modalities = {
             m: clean(
                 f"{who}[{m!r}]",
@@ -66,18 +63,15 @@ def read_mult(content: dict[str, Any], name: str, *, labels: bool, assemble: Ass
             {m: x.features for m, x in modalities.items()},
             {m: x.lengths for m, x in modalities.items() if x.lengths is not None},
             {m: x.present for m, x in modalities.items()},
-            targets.get(fold),
+            target.values.get(fold),
             ids,
             group,
         )
-    ignored = {key for fields in folds.values() for key in fields} - {*_MODALITIES, "labels", "id"}
-    note = f"MulT layout, padding {padding}" + (f"; ignored {listed(sorted(map(str, ignored)))}" if ignored else "")
-    if kind == "multilabel":
-        return Dataset(name, "multilabel", len(EMOTIONS), splits, note, EMOTIONS)
-    return Dataset(name, "sentiment", 1, splits, note)
+    rest += sorted({str(key) for fields in folds.values() for key in fields} - {*_MODALITIES, "labels", "id"})
+    return target.dataset(name, splits, f"MulT layout, padding {padding}{ignored(rest)}")
 
 
-def _names(who: str, values: Any) -> tuple[list[str], list[str] | None]:
+def names_of(who: str, values: Any) -> tuple[list[str], list[str] | None]:
     """Names of the rows and their videos: `(video, start, end)`, `video$_$clip`, `video[clip]`, or no video known."""
     rows = np.atleast_1d(values).tolist() if isinstance(values, np.ndarray) else values
     rows = list(rows) if isinstance(rows, (list, tuple, range)) else [rows]

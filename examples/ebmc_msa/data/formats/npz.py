@@ -2,43 +2,70 @@
 
 `x_<modality>` (N, D), or (N, T, D) with `length_<modality>` (N,); `y` (integers: classes, floats:
 regression; integers (N, C): C labels that hold, 1, or not, 0, named by `labels` (C,)); `split` (0 train,
-1 valid, 2 test); optional `present_<modality>`, `id`, `task`, `group`.
+1 valid, 2 test, or their names); optional `present_<modality>`, `id`, `task`, `range`, `group` (never split apart);
+`conversation` with `order` (greater is later) and perhaps `speaker`, where rows are utterances of conversations.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Kind, Split, canonical, listed, scalars
+from ebmc_msa.data.conversation import Conversation
+from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.npy import read_npy
+from ebmc_msa.data.split_names import fold_of, unknown_split
+from ebmc_msa.data.task import TASKS, LabelOptions, Source, Target, decide
 
-_PLAIN = ("y", "split", "id", "task", "group", "labels")
+_PLAIN = ("y", "split", "id", "task", "group", "labels", "range", "conversation", "order", "speaker")
 _MOST_UNPACKED = 2**28  # bytes, and 200 times the file: zeros compress well
-_TASKS = ("sentiment", "classes", "multilabel", "regression")
 
 
-def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dataset:
-    fields = _fields(path)
+def read_npz(path: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory) -> Dataset:
+    return read_fields(_fields(path), path, ".npz", labels=labels, options=options, assemble=assemble)
+
+
+def is_fields(content: Any) -> bool:
+    """`x_<modality>` beside `y`, `split` and the like, from whatever file."""
+    return isinstance(content, dict) and any(isinstance(key, str) and key.startswith("x_") for key in content)
+
+
+def read_fields(
+    fields: dict[str, Any],
+    path: Path,
+    layout: str,
+    *,
+    labels: bool,
+    options: LabelOptions,
+    assemble: Assemble = in_memory,
+) -> Dataset:
+    """The data set of these arrays by field, which came from the file `path`."""
+    names = [
+        name for name in fields if name not in ("id", "group", "labels", "task", "split", "conversation", "speaker")
+    ]
+    fields = fields | {name: _array(path, name, fields[name]) for name in names}
     names = canonical(key[2:] for key in fields if key.startswith("x_"))
     _check_names(path, fields, names)
-    rows = {key: np.shape(value)[:1] for key, value in fields.items() if key not in ("task", "labels")}
+    rows = {key: np.shape(value)[:1] for key, value in fields.items() if key not in ("task", "labels", "range")}
     if len(set(rows.values())) > 1 or () in rows.values():
         counts = listed(f"{key} {shape[0] if shape else 'a scalar'}" for key, shape in rows.items())
         raise DataError(
             f"{path}: the fields differ in rows ({counts}), expected one row per utterance in each; "
             "write them from the same list of utterances."
         )
-    kind, classes, target = _target(path, fields, labels)
-    label_names = _label_names(path, fields, classes) if kind == "multilabel" else ()
+    target = _target(str(path), fields, labels, options)
+    if "labels" in fields and (target.kind == "multilabel" or (target.kind == "classes" and target.values)):
+        names_of_labels = _label_names(path, fields, target)
+        target = target._replace(names=names_of_labels, classes=len(names_of_labels))
     split = _split(path, fields, len(fields[f"x_{names[0]}"]), labels)
     for name in names:
         if fields[f"x_{name}"].ndim == 3 and f"length_{name}" not in fields:
@@ -51,6 +78,7 @@ def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dat
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
     # whether a fold may be missing is decided for all layouts alike
     rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
+    conversations = _conversations(path, fields, rows_of)
     modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
     for name in names:
         x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
@@ -70,13 +98,24 @@ def read_npz(path: Path, *, labels: bool, assemble: Assemble = in_memory) -> Dat
             {name: m.features for name, m in modalities[fold].items()},
             {name: m.lengths for name, m in modalities[fold].items() if m.lengths is not None},
             {name: m.present for name, m in modalities[fold].items()},
-            None if target is None else target[rows],
+            target.values[""][rows] if target.values else None,
             [ids[i] for i in rows],
             None if group is None else [group[i] for i in rows],
+            conversation=conversations.get(fold),
         )
         for fold, rows in rows_of.items()
     }
-    return Dataset(path.stem, kind, classes, splits, ".npz layout", label_names)
+    dataset = target.dataset(path.stem, splits, f"{layout} layout")
+    return replace(dataset, conversational="conversation" in fields)
+
+
+def _array(path: Path, name: str, values: Any) -> Any:
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{path}: {name} is no array ({error}), expected one of numbers; pad its rows.") from None
 
 
 def _fields(path: Path) -> dict[str, Any]:
@@ -121,52 +160,40 @@ def _check_names(path: Path, fields: Iterable[str], names: list[str]) -> None:
             )
 
 
-def _target(path: Path, fields: dict[str, Any], labels: bool) -> tuple[Kind | None, int, Tensor | None]:
-    task = str(fields["task"])[:40] if "task" in fields else None
-    if task is not None and task not in _TASKS:
-        raise DataError(f"{path}: task is {task!r}, expected one of {listed(_TASKS)}; correct or remove it.")
-    if "y" not in fields:
-        if labels:
-            raise DataError(
-                f"{path}: no field y, expected labels (integers: classes, floats: regression); add y, or use "
-                "the file for prediction only."
-            )
-        return task, 0 if task in ("classes", "multilabel") else 1, None  # type: ignore[return-value]
-    y = fields["y"]
-    if y.ndim == 2 and y.shape[1] > 1 and (task == "multilabel" or (task is None and y.dtype.kind in "iub")):
-        if y.dtype.kind not in "fiub":
-            raise DataError(f"{path}: y has dtype {y.dtype}, expected 0 or 1 for each label; recode it.")
-        return "multilabel", y.shape[1], _floats(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1 or y.dtype.kind not in "fiub":
+def _target(where: str, fields: dict[str, Any], labels: bool, options: LabelOptions) -> Target:
+    """Kind and values of `y`, of all rows."""
+    stated = str(fields["task"])[:40] if "task" in fields else None
+    stated = TASKS.get(stated or "", stated)
+    if stated is not None and stated not in TASKS.values():
+        raise DataError(f"{where}: task is {stated!r}, expected one of {listed(TASKS)}; correct or remove it.")
+    if labels and "y" not in fields:
         raise DataError(
-            f"{path}: y has shape {y.shape} and dtype {y.dtype}, expected numbers (N,), or integers (N, C) for C "
-            "labels that hold or not; write one label per row, classes as integers."
+            f"{where}: no field y, expected labels (integers: classes, floats: regression); add y, or use "
+            "the file for prediction only."
         )
-    if task == "multilabel":
-        raise DataError(f"{path}: y has shape {y.shape} for task 'multilabel', expected (N, C); correct one of them.")
-    integers = y.dtype.kind in "iub"
-    if task == "classes" and not integers:
+    scale = _range(where, fields["range"]) if "range" in fields else None
+    source = Source(where, "y", sentiment=False, integers=True, range=scale, stated=stated)  # type: ignore[arg-type]
+    return decide(source, {"": fields["y"]} if "y" in fields else {}, options)
+
+
+def _range(where: str, values: Any) -> tuple[float, float]:
+    try:
+        low, high = np.asarray(values, np.float64).ravel().tolist()
+        return LabelOptions(range=(low, high)).range  # type: ignore[return-value]
+    except (ValueError, TypeError) as problem:
         raise DataError(
-            f"{path}: y has dtype {y.dtype} for task 'classes', expected integers; cast y, or set task to "
-            "'regression'."
-        )
-    if integers and task in (None, "classes"):
-        return "classes", int(y.max(initial=0)) + 1, torch.from_numpy(y.astype(np.int64))
-    return task or "regression", 1, _floats(y)  # type: ignore[return-value]
+            f"{where}: range is {short(values)}, expected two numbers, the lowest and the highest sentiment; correct "
+            "it."
+        ) from problem
 
 
-def _floats(y: np.ndarray[Any, Any]) -> Tensor:
-    with np.errstate(over="ignore"):  # what is infinite then is reported as such
-        return torch.from_numpy(y.astype(np.float32))
-
-
-def _label_names(path: Path, fields: dict[str, Any], classes: int) -> tuple[str, ...]:
-    names = tuple(scalars(str(path), "labels", fields.get("labels", range(classes))))
-    if len(set(names)) != classes:
+def _label_names(path: Path, fields: dict[str, Any], target: Target) -> tuple[str, ...]:
+    """Of columns, as many as there are; of classes at least as many, since some may not occur."""
+    names, columns = tuple(scalars(str(path), "labels", fields["labels"])), target.kind == "multilabel"
+    if len(set(names)) != len(names) or len(names) < target.classes or (columns and len(names) > target.classes):
         raise DataError(
-            f"{path}: labels names {listed(names)}, expected {classes} names, one per column of y; correct it."
+            f"{path}: labels names {listed(names)}, expected {target.classes} names, one per "
+            + ("column of y; correct it." if columns else "class of y, that of 0 first; correct it.")
         )
     return names
 
@@ -178,6 +205,9 @@ def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.nd
         split = np.full(rows, 2)
     else:
         raise DataError(f"{path}: no field split, expected 0 (train), 1 (valid) or 2 (test) for each row; add it.")
+    split = np.asarray(split)
+    if split.ndim == 1 and split.dtype.kind in "US":
+        split = _split_of_names(path, split)
     if split.ndim != 1 or split.dtype.kind not in "iu" or not np.isin(split, (0, 1, 2)).all():
         raise DataError(
             f"{path}: split has shape {split.shape}, dtype {split.dtype} and values "
@@ -185,6 +215,38 @@ def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.nd
             "it."
         )
     return split
+
+
+def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
+    given = [key for key in ("conversation", "order", "speaker") if key in fields]
+    if given and not {"conversation", "order"} <= set(given):
+        lacks = " and ".join(key for key in ("conversation", "order") if key not in given)
+        raise DataError(
+            f"{path}: has {' and '.join(given)} without {lacks}, expected conversation and order together; "
+            f"add {lacks}."
+        )
+    if not given:
+        return {}
+    if fields["order"].ndim != 1 or fields["order"].dtype.kind not in "fiu":
+        raise DataError(
+            f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers "
+            "(N,), greater for what was said later; recode it."
+        )
+    texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
+
+    def by_split(values: np.ndarray[Any, Any]) -> dict[str, list[Any]]:
+        return {fold: values[rows].tolist() for fold, rows in rows_of.items()}
+
+    speakers = by_split(texts["speaker"]) if "speaker" in texts else None
+    return numbered(str(path), by_split(texts["conversation"]), by_split(fields["order"]), speakers)
+
+
+def _split_of_names(path: Path, names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    texts = scalars(str(path), "split", names)
+    for name in dict.fromkeys(texts):
+        if fold_of(name) is None:
+            raise unknown_split(str(path), name, texts.count(name))
+    return np.array([FOLDS.index(fold_of(name)) for name in texts])  # type: ignore[arg-type]
 
 
 def _present(path: Path, name: str, values: Any) -> Any:

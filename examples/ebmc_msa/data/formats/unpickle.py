@@ -342,7 +342,7 @@ for _step in [name for name in vars(_Unpickler) if name.startswith("load_")]:
     _Unpickler.dispatch[getattr(pickle, _step.removeprefix("load_").upper())[0]] = vars(_Unpickler)[_step]
 
 
-def _weigh(value: Any, known: dict[int, tuple[int, int] | None], above: int = 0) -> tuple[int, int]:
+def weigh(value: Any, known: dict[int, tuple[int, int] | None], above: int = 0) -> tuple[int, int]:
     """Bytes that `value` would fill if nothing in it were shared, and how deep it nests."""
     kind = type(value)
     if kind in (str, bytes, memoryview):
@@ -367,7 +367,7 @@ def _weigh(value: Any, known: dict[int, tuple[int, int] | None], above: int = 0)
     known[id(value)] = None
     if above > _MOST_DEPTH:
         raise DataError(f"it nests deeper than {_MOST_DEPTH}")
-    below = [_weigh(child, known, above + 1) for child in children]
+    below = [weigh(child, known, above + 1) for child in children]
     known[id(value)] = found = 8 + sum(w for w, _ in below), 1 + max((d for _, d in below), default=0)
     return found
 
@@ -384,7 +384,7 @@ def unpickle(path: Path) -> Any:
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         content = _Unpickler(data).load()
-        weight, depth = _weigh(content, {})
+        weight, depth = weigh(content, {})
         if weight > 16 * len(data) + 2**26 or depth > _MOST_DEPTH:
             raise DataError(f"it unfolds to {weight:,} bytes in {depth} levels from a file of {len(data):,}")
         return content

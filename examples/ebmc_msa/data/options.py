@@ -1,0 +1,29 @@
+"""The options that state what the labels of a file are, alike for every command."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ebmc_msa.data.task import TASKS, LabelOptions
+
+
+def add_label_options(group: Any) -> None:
+    """Add `--task`, `--range` and `--labels` to an argument group."""
+    group.add_argument(
+        "--task", choices=("auto", *TASKS), default="auto",
+        help="what the labels are; auto guesses, tells its guess, and refuses what is in doubt (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="lowest and highest sentiment (-3 3, or what the file is known to have)",
+    )  # fmt: skip
+    group.add_argument(
+        "--labels", metavar="NAME",
+        help="which labels, of a file that holds several: sentiment or emotions of MOSEI and MELD; sentiment, text, "
+        "audio or vision of CH-SIMS",
+    )  # fmt: skip
+
+
+def label_options(args: argparse.Namespace) -> LabelOptions:
+    return LabelOptions(args.task, args.range and tuple(args.range), args.labels)

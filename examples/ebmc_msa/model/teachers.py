@@ -1,0 +1,83 @@
+"""Frozen unimodal branches: the teachers of trust distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.split import Fold, outputs_and_targets
+from ebmc_msa.model.ood import OODScore
+from modbalance import Teacher
+from modbalance.functional import fit_temperature, scale_temperature
+from modbalance.presence import select
+
+
+class UnimodalBranch(nn.Module):
+    """One modality from its input to its own prediction: encoder (with its context), private part, head."""
+
+    def __init__(self, encoder: nn.Module, private: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.private, self.head = encoder, private, head
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.head(self.private(self.encoder(*inputs)))
+
+
+class TeacherOutputs(NamedTuple):
+    outputs: dict[str, Tensor]  # (B, width) by modality, calibrated
+    log_in_distribution: dict[str, Tensor]  # (B,) by modality; 0 where absent or without a score
+
+
+class Teachers(nn.Module):
+    """Calibrated outputs of frozen unimodal branches, and an out-of-distribution score of each input.
+
+    Args:
+        branches: by modality; they are copied.
+        feature_std: standard deviation of each input feature, `(D,)`, of the modalities that get a score.
+    """
+
+    def __init__(self, spec: Spec, branches: Mapping[str, nn.Module], feature_std: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.task = spec.task
+        self.branches = nn.ModuleDict({name: Teacher(branch) for name, branch in branches.items()})
+        self.temperatures = dict.fromkeys(branches, 1.0)
+        self.ood = nn.ModuleDict({name: OODScore(std) for name, std in feature_std.items()})
+
+    def forward(self, batch: Batch) -> TeacherOutputs:
+        outputs = {
+            name: scale_temperature(self.task, self.predict(name, batch), self.temperatures[name])
+            for name in self.branches
+        }
+        scores = {name: torch.zeros_like(here, dtype=torch.float32) for name, here in batch.present.items()}
+        for name, score in self.ood.items():
+            scores[name] = select(score(batch.features[name], batch.lengths.get(name)), batch.present[name])
+        return TeacherOutputs(outputs, scores)
+
+    def predict(self, name: str, batch: Batch) -> Tensor:
+        """Outputs of one teacher, `(B, width)`, not calibrated."""
+        return self.branches[name](*batch.inputs(name))
+
+    @torch.no_grad()
+    def fit(self, train: Fold, valid: Fold) -> None:
+        """Fit temperatures on validation, and the scores on both splits."""
+        for name in self.branches:
+            rows = valid.keep(valid.present[name])
+            if len(rows):
+                outputs, target = outputs_and_targets(rows, lambda batch, name=name: self.predict(name, batch))
+                self.temperatures[name] = fit_temperature(self.task, outputs, target)
+        for name, score in self.ood.items():
+            score.fit(name, train, valid)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The frozen weights, which `state_dict` leaves out, and the temperatures."""
+        weights = {name: teacher.copy.state_dict() for name, teacher in self.branches.items()}
+        return {"branches": weights, "temperatures": dict(self.temperatures)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.temperatures = dict(state["temperatures"])
+        for name, teacher in self.branches.items():
+            teacher.copy.load_state_dict(state["branches"][name])

@@ -1,0 +1,106 @@
+"""Sequences for components that take rows: each token a sample, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Tokens", "flatten_tokens"]
+
+
+class Tokens(NamedTuple):
+    """Sequences as rows, N for the tokens of all samples that count.
+
+    Attributes:
+        features: by modality, `(N, D_m)`.
+        target: as given, by row: `(N,)` or `(N, C)`; None without one.
+        present: by modality, bool `(N,)`.
+        mask: which token of which sample a row came from, bool `(B, T)`.
+
+    Examples:
+        >>> tokens = flatten_tokens({"text": torch.ones(2, 3, 4)}, torch.tensor([[True, True, False]] * 2))
+        >>> tokens.features["text"].shape, tokens.restore(tokens.features["text"]).shape
+        (torch.Size([4, 4]), torch.Size([2, 3, 4]))
+    """
+
+    features: dict[str, Tensor]
+    target: Tensor | None
+    present: dict[str, Tensor]
+    mask: Tensor
+
+    def restore(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """Rows `(N, ...)` as `(B, T, ...)`, `fill` where no row came from."""
+        whole = rows.new_full((*self.mask.shape, *rows.shape[1:]), fill)
+        return whole.masked_scatter(self.mask.reshape(self.mask.shape + (1,) * (rows.dim() - 1)), rows)
+
+
+def flatten_tokens(
+    features: Mapping[str, Tensor | None],
+    mask: Tensor | Mapping[str, Tensor],
+    target: Tensor | None = None,
+) -> Tokens:
+    """Aligned sequences `(B, T, D_m)` as rows `(N, D_m)`, one for each token that some modality has.
+
+    For components that take one row a sample, where the sample is a token: labels by token, or one label for a
+    sequence, which all of its tokens share. To have one row a sequence instead, pool it:
+    `masked_mean(x, mask, dim=1)`.
+
+    Args:
+        features: by modality, `(B, T, D_m)` with one T for all; None leaves one out.
+        mask: which tokens there are, bool `(B, T)`; one for all, or one by modality, then `present` of a token.
+        target: by token `(B, T)` or `(B, T, C)`, or by sequence `(B,)` or `(B, C)`.
+
+    Returns:
+        `Tokens`: what a component takes, and `restore`.
+
+    Raises:
+        ValueError: shapes do not fit; the message names them and the remedy.
+
+    Examples:
+        >>> z = {"text": torch.randn(2, 3, 4), "audio": torch.randn(2, 3, 5)}
+        >>> there = torch.tensor([[True, True, False], [True, False, False]])
+        >>> tokens = flatten_tokens(z, there, target=torch.tensor([0, 1]))
+        >>> tokens.features["audio"].shape, tokens.target
+        (torch.Size([3, 5]), tensor([0, 0, 1]))
+    """
+    x = {name: z for name, z in features.items() if z is not None}
+    first = next(iter(x.values()), None)
+    if first is None or first.dim() != 3:
+        raise ValueError(
+            f"flatten_tokens: features has shapes { {name: tuple(z.shape) for name, z in x.items()} }, expected "
+            "(B, T, D) by modality; pass sequences with a last dimension of features."
+        )
+    shape = first.shape[:2]
+    masks = dict(mask) if isinstance(mask, Mapping) else dict.fromkeys(x, mask)
+    for name, z in x.items():
+        here = masks.get(name)
+        if z.dim() != 3 or z.shape[:2] != shape or here is None or here.shape != shape or here.dtype != torch.bool:
+            what = "missing" if here is None else f"{here.dtype} {tuple(here.shape)}"
+            raise ValueError(
+                f"flatten_tokens: features[{name!r}] has shape {tuple(z.shape)} and its mask is {what}, expected "
+                f"({shape[0]}, {shape[1]}, D) and torch.bool ({shape[0]}, {shape[1]}); align the sequences, or pool "
+                "each by masked_mean(x, mask, dim=1) where lengths differ between modalities."
+            )
+    somewhere = torch.stack([masks[name] for name in x]).any(0)
+    return Tokens(
+        {name: z[somewhere] for name, z in x.items()},
+        _by_row(target, somewhere),
+        {name: masks[name][somewhere] for name in x},
+        somewhere,
+    )
+
+
+def _by_row(target: Tensor | None, mask: Tensor) -> Tensor | None:
+    if target is None:
+        return None
+    if target.shape[:2] == mask.shape:
+        return target[mask]
+    if target.dim() == 0 or target.dim() > 2 or target.shape[0] != mask.shape[0]:
+        raise ValueError(
+            f"flatten_tokens: target has shape {tuple(target.shape)}, expected {tuple(mask.shape)} by token or "
+            f"({mask.shape[0]},) by sequence, with C columns where there are several; pass one of them."
+        )
+    return target.repeat_interleave(mask.sum(1), 0)
