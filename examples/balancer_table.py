@@ -21,7 +21,7 @@ class Result(NamedTuple):
 
     correct: np.ndarray[Any, Any]  # (seeds, samples)
     seconds: float  # processor time of a step, the median of the seeds
-    setting: tuple[float, float]  # of its own, learning rate
+    rate: float
 
     @property
     def mean(self) -> float:
@@ -39,7 +39,7 @@ def collect(records: Iterable[Mapping[str, Any]]) -> Results:
     """The final runs by cell and method, of the seeds that all methods in all cells of a data set have."""
     runs: dict[tuple[Cell, str], dict[int, Mapping[str, Any]]] = {}
     for record in records:
-        data, condition, optimizer, method, _, _, seed, test = record["run"]
+        data, condition, optimizer, method, _, seed, test, _ = record["run"]
         if test:
             runs.setdefault(((data, condition, optimizer), method), {})[seed] = record
     seeds: dict[str, set[int]] = {}
@@ -51,9 +51,8 @@ def collect(records: Iterable[Mapping[str, Any]]) -> Results:
         if not kept:
             continue
         correct = np.array([[np.nan if hit is None else hit for hit in record["correct"]] for record in kept])
-        own, rate = kept[0]["run"][4:6]
         seconds = float(np.median([record["seconds"] for record in kept]))
-        result = Result(correct[:, ~np.isnan(correct).any(0)], seconds, (own, rate))
+        result = Result(correct[:, ~np.isnan(correct).any(0)], seconds, kept[0]["run"][4])
         results.setdefault(cell, {})[method] = result
     return results
 
@@ -96,14 +95,14 @@ def write(results: Results, control: str, file: Path) -> None:
     """Every cell and method."""
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
-        header = "data condition optimizer method own rate seeds mean sd minus_control low high ms_a_step"
+        header = "data condition optimizer method rate seeds mean sd minus_control low high ms_a_step"
         writer.writerow(header.split())
         for cell, methods in results.items():
             for method, r in methods.items():
                 d = differences(results, method, control, [cell])
                 assert d is not None
                 numbers = [r.mean, r.deviation, d.mean, d.low, d.high]
-                row = [*cell, method, *r.setting, len(r.correct), *(f"{x:.2f}" for x in numbers)]
+                row = [*cell, method, r.rate, len(r.correct), *(f"{x:.2f}" for x in numbers)]
                 writer.writerow([*row, f"{1000 * r.seconds:.2f}"])
 
 

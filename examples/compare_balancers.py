@@ -3,7 +3,8 @@
 python examples/compare_balancers.py --data FOLDER --out runs/balancers --jobs 2
 
 FOLDER holds mfeat/mfeat.npz, ravdess/ravdess.npz, iemocap/ and mosi/; what it lacks is left out. Runs that are there
-already are not run again. Settings are chosen on validation, on clean data; then the test fold is opened, once.
+already are not run again. Methods stand at their defaults and have one learning rate for all, which was chosen on
+validation; with --tune each chooses among three in every cell, on validation. Then the test fold is opened, once.
 """
 
 from __future__ import annotations
@@ -44,28 +45,18 @@ from modbalance.balancers import (
 )
 from modbalance.tasks import task_loss
 
-EPOCHS, BATCH, WIDTH = 15, 100, 64
-TUNING, SEEDS = (1,), (11, 12, 13, 14, 15)
-RATES = {"sgd": (0.003, 0.01, 0.03, 0.1), "adam": (0.0003, 0.001, 0.003, 0.01)}
+STEPS, EVERY, BATCH, WIDTH = 120, 20, 100, 64
+TUNING, SEEDS = 1, (11, 12, 13, 14, 15)
+RATES = {"sgd": (0.03,), "adam": (0.003,)}  # one for all methods
+TUNED = {"sgd": (0.01, 0.03, 0.1), "adam": (0.001, 0.003, 0.01)}  # with --tune
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9),
     "adam": torch.optim.Adam,
 }
-# Four settings for each method: two of its own at the two middle rates; joint training, with none, has four rates.
-METHODS: dict[str, tuple[float, ...]] = {
-    "joint": (),
-    "unimodal": (1.0, 3.0),
-    "detached": (1.0, 3.0),
-    "dropout": (0.1, 0.3),
-    "ogm-ge": (0.3, 0.8),
-    "agm": (0.3, 1.0),
-    "cggm": (1.0, 1.3),
-    "mmpareto": (1.0, 1.5),
-    "g-blend": (4.0, 8.0),
-    "umt": (1.0, 10.0),
-    "pmr": (0.3, 1.0),
-    "coordinator": (0.03, 0.1),
-}
+METHODS = (
+    *("joint", "unimodal", "detached", "dropout", "ogm-ge", "agm", "cggm", "mmpareto", "g-blend", "umt", "pmr"),
+    "coordinator",
+)
 CONTROL = "unimodal"
 CONTROLS = ("weak alone", "strong alone", "late")  # models of one modality, and the mean of what they say
 
@@ -75,14 +66,19 @@ class Run(NamedTuple):
     condition: str
     optimizer: str
     method: str
-    own: float
     rate: float
     seed: int
     test: bool
+    tuned: bool  # whether the rate is chosen by method and cell
 
     @property
     def key(self) -> str:
         return json.dumps(self)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """What there is to choose from."""
+        return (TUNED if self.tuned else RATES)[self.optimizer]
 
 
 class Model(nn.Module):
@@ -120,31 +116,36 @@ class Dropout(Balancer):
 
 
 def balancer(run: Run, views: Views, model: Model) -> Balancer:
-    """The method at the setting of its own."""
+    """The method at its defaults."""
     dims = dict.fromkeys(views.x, WIDTH)
     common = dims, views.num_outputs, views.task
     scaling = dict(model.encoders), views.num_outputs, model.fuse, views.task
-    build: dict[str, Callable[[float], Balancer]] = {
-        "joint": lambda _: Balancer(),
-        "unimodal": lambda weight: UnimodalLosses(*common, weights=weight),
-        "detached": lambda weight: DetachedFusion(*common, weights=weight),
-        "dropout": Dropout,
-        "ogm-ge": lambda alpha: OGMGE(*scaling, alpha=alpha, seed=run.seed),
-        "agm": lambda alpha: AGM(*scaling, alpha=alpha),
-        "cggm": lambda rho: CGGM(scaling[0], dims, *scaling[1:], rho=rho),
-        "mmpareto": lambda gamma: MMPareto(scaling[0], *common, gamma=gamma),
-        "g-blend": lambda _: GradientBlending(*common),
+    build: dict[str, Callable[[], Balancer]] = {
+        "joint": Balancer,
+        "unimodal": lambda: UnimodalLosses(*common),
+        "detached": lambda: DetachedFusion(*common),
+        "dropout": lambda: Dropout(0.2),
+        "ogm-ge": lambda: OGMGE(*scaling, seed=run.seed),
+        "agm": lambda: AGM(*scaling),
+        "cggm": lambda: CGGM(scaling[0], dims, *scaling[1:]),
+        "mmpareto": lambda: MMPareto(scaling[0], *common),
+        "g-blend": lambda: GradientBlending(*common),
         "umt": UMT,
-        "pmr": lambda alpha: PMR(*common, alpha=alpha),
-        "coordinator": lambda alpha: EnergyCoordinator(*common, alpha=alpha),
+        "pmr": lambda: PMR(*common),
+        "coordinator": lambda: EnergyCoordinator(*common),
     }
-    return build[run.method](run.own)
+    return build[run.method]()
 
 
 class Trained(NamedTuple):
     model: Model
-    quality: float  # of its best epoch on validation
+    quality: float  # of its best state on validation
     seconds: float  # processor time of a step
+
+
+def batches(rows: Tensor) -> Iterator[Tensor]:
+    while True:
+        yield from rows[torch.randperm(len(rows))].split(BATCH)
 
 
 def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None = None) -> Trained:
@@ -152,31 +153,29 @@ def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None 
     model = Model(views, names)
     balance = balancer(run, views, model) if len(names) > 1 else Balancer()
     optimizer = OPTIMIZERS[run.optimizer]([*model.parameters(), *balance.parameters()], lr=run.rate)
-    best, kept = -float("inf"), model.state_dict()
-    steps, seconds = 0, 0.0
-    for epoch in range(EPOCHS):
+    best, kept, seconds = -float("inf"), model.state_dict(), 0.0
+    for step, rows in zip(range(1, STEPS + 1), batches(views.rows[0]), strict=False):
         start = time.process_time()
-        for rows in views.rows[0][torch.randperm(len(views.rows[0]))].split(BATCH):
-            y, extra = views.y[rows], {}
-            if teacher is not None:
-                with torch.no_grad():
-                    extra = {"teacher_features": teacher.encode(views, rows)}
-            z = model.encode(views, rows)
-            out = balance(z, y, **extra)
-            loss = task_loss(views.task, model.fuse(out.features), y).mean()
-            optimizer.zero_grad()
-            balance.backward(loss, out)
-            balance.step()
-            optimizer.step()
-            steps += 1
+        y, extra = views.y[rows], {}
+        if teacher is not None:
+            with torch.no_grad():
+                extra = {"teacher_features": teacher.encode(views, rows)}
+        z = model.encode(views, rows)
+        out = balance(z, y, **extra)
+        loss = task_loss(views.task, model.fuse(out.features), y).mean()
+        optimizer.zero_grad()
+        balance.backward(loss, out)
+        balance.step()
+        optimizer.step()
         seconds += time.process_time() - start
-        if isinstance(balance, GradientBlending) and epoch % int(run.own) == 0:
+        if isinstance(balance, GradientBlending) and step % (2 * EVERY) == 1:
             balance.update(held_out(balance, model, views))
-        quality = views.quality(model.outputs(views, views.rows[1]), views.rows[1])
-        if quality > best:
-            best, kept = quality, {key: value.clone() for key, value in model.state_dict().items()}
+        if step % EVERY == 0:
+            quality = views.quality(model.outputs(views, views.rows[1]), views.rows[1])
+            if quality > best:
+                best, kept = quality, {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(kept)
-    return Trained(model, best, seconds / steps)
+    return Trained(model, best, seconds / STEPS)
 
 
 @torch.no_grad()
@@ -191,12 +190,13 @@ def held_out(balance: GradientBlending, model: Model, views: Views) -> dict[str,
 
 
 @lru_cache(maxsize=8)
-def alone(folder: Path, data: str, condition: str, optimizer: str, seed: int) -> Trained:
-    """Encoders trained by themselves at a middle rate, as one model whose head is not used."""
+def alone(folder: Path, data: str, condition: str, optimizer: str, seed: int, tuned: bool) -> Trained:
+    """Encoders trained by themselves, each at its best rate, as one model whose head is not used."""
     views, parts = load(folder, data, condition), []
     for name in views.x:
-        run = Run(data, condition, optimizer, "joint", 0.0, RATES[optimizer][1], seed, False)
-        parts.append(train(run, views, (name,)))
+        run = Run(data, condition, optimizer, "joint", 0.0, seed, False, tuned)
+        found = [train(run._replace(rate=rate), views, (name,)) for rate in run.rates]
+        parts.append(max(found, key=lambda trained: trained.quality))
     model = Model(views, tuple(views.x))
     for name, part in zip(views.x, parts, strict=True):
         model.encoders[name] = part.model.encoders[name]
@@ -210,7 +210,7 @@ def do(folder: Path, run: Run) -> dict[str, Any]:
     test = views.rows[2]
     teacher = None
     if run.method in ("umt", *CONTROLS):
-        found = alone(folder, run.data, run.condition, run.optimizer, run.seed)
+        found = alone(folder, run.data, run.condition, run.optimizer, run.seed, run.tuned)
         teacher = found.model
     if run.method in METHODS:
         trained = train(run, views, tuple(views.x), teacher)
@@ -229,40 +229,29 @@ def do(folder: Path, run: Run) -> dict[str, Any]:
     return record
 
 
-def settings(method: str, optimizer: str) -> list[tuple[float, float]]:
-    own, rates = METHODS[method], RATES[optimizer]
-    return [(0.0, rate) for rate in rates] if not own else list(product(own, rates[1:3]))
-
-
 def fits(method: str, data: str) -> bool:
     return method != "pmr" or data != "mosi"  # prototypes need classes
 
 
 def tuning(data: str) -> Iterator[Run]:
-    for optimizer, method in product(OPTIMIZERS, METHODS):
+    for condition, optimizer, method in product(CONDITIONS, OPTIMIZERS, METHODS):
         if fits(method, data):
-            for (own, rate), seed in product(settings(method, optimizer), TUNING):
-                yield Run(data, "clean", optimizer, method, own, rate, seed, False)
+            for rate in TUNED[optimizer]:
+                yield Run(data, condition, optimizer, method, rate, TUNING, False, True)
 
 
-def final(data: str, seeds: tuple[int, ...], done: dict[str, dict[str, Any]]) -> Iterator[Run]:
-    """Each method at the setting that was best on validation."""
-    chosen = {optimizer: choose(data, optimizer, done) for optimizer in OPTIMIZERS}
+def final(data: str, seeds: tuple[int, ...], tuned: bool, done: dict[str, dict[str, Any]]) -> Iterator[Run]:
+    """Each method at the rate that was best on validation, or at the one for all."""
     for seed, condition, optimizer in product(seeds, CONDITIONS, OPTIMIZERS):
-        for method, (own, rate) in chosen[optimizer].items():
-            yield Run(data, condition, optimizer, method, own, rate, seed, True)
-
-
-def choose(data: str, optimizer: str, done: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """The setting of each method that was best on validation."""
-    chosen = dict.fromkeys(CONTROLS, (0.0, RATES[optimizer][1]))
-    for method in (m for m in METHODS if fits(m, data)):
-        mean = {}
-        for own, rate in settings(method, optimizer):
-            runs = [Run(data, "clean", optimizer, method, own, rate, seed, False).key for seed in TUNING]
-            mean[own, rate] = sum(done[key]["valid"] for key in runs)
-        chosen[method] = max(mean, key=mean.__getitem__)
-    return chosen
+        for method in (m for m in METHODS if fits(m, data)):
+            run = Run(data, condition, optimizer, method, 0.0, seed, True, tuned)
+            quality = dict.fromkeys(run.rates, 0.0)
+            if tuned:
+                tries = {rate: run._replace(rate=rate, seed=TUNING, test=False).key for rate in run.rates}
+                quality = {rate: done[key]["valid"] for rate, key in tries.items()}
+            yield run._replace(rate=max(quality, key=quality.__getitem__))
+        for method in CONTROLS:
+            yield Run(data, condition, optimizer, method, 0.0, seed, True, tuned)
 
 
 def work(folder: Path, file: Path, runs: list[Run], jobs: int) -> None:
@@ -298,14 +287,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
+    parser.add_argument("--tune", action="store_true", help="choose the learning rate of each method in each cell")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     present = [data for data, (file, _) in DATA.items() if (options.data / file).exists()]
     file = options.out / "runs.jsonl"
     for seeds, data in product((SEEDS[:3], SEEDS[3:]), present):  # three of everything first
-        work(options.data, file, list(tuning(data)), options.jobs)
-        work(options.data, file, list(final(data, seeds, read(file))), options.jobs)
-    results = collect(read(file).values())
+        if options.tune:
+            work(options.data, file, list(tuning(data)), options.jobs)
+        work(options.data, file, list(final(data, seeds, options.tune, read(file))), options.jobs)
+    results = collect(record for record in read(file).values() if record["run"][-1] == options.tune)
     methods = [*METHODS, *CONTROLS]
     write(results, CONTROL, options.out / "balancers.csv")
     draw(options.out / "balancers.csv", CONTROL, methods, options.out / "balancers.png")

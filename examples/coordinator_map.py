@@ -121,7 +121,7 @@ def coordination(models: Batched, z: Tensor, target: Tensor, arms: dict[str, Ten
     terms = terms + arms["pull"] * (loss - loss.detach().amin(0)).square() / len(z)
     pairs = (energy[:, None] - energy[None]).square().sum((0, 1)) / (len(z) * (len(z) - 1))
     fit = cross_entropy(z.detach() @ weight + bias, target)
-    return (gate * terms + arms["descent"] * size + fit).sum() + (arms["paper"] * pairs).sum()
+    return (gate * terms + gate.amax(0) * arms["descent"] * size + fit).sum() + (arms["paper"] * pairs).sum()
 
 
 def train(data: Folds, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str, epochs: int = 20) -> np.ndarray:

@@ -66,7 +66,11 @@ def check_inputs(
     for name, x in features.items():
         size = "D" if dims is None else dims[name]
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            remedy = f"pass {argument}[{name!r}].float()" if isinstance(x, Tensor) else "pass torch.as_tensor(...)"
+            remedy = (
+                f"pass {argument}[{name!r}].float()"
+                if isinstance(x, Tensor)
+                else f"pass torch.as_tensor({argument}[{name!r}])"
+            )
             raise TypeError(
                 f"{owner}: {argument}[{name!r}] is {_short(x)}, expected a floating-point tensor ({batch}, {size}); "
                 f"{remedy}."
@@ -218,4 +222,6 @@ def check_finite(
 def _short(x: object) -> str:
     if isinstance(x, Tensor):
         return f"a {x.dtype} tensor {tuple(x.shape)}"
+    if hasattr(x, "shape"):
+        return f"a {type(x).__name__} {tuple(x.shape)}"
     return f"{type(x).__name__} {x!r}"[:80]

@@ -77,7 +77,8 @@ class EnergyCoordinator(Balancer):
     - `descent` is energy descent as a gradient: what reaches z is exactly lambda dE/dz.
     - `observe`, one line in the validation loop, multiplies what gap, penalty, loss and uncertainty do to the
       features of a modality by a weight from 0 to 1, which falls when its held-out energy rises
-      (`functional.gate_weights`). ||z||^2 keeps its full weight: it restrains a modality that over-fits.
+      (`functional.gate_weights`). ||z||^2 has the largest weight of any modality: it restrains one that over-fits
+      in favour of those that do not.
     - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
       see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
 
@@ -325,12 +326,13 @@ class EnergyCoordinator(Balancer):
     def _kept(
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync
     ) -> Tensor:
-        """A zero with the gradient that the gate took from the features' size, which it is not to touch."""
+        """A zero with the gradient on the features' size that the gate took: of that, all get the largest weight."""
         z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
         sizes = [problem.norm_weight(x.shape[1]) * upcast(x).square().sum(-1) for x in z.values()]
         (size,) = reduce([masked_sum(torch.stack(sizes), mask, dim=1)], sync)
         weights = self.gate.weights(self.dims)
-        lost = 1 - torch.stack([weights[name] for name in z])
+        weight = torch.stack([weights[name] for name in z])
+        lost = self.gate.weight.amax() - weight
         kept = self.descent * (lost * size.mean()).sum()
         return kept - kept.detach()
 
@@ -410,9 +412,7 @@ class EnergyCoordinator(Balancer):
     def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
         if not plain:
             heads = [partial(self._outputs, name) for name in z]
-            x = [upcast(x) for x in z.values()]
-            found: tuple[Tensor, Tensor] = uncompiled(reference.energy_penalty, problem, mask, x, heads)
-            return found
+            return uncompiled(reference.energy_penalty, problem, mask, [upcast(x) for x in z.values()], heads)
         weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
         return energy_penalty(
             list(z.values()),

@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cases import CLASSES, DIMS, Batch, make_batch, poison
 from modbalance import EnergyCoordinator
 from modbalance.diagnostics import ModalityMonitor
+from modbalance.distributed import reduce
+from modbalance.functional.decoupling import alignment_sum
 from rig import Rig, assert_close, outcome
 
 
@@ -212,6 +214,23 @@ def observed(group):
         near(gates[1].lowest, gates[0].lowest, 1e-12, "lowest")
         weights.append(tuple(gates[1].weight.tolist()))
     assert len(set(weights)) > 1
+
+
+def copies(group):
+    """InfoNCE with ids over all processes against one process, gradients included."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    sizes = (3, 1, 4)[:size]
+    torch.manual_seed(4)
+    x = torch.randn(3, sum(sizes), 2, dtype=torch.float64)
+    mask, ids = torch.rand(3, sum(sizes)) < 0.8, torch.randint(3, (sum(sizes),))
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    whole, mine = x.clone().requires_grad_(), x[:, own].clone().requires_grad_()
+    want = alignment_sum(whole, mask, 0.5, ids=ids).mean()
+    (terms,) = reduce([alignment_sum(mine, mask[:, own], 0.5, group, ids=ids[own])], group)
+    near(terms.mean().detach(), want.detach(), 1e-10)
+    want.backward()
+    terms.mean().backward()
+    near(mine.grad, size * whole.grad[:, own], 1e-10)
 
 
 def wrapped_heads(group, wrapper):

@@ -77,6 +77,11 @@ def test_under_fsdp(ranks, component):
     ranks.run(jobs.sharded, component, "classification", size=2)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_copies_on_other_processes_are_no_negatives(ranks, size):
+    ranks.run(jobs.copies, size=size)
+
+
 @pytest.mark.parametrize("wrapper", ["ddp", "ddp linear", "fsdp", "fsdp linear"])
 def test_wrapped_heads_are_as_bare_ones(ranks, wrapper):
     ranks.run(jobs.wrapped_heads, wrapper, size=2)

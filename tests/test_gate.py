@@ -91,10 +91,11 @@ def cut(batch, rows):
 @pytest.mark.parametrize("gap", ["pull", None])
 @each_task
 def test_what_labels_do_to_features_is_multiplied_and_nothing_else_changes(task, gap, joint):
-    """Gap, penalty, loss and uncertainty; the descent of the features' size, values and heads stay."""
+    """Gap, penalty, loss and uncertainty; values and heads stay, and size descends with the largest weight."""
     plain = make(task, gap=gap, joint=joint, gamma=0.3, alpha=0.2, descent=0.7)
-    gated = observed(copy.deepcopy(plain), [1.0, 1.0, 1.0], [2.0, 0.5, 2.0], [3.0, 0.4, 0.9])
-    assert gated.gate.weight.tolist() == [0.0625, 1.0, 1.0]
+    gated = observed(copy.deepcopy(plain), [1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [3.0, 1.0, 1.0])
+    weights = (0.0625, 0.25, 0.25)
+    assert gated.gate.weight.tolist() == list(weights)
     batch = make_batch(task, presence="some")
     inputs = leaves(batch.features), leaves(batch.features)
     results = []
@@ -102,14 +103,14 @@ def test_what_labels_do_to_features_is_multiplied_and_nothing_else_changes(task,
         results.append(model(z, batch.target, batch.present))
         results[-1].loss.backward()
     torch.testing.assert_close(results[0].loss, results[1].loss, rtol=0, atol=0)
-    for (name, x), y, weight in zip(inputs[0].items(), inputs[1].values(), (0.0625, 1.0, 1.0), strict=True):
+    for (name, x), y, weight in zip(inputs[0].items(), inputs[1].values(), weights, strict=True):
         here = batch.present[name][:, None]
         size = 0.7 * 0.2 * torch.where(here, 2 * batch.features[name], 0.0) / DIMS[name] / here.sum()
-        torch.testing.assert_close(y.grad, weight * (x.grad - size) + size, msg=name)
+        torch.testing.assert_close(y.grad, weight * (x.grad - size) + max(weights) * size, msg=name)
         assert results[1].features[name] is y
     for x, y in zip(plain.heads.parameters(), gated.heads.parameters(), strict=True):
         torch.testing.assert_close(y.grad, x.grad)
-    assert [float(x) for x in gated(batch.features, None, batch.present).weight.values()] == [0.0625, 1.0, 1.0]
+    assert [float(x) for x in gated(batch.features, None, batch.present).weight.values()] == list(weights)
     assert results[1].scalars()["weight/text"] == 0.0625
 
 

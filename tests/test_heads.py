@@ -14,6 +14,7 @@ from modbalance import EnergyCoordinator
 from modbalance.heads import linear_heads, not_plain, probe
 
 ALPHA, DELTA = 0.3, 0.2
+TERMS = {"alpha": ALPHA, "delta": DELTA, "gap": "pull"}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -103,7 +104,7 @@ def by_hand(heads, features, target):
 
 
 def coordinate(heads, features, target, **options):
-    return EnergyCoordinator(DIMS, CLASSES, alpha=ALPHA, delta=DELTA, heads=heads, **options)(features, target)
+    return EnergyCoordinator(DIMS, CLASSES, **TERMS, heads=heads, **options)(features, target)
 
 
 def same_as_by_hand(heads, **options):
@@ -182,7 +183,7 @@ def test_global_hooks_count_for_every_head():
 
 def test_hooks_on_the_coordinators_own_heads_count():
     batch = make_batch("classification", dtype=torch.float32)
-    model = EnergyCoordinator(DIMS, CLASSES, alpha=ALPHA, delta=DELTA)
+    model = EnergyCoordinator(DIMS, CLASSES, **TERMS)
     for head in model.heads.values():
         hooked(head)
     z = leaves(batch.features)
@@ -217,7 +218,7 @@ def test_probing_leaves_no_trace(step, training, joint):
         head.net[1].eval()  # a mode of its own
     before = {name: copy.deepcopy(head.state_dict()) for name, head in heads.items()}
     modes = {name: [m.training for m in head.modules()] for name, head in heads.items()}
-    model = EnergyCoordinator(DIMS, CLASSES, alpha=ALPHA, delta=DELTA, heads=heads, step=step, joint=joint)
+    model = EnergyCoordinator(DIMS, CLASSES, **TERMS, heads=heads, step=step, joint=joint)
     model.train(training)
     drawn, z = torch.get_rng_state(), leaves(batch.features)
     out = model(z, batch.target)
@@ -254,7 +255,7 @@ def test_a_head_that_has_no_shape_yet_is_refused():
 def test_compiling_around_heads_that_are_not_linear():
     batch = make_batch("classification", dtype=torch.float32)
     heads = {name: nn.Sequential(nn.Linear(d, 4), nn.Tanh(), nn.Linear(4, CLASSES)) for name, d in DIMS.items()}
-    model = EnergyCoordinator(DIMS, CLASSES, alpha=ALPHA, delta=DELTA, heads=heads)
+    model = EnergyCoordinator(DIMS, CLASSES, **TERMS, heads=heads)
     whole = torch.compile(model, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match=r"not plain nn.Linear are differentiated twice.*; pass nn.Linear heads"):
         whole(leaves(batch.features), batch.target)

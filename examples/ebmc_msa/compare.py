@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # holds the package ebmc_msa, which is not installed
 
-from ebmc_msa.experiments.jobs import main
+from ebmc_msa.experiments.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

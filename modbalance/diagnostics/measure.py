@@ -99,7 +99,7 @@ class Measure:
             drop={m: worth[everything] - worth[removed[m]] for m in everything},
             probe=probe,
             reference=reference,
-            lag={m: x - probe[m] for m, x in reference.items()},
+            lag={m: x - probe[m] for m, x in reference.items() if m in probe},
             energy={
                 m: self._energy(seen[key("features", m)][there[m]], said, target[there[m]])
                 for m, said in probes.items()
@@ -152,7 +152,7 @@ class Measure:
 
         def between(better: dict[str, Tensor], worse: dict[str, Tensor]) -> dict[str, float]:
             errors = {}
-            for m in better:
+            for m in (m for m in better if m in worse):
                 y = target[there[m]]
                 if len(better[m]) == len(worse[m]) == len(y):
                     errors[m] = self._error_between(better[m], worse[m], y)

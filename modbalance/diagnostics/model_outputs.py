@@ -26,10 +26,10 @@ def outputs_of(owner: str, found: Any, batch: int, width: int) -> Tensor:
         )
     fitting = [x for x in entries.values() if tuple(_column(x, batch, width).shape) == (batch, width)]
     if len(fitting) != 1:
-        shapes = {name: tuple(x.shape) for name, x in entries.items()}
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in entries.items())
         example = next(iter(entries), "[0]")
         raise ValueError(
-            f"{owner}: predict returned a {type(found).__name__} with tensors of shapes {shapes}, "
+            f"{owner}: predict returned a {type(found).__name__} with the tensors {shapes}, "
             f"expected exactly one ({batch}, {width}) or one named 'logits'; return the outputs themselves, for "
             f"example output{example}."
         )

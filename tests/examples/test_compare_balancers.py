@@ -25,12 +25,13 @@ def folder(tmp_path):
 
 
 def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, capsys):
-    monkeypatch.setattr(compare_balancers, "EPOCHS", 1)
+    monkeypatch.setattr(compare_balancers, "STEPS", 2)
+    monkeypatch.setattr(compare_balancers, "EVERY", 1)
     monkeypatch.setattr(compare_balancers, "SEEDS", (11, 12))
     out = folder / "out"
-    monkeypatch.setattr(sys, "argv", ["", "--data", str(folder), "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["", "--data", str(folder), "--out", str(out), "--tune"])
     compare_balancers.main()
-    tuned = 2 * 12 * 4  # optimisers, methods, settings
+    tuned = 2 * 3 * 12 * 3  # optimisers, conditions, methods, rates
     final = 2 * 2 * 3 * (12 + 3)  # seeds, optimisers, conditions, methods and controls
     assert f"{tuned} of {tuned} runs to do: digits, tuning" in capsys.readouterr().out
     lines = (out / "runs.jsonl").read_text().splitlines()
@@ -55,7 +56,7 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, 
 
 def test_the_seeds_that_all_have():
     def record(method, seed, correct):
-        return {"run": ["d", "clean", "sgd", method, 0, 0.1, seed, True], "seconds": 1.0, "correct": correct}
+        return {"run": ["d", "clean", "sgd", method, 0.1, seed, True, False], "seconds": 1.0, "correct": correct}
 
     records = [record("unimodal", s, [1, 0, None]) for s in (1, 2)] + [record("joint", 1, [1, 1, None])]
     results = balancer_table.collect(records)

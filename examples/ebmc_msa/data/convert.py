@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from ebmc_msa.data import DataError, LabelOptions, load
+from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.formats.converted import is_folder, on_disk, verify, write_folder
 from ebmc_msa.data.options import add_label_options, label_options
 from ebmc_msa.data.parser import Parser
@@ -80,24 +80,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.verify == (args.dest is not None):
         parser.error("expected SOURCE and DEST, or --verify and a converted folder alone")
-    try:
-        if args.verify:
-            print(f"{args.source}: {verify(args.source):,} bytes as they were written.")
-            return 0
-        convert(
-            args.source,
-            args.dest,
-            split_seed=args.split_seed,
-            labels=not args.no_labels,
-            options=label_options(args),
-            overwrite=args.overwrite,
-        )
-    except DataError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted: nothing was written.", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(args), interrupted="Nothing was written.")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.verify:
+        print(f"{args.source}: {verify(args.source):,} bytes as they were written.")
+        return
+    convert(
+        args.source,
+        args.dest,
+        split_seed=args.split_seed,
+        labels=not args.no_labels,
+        options=label_options(args),
+        overwrite=args.overwrite,
+    )
     size = sum(file.stat().st_size for file in args.dest.rglob("*") if file.is_file())
     print(f"Written to {args.dest}: {size:,} bytes.")
-    return 0

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.dataset import canonical
+from ebmc_msa.data.dataset import DataError, canonical
 from ebmc_msa.data.rng import uniform
+from modbalance.dropout import modality_dropout
 
 
 def conditions(modalities: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -30,6 +31,28 @@ def conditions(modalities: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {"+".join(kept): kept for size in sizes for kept in combinations(names, size)}
 
 
+def dropout_rates(rate: float | tuple[tuple[str, float], ...], modalities: Iterable[str]) -> dict[str, float]:
+    """The rate of modality dropout in training, by modality; `rate` is one for all, or pairs of name and rate.
+
+    Raises:
+        DataError: the pairs lack one of `modalities`.
+    """
+    names = list(modalities)
+    if not isinstance(rate, tuple):
+        return dict.fromkeys(names, rate)
+    given = dict(rate)
+    if not set(names) <= set(given):
+        raise DataError(f"--modality-dropout: {sorted(given)}, expected a rate for each of {names}; name them all.")
+    return {name: given[name] for name in names}
+
+
+def unequal_rates(modalities: Iterable[str]) -> list[dict[str, float]]:
+    """Missing rates from 0.1 for the first modality to 0.9 for the last, evenly spaced, and the reverse."""
+    names = canonical(modalities)
+    rates = [round(0.1 + 0.8 * i / max(len(names) - 1, 1), 2) for i in range(len(names))]
+    return [dict(zip(names, rates, strict=True)), dict(zip(names, reversed(rates), strict=True))]
+
+
 def restrict(present: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
     """Presence with only `keep` left on; rows that had none of these are left with nothing."""
     unknown = set(keep) - set(present)
@@ -40,26 +63,22 @@ def restrict(present: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, 
     return {name: here if name in keep else torch.zeros_like(here) for name, here in present.items()}
 
 
-def random_drop(present: Mapping[str, Tensor], rate: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Presence with each modality dropped with probability `rate`; every row keeps one of those it had.
-
-    Draws on the generator's device. Where all would go, one is drawn, each as likely as the other.
-    """
-    _check_rate("random_drop", rate)
-    shape = len(next(iter(present.values()))), len(present)
-    return _survivors(present, torch.rand(shape, generator=generator, device=generator.device), rate)
-
-
-def missing_at_random(present: Mapping[str, Tensor], rate: float, seed: int) -> dict[str, Tensor]:
+def missing_at_random(
+    present: Mapping[str, Tensor], rate: float | Mapping[str, float], seed: int
+) -> dict[str, Tensor]:
     """Presence of a whole fold with each modality missing with probability `rate`; every row keeps one it had.
 
     The draw of a modality does not depend on the others or on the rate: what is missing at a rate is missing at
-    every higher one.
+    every higher one. See `modbalance.modality_dropout`.
+
+    Args:
+        present: by modality, bool `(N,)`.
+        rate: from 0 to 1; one number, or one by modality.
+        seed: of the draws.
     """
-    _check_rate("missing_at_random", rate)
     rows = torch.arange(len(next(iter(present.values()))))
     draw = torch.cat([uniform(rows, 1, seed, f"missing {name}") for name in present], -1)
-    return _survivors(present, draw, rate)
+    return modality_dropout(present, rate, uniform=draw)
 
 
 def drop_frames(batch: Batch, modality: str, rate: float, rows: Tensor, seed: int) -> Batch:
@@ -91,16 +110,6 @@ def drop_frames(batch: Batch, modality: str, rate: float, rows: Tensor, seed: in
     x = torch.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
     features, lengths = batch.features | {modality: x}, batch.lengths | {modality: left.to(x.device)}
     return replace(batch, features=features, lengths=lengths)
-
-
-def _survivors(present: Mapping[str, Tensor], draw: Tensor, rate: float) -> dict[str, Tensor]:
-    """Presence where the draw reaches the rate, and in every row where the draw is the largest."""
-    had = torch.stack(list(present.values()), -1)
-    draw = draw.to(had.device)
-    # the largest draw of a row is uniform among its modalities, and is the last to fall under the rate
-    last = torch.where(had, draw, -1.0).argmax(-1, keepdim=True)
-    kept = had & (draw >= rate) | had & torch.zeros_like(had).scatter(-1, last, True)
-    return dict(zip(present, kept.unbind(-1), strict=True))
 
 
 def _check_rate(who: str, rate: float) -> None:

@@ -1,11 +1,14 @@
-"""The options that state what the labels of a file are, alike for every command."""
+"""The options that state what the labels of a file are, alike for every command. Does not import torch."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ebmc_msa.data.task import TASKS, LabelOptions
+from ebmc_msa.data.tasks import TASKS
+
+if TYPE_CHECKING:
+    from ebmc_msa.data.task import LabelOptions
 
 
 def add_label_options(group: Any) -> None:
@@ -26,4 +29,6 @@ def add_label_options(group: Any) -> None:
 
 
 def label_options(args: argparse.Namespace) -> LabelOptions:
+    from ebmc_msa.data.task import LabelOptions
+
     return LabelOptions(args.task, args.range and tuple(args.range), args.labels)

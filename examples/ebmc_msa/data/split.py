@@ -90,6 +90,10 @@ class Fold:
             conversation=None if self.conversation is None else self.conversation.rows(which),
         )
 
+    def with_any_modality(self) -> Fold:
+        """Only the samples that have a modality; from the others a model learns nothing."""
+        return self.keep(torch.stack(list(self.present.values())).any(0))
+
     def showing(self, present: dict[str, Tensor]) -> Fold:
         return replace(self, present=present)
 

@@ -20,7 +20,7 @@ NAMES = {
 _EXPECTED = "train, valid (also dev, val, validation or eval) and test"
 
 
-def fold_of(name: object) -> str | None:
+def split_of(name: object) -> str | None:
     """`train`, `valid` or `test`; None for any other name."""
     return NAMES.get(str(name).strip().lower())
 
@@ -34,7 +34,7 @@ def unknown_split(where: str, name: object, rows: int) -> DataError:
     )
 
 
-def by_fold(
+def by_split(
     where: str, content: Mapping[Any, Any], like: type | tuple[type, ...]
 ) -> tuple[dict[str, Any], list[str]]:
     """The splits of a file by fold, and the names of what is none.
@@ -49,7 +49,7 @@ def by_fold(
     names: dict[str, str] = {}
     rest = []
     for name, value in content.items():
-        fold = fold_of(name)
+        fold = split_of(name)
         if fold is None and isinstance(value, like) and len(value):
             rows = max(map(_rows, value.values()), default=0) if isinstance(value, Mapping) else len(value)
             raise unknown_split(where, name, rows)

@@ -16,13 +16,8 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.dataset import DataError, Dataset, Kind, Split, listed
+from ebmc_msa.data.tasks import TASKS
 
-TASKS: dict[str, Kind] = {
-    "sentiment": "sentiment",
-    "classification": "classes",
-    "multilabel": "multilabel",
-    "regression": "regression",
-}
 MOSI, SIMS = (-3.0, 3.0), (-1.0, 1.0)  # ranges of sentiment
 IEMOCAP_EMOTIONS = ("neutral", "happy", "sad", "angry")  # MulT's order
 MOSEI_EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # CMU-MultimodalSDK's order
@@ -39,7 +34,8 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels leave them in doubt.
+        expected: kind and range that a trained model expects; taken where the labels leave them in doubt, or where
+            the file holds labels of several kinds.
     """
 
     task: str = "auto"
@@ -89,7 +85,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout tells about them."""
+    """Where labels come from, and what the layout defines about them."""
 
     where: str  # for the messages
     what: str  # the field
@@ -157,18 +153,19 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
     if one_hot and asked in (None, "classes"):
         options.choose(source.where, ())
         values = {fold: torch.from_numpy(part.argmax(1)) for fold, part in arrays.items()}
-        note = _said(source, options, "classification", f"one-hot rows of {width} columns")
+        note = _note(source, options, "classification", f"one-hot rows of {width} columns")
         return Target("classes", width, values, note)
     several = asked is None and (integers or (binary and (held > 1).any()))
     if several or (asked == "multilabel" and (binary or not _mosei(y))):
         options.choose(source.where, ())
         values = {fold: _floats(part) for fold, part in arrays.items()}
-        note = _said(source, options, "multilabel", f"0 or 1 in each of {width} columns")
+        note = _note(source, options, "multilabel", f"0 or 1 in each of {width} columns")
         return Target("multilabel", width, values, note, names=tuple(map(str, range(width))))
     if not _mosei(y):
         raise _shape_error(source, arrays)
     kinds = ("sentiment", "emotions") if width == 7 else ("emotions",)
-    default = "emotions" if asked == "multilabel" or width == 6 else "sentiment"
+    wanted = asked or (options.expected[0] if options.expected else None)
+    default = "emotions" if wanted == "multilabel" or width == 6 else "sentiment"
     if options.choose(source.where, kinds, default) == "emotions":
         if asked not in (None, "multilabel"):
             raise DataError(f"--task: emotions are of --task multilabel, not {options.task}; leave one option out.")
@@ -207,10 +204,10 @@ def _column(source: Source, arrays: dict[str, Array], options: LabelOptions, ask
         return _classes(source, arrays, finite, options, asked)
     values = {fold: _floats(part) for fold, part in arrays.items()}
     if kind == "regression":
-        return Target(kind, 1, values, _said(source, options, kind, f"labels {found}"))
+        return Target(kind, 1, values, _note(source, options, kind, f"labels {found}"))
     scale = options.range or source.range or _scale(source, finite, found, options)
     why = f"labels {found}" + (f", and {source.why}" if source.why else "")
-    return Target(kind, 1, values, _said(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
+    return Target(kind, 1, values, _note(source, options, f"sentiment in [{scale[0]:g}, {scale[1]:g}]", why), scale)
 
 
 def _guess(source: Source, y: Array, integers: bool, options: LabelOptions) -> Kind:
@@ -263,10 +260,10 @@ def _classes(source: Source, arrays: dict[str, Array], y: Array, options: LabelO
         )
     elif len(y) and y.min() > 0:
         note, warning = f"labels {y.min():g} to {top}", "; labels do not start at 0, so no utterance has class 0"
-    return Target("classes", top + 1, values, _said(source, options, "classification", note) + warning)
+    return Target("classes", top + 1, values, _note(source, options, "classification", note) + warning)
 
 
-def _said(source: Source, options: LabelOptions, task: str, why: str) -> str:
+def _note(source: Source, options: LabelOptions, task: str, why: str) -> str:
     if options.task != "auto" or options.range:
         return f"task {task}, as stated"
     return f"task {task}, as the file states" if source.stated else f"task {task} (auto: {why})"

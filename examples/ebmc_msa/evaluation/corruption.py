@@ -1,7 +1,7 @@
-"""Noise by instance: one modality of half the samples is spoilt, and nothing says in which.
+"""Corruption by instance: one modality of half the samples is corrupted, and the model is not informed in which.
 
-`noise` adds Gaussian noise to the features, `frames` drops 70 % of the sequence, `swap` puts another utterance's in
-their place: nothing in the modality itself is wrong then, only that it disagrees with the others.
+`noise` adds Gaussian noise to the features, `frames` drops 70 % of the sequence, `swap` replaces it by another
+utterance's, which is in distribution but disagrees with the other modalities.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import drop_frames
 from ebmc_msa.data.rng import normal, order
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import Change
+from ebmc_msa.evaluation.predict import Change
 from ebmc_msa.model.encoders import moments
 
 KINDS = ("noise", "frames", "swap")
@@ -26,11 +26,11 @@ LARGEST = 1024.0  # standard deviations; a modality that noise of this size does
 
 
 def half(present: Tensor, seed: int, modality: str) -> Tensor:
-    """Which samples of a fold are spoilt, `(N,)` bool: half of those that have the modality, rounded down."""
+    """Mask of the samples to corrupt, `(N,)` bool: half of those that have the modality, rounded down."""
     there = order(present.cpu().nonzero()[:, 0], seed, f"half {modality}")
-    hit = torch.zeros(len(present), dtype=torch.bool)
-    hit[there[: len(there) // 2]] = True
-    return hit
+    mask = torch.zeros(len(present), dtype=torch.bool)
+    mask[there[: len(there) // 2]] = True
+    return mask
 
 
 def partners(present: Tensor, seed: int, modality: str) -> Tensor:
@@ -41,8 +41,8 @@ def partners(present: Tensor, seed: int, modality: str) -> Tensor:
     return partner
 
 
-def deviation(fold: Fold, modality: str) -> Tensor:
-    """Standard deviation of each feature, `(D,)`, over the samples and frames that are there."""
+def feature_std(fold: Fold, modality: str) -> Tensor:
+    """Standard deviation of each feature, `(D,)`, over present samples and valid frames."""
     return moments(fold.frames(modality), fold.features[modality].shape[-1])[1].float()
 
 
@@ -50,86 +50,86 @@ def corrupt(
     batch: Batch,
     modality: str,
     kind: str,
-    hit: Tensor,
+    mask: Tensor,
     rows: Tensor,
     seed: int,
     *,
-    scale: Tensor | None = None,
+    std: Tensor | None = None,
     others: Batch | None = None,
 ) -> Batch:
-    """`batch` with one modality of some samples spoilt.
+    """`batch` with one modality of some samples corrupted.
 
     Args:
         modality: the one.
         kind: `noise`, `frames` or `swap`.
-        hit: which samples, `(B,)` bool.
+        mask: which samples, `(B,)` bool.
         rows: where the samples stand in their fold, `(B,)`; the draws depend on it.
         seed: of the draws.
-        scale: for `noise`, the standard deviation of each feature's noise, `(D,)`.
+        std: for `noise`, the standard deviation of each feature's noise, `(D,)`.
         others: for `swap`, the utterances to take the features from, one a sample.
 
     Raises:
         ValueError: the kind is unknown, lacks what it needs, or wants a time axis where there is none.
     """
     length = batch.lengths.get(modality)
-    if kind == "noise" and scale is not None:
+    if kind == "noise" and std is not None:
         x = batch.features[modality]
-        spoilt = x + scale.to(x) * normal(rows, tuple(x.shape[1:]), seed, f"noise {modality}").to(x.device)
+        corrupted = x + std.to(x) * normal(rows, tuple(x.shape[1:]), seed, f"noise {modality}").to(x.device)
         if length is not None:
             valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
-            spoilt = torch.where(valid[..., None], spoilt, 0)
+            corrupted = torch.where(valid[..., None], corrupted, 0)
     elif kind == "frames":
         dropped = drop_frames(batch, modality, DROPPED, rows, seed)
-        spoilt, length = dropped.features[modality], dropped.lengths[modality]
+        corrupted, length = dropped.features[modality], dropped.lengths[modality]
     elif kind == "swap" and others is not None:
-        spoilt, length = others.features[modality], others.lengths.get(modality)
+        corrupted, length = others.features[modality], others.lengths.get(modality)
     else:
         raise ValueError(
-            f"corrupt: kind {kind!r} without {'others' if kind == 'swap' else 'scale'}, expected one of {KINDS}, "
-            "noise with its scale and swap with others; pass these."
+            f"corrupt: kind {kind!r} without {'others' if kind == 'swap' else 'std'}, expected one of {KINDS}, "
+            "noise with its std and swap with others; pass these."
         )
-    hit = hit.to(batch.features[modality].device)
-    return _mixed(batch, modality, spoilt, length, hit)
+    mask = mask.to(batch.features[modality].device)
+    return _mixed(batch, modality, corrupted, length, mask)
 
 
-def corruption(fold: Fold, modality: str, kind: str, seed: int, scale: Tensor | None = None) -> Change:
+def corruption(fold: Fold, modality: str, kind: str, seed: int, std: Tensor | None = None) -> Change:
     """`corrupt` for half of a fold, for `predict`: `predict(model, fold, corruption(fold, "audio", "swap", 0))`.
 
     Which half: `half(fold.present[modality], seed, modality)`, the same for every kind.
     """
-    hit, partner = (choose(fold.present[modality], seed, modality) for choose in (half, partners))
+    mask, partner = (choose(fold.present[modality], seed, modality) for choose in (half, partners))
 
     def change(batch: Batch, rows: Tensor) -> Batch:
         others = fold.rows(partner[rows]) if kind == "swap" else None
-        return corrupt(batch, modality, kind, hit[rows], rows, seed, scale=scale, others=others)
+        return corrupt(batch, modality, kind, mask[rows], rows, seed, std=std, others=others)
 
     return change
 
 
-def _mixed(batch: Batch, modality: str, x: Tensor, length: Tensor | None, hit: Tensor) -> Batch:
-    """The samples that are hit take `x`, the others stay."""
+def _mixed(batch: Batch, modality: str, x: Tensor, length: Tensor | None, mask: Tensor) -> Batch:
+    """`x` for the masked samples, the batch's own features for the others."""
     own = batch.features[modality]
     if length is not None:
         frames = max(own.shape[1], x.shape[1])
         own, x = (pad(v, (0, 0) * (v.ndim - 2) + (0, frames - v.shape[1])) for v in (own, x))
-        lengths = batch.lengths | {modality: torch.where(hit, length, batch.lengths[modality])}
+        lengths = batch.lengths | {modality: torch.where(mask, length, batch.lengths[modality])}
     else:
         lengths = batch.lengths
-    mixed = torch.where(hit.reshape(-1, *[1] * (own.ndim - 1)), x, own)
+    mixed = torch.where(mask.reshape(-1, *[1] * (own.ndim - 1)), x, own)
     return replace(batch, features=batch.features | {modality: mixed}, lengths=lengths)
 
 
-def halving_size(worth: Callable[[float], float], steps: int = 12) -> float | None:
-    """The size of noise at which `worth` is half of what it is at 0, by bisection; None where no size halves it."""
-    whole = worth(0.0)
+def halving_size(gain: Callable[[float], float], steps: int = 12) -> float | None:
+    """The size of noise at which `gain` is half of that at 0, by bisection; None where no size halves it."""
+    whole = gain(0.0)
     if not whole > 0:
         return None
     low, high = 0.0, 1.0
-    while worth(high) > whole / 2:
+    while gain(high) > whole / 2:
         low, high = high, 2 * high
         if high > LARGEST:
             return None
     for _ in range(steps):
         middle = (low + high) / 2
-        low, high = (middle, high) if worth(middle) > whole / 2 else (low, middle)
+        low, high = (middle, high) if gain(middle) > whole / 2 else (low, middle)
     return (low + high) / 2

@@ -1,9 +1,11 @@
-"""The metrics the field reports, on real utterances only. Accuracies and F1 in percent."""
+"""The metrics: how each is computed, named and compared, and what each is used for. Accuracies and F1 in percent."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, recall_score
@@ -13,7 +15,100 @@ from ebmc_msa.data.task import MOSI
 
 IEMOCAP4 = {"happy", "sad", "neutral", "angry"}
 
-Values = np.ndarray[Any, Any] | Tensor
+Array = np.ndarray[Any, Any]
+Values = Array | Tensor
+Entry = Mapping[str, Any]  # {"mean", "std", "values"} over seeds
+
+
+class Metric(NamedTuple):
+    """How a metric is called, written and compared."""
+
+    name: str
+    percent: bool = True
+    higher: bool = True  # is better
+    per_sample: Callable[[Array, Array], Array] | None = None  # prediction, target; its mean is the metric
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.higher else -1
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (%)" if self.percent else self.name
+
+    @property
+    def arrowed(self) -> str:
+        return f"{self.label}\u00a0{'↑' if self.higher else '↓'}"
+
+    @property
+    def digits(self) -> int:
+        return 1 if self.percent else 3
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.digits}f}" if math.isfinite(value) else "n/a"
+
+    def cell(self, entry: Entry) -> str:
+        """Mean ± standard deviation over seeds."""
+        return mean_and_std(entry["values"], self.digits)
+
+    def best(self, values: Iterable[float]) -> float:
+        finite = [value for value in values if math.isfinite(value)]
+        return (max if self.higher else min)(finite, default=math.nan)
+
+    def better(self, one: float, other: float) -> bool:
+        return one > other if self.higher else one < other
+
+
+class _Metrics(dict[str, Metric]):
+    """Metrics by key; that of one label or of a part of the data, such as `acc_happy`, is named after it."""
+
+    def __missing__(self, key: str) -> Metric:
+        for start, name in (("acc_", "Acc"), ("f1_", "F1"), ("binary_f1_", "Binary F1")):
+            if key.startswith(start) and key != start:
+                return Metric(f"{name} {key.removeprefix(start)}")
+        raise KeyError(key)
+
+
+METRICS = _Metrics(
+    {
+        "acc2_has0": Metric("Acc-2 has0", per_sample=lambda p, y: 100.0 * ((p >= 0) == (y >= 0))),
+        "acc2_non0": Metric("Acc-2 non0"),
+        "f1_has0": Metric("F1 has0"),
+        "f1_non0": Metric("F1 non0"),
+        "acc2": Metric("Acc-2"),
+        "acc3": Metric("Acc-3"),
+        "acc7": Metric("Acc-7"),
+        "acc5": Metric("Acc-5"),
+        "acc": Metric("Accuracy", per_sample=lambda p, y: 100.0 * (p == y)),
+        "ua": Metric("Unweighted accuracy"),
+        "f1": Metric("Weighted F1"),
+        "binary_f1": Metric("Binary F1, mean"),
+        "mae": Metric("MAE", percent=False, higher=False, per_sample=lambda p, y: np.abs(p - y)),
+        "corr": Metric("Corr", percent=False),
+        "r2": Metric("R²", percent=False),
+    }
+)
+
+
+class Kind(NamedTuple):
+    """What the metrics of a kind of labels are used for."""
+
+    selects: str  # the epoch
+    shown: tuple[str, ...]  # in figures and in short tables
+    compared: tuple[str, ...]  # between methods, sample by sample; none: not supported
+
+
+KINDS = {
+    "sentiment": Kind("mae", ("acc2_non0", "mae"), ("acc2_has0", "mae")),
+    "classes": Kind("acc", ("f1", "ua"), ("acc",)),
+    "multilabel": Kind("f1", ("f1", "acc"), ()),
+    "regression": Kind("mae", ("mae", "corr"), ("mae",)),
+}
+
+
+def shown_in_figures(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """Two metrics among `keys`; sentiment that is not on MOSI's scale has no Acc-2 non0."""
+    return ("acc2", "mae") if "acc2" in keys else KINDS[kind].shown
 
 
 def compute(
@@ -22,23 +117,29 @@ def compute(
     target: Values,
     num_classes: int = 1,
     labels: Sequence[str] = (),
-    range: tuple[float, float] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """The metrics of a data set's kind: sentiment, classes (predicted labels), multilabel or regression.
+    """The metrics of a data set's kind, by key; predictions are in label units.
 
-    `range` is that of sentiment, -3 to 3 without it.
+    `scale` is the range of sentiment, -3 to 3 without it.
     """
     if kind == "sentiment":
-        return sentiment(prediction, target) if range in (None, MOSI) else scaled(prediction, target, *range)
+        return sentiment(prediction, target) if scale in (None, MOSI) else scaled(prediction, target, *scale)
     if kind == "classes":
         return classes(prediction, target, num_classes, labels)
     if kind == "multilabel":
         return multilabel(prediction, target, labels)
     if kind == "regression":
         return regression(prediction, target)
-    raise ValueError(
-        f"metrics: kind {kind!r}, expected sentiment, classes, multilabel or regression; pass one of them."
-    )
+    raise ValueError(f"metrics: kind {kind!r}, expected {', '.join(KINDS)}; pass one of them.")
+
+
+def mean_and_std(values: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation`, the latter where there is more than one value."""
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return "n/a"
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def sentiment(prediction: Values, target: Values) -> dict[str, float]:
@@ -70,10 +171,10 @@ def scaled(prediction: Values, target: Values, low: float, high: float) -> dict[
     computes them.
     """
     p, y = (np.clip(values, low, high) for values in _pair(prediction, target))
-    # float32 labels of 0.1 lie above 0.1, and so may be what was standardised and is not any more
+    # float32 labels of 0.1 lie above 0.1, and so may values that were standardised and scaled back
     unit_p, unit_y = (np.round((2 * values - low - high) / (high - low), 6) for values in (p, y))
 
-    def cut(*points: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def cut(*points: float) -> tuple[Array, Array]:
         return np.digitize(unit_p, points, right=True), np.digitize(unit_y, points, right=True)
 
     return {
@@ -146,9 +247,7 @@ def accuracy(prediction: Values, target: Values) -> float:
     return _accuracy(*_pair(prediction, target))
 
 
-def _pair(
-    prediction: Values, target: Values, columns: int | None = None
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _pair(prediction: Values, target: Values, columns: int | None = None) -> tuple[Array, Array]:
     p, y = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, np.float64) for v in (prediction, target))
     rest, shape = ((), "(N,)") if columns is None else ((columns,), f"(N, {columns})")
     if p.shape[1:] != rest or p.shape != y.shape or not p.size:
@@ -167,16 +266,16 @@ def _pair(
     return p, y
 
 
-def _accuracy(p: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+def _accuracy(p: Array, y: Array) -> float:
     return 100 * float(accuracy_score(y, p)) if len(y) else float("nan")
 
 
-def _f1(p: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+def _f1(p: Array, y: Array) -> float:
     return 100 * float(f1_score(y, p, average="weighted", zero_division=0)) if len(y) else float("nan")
 
 
-def _pearson(p: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-    """0 where either side is constant: it says nothing about the other."""
+def _pearson(p: Array, y: Array) -> float:
+    """Pearson correlation; 0 where either side is constant."""
     if np.ptp(p) == 0 or np.ptp(y) == 0:
         return 0.0
     p, y = p - p.mean(), y - y.mean()

@@ -1,86 +1,30 @@
-"""The robustness protocols: from trained checkpoints to how much worse they get as modalities go missing or bad."""
+"""The robustness protocols: how much worse a model gets as modalities go missing or are corrupted."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ebmc_msa.data import DataError, Dataset, canonical
+from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict
+from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict, unequal_rates
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption
-from ebmc_msa.evaluation.scores import SELECTION, Change, constant_score, measure, predict, quality, score
+from ebmc_msa.evaluation.metrics import METRICS
+from ebmc_msa.evaluation.predict import Change, predict
+from ebmc_msa.evaluation.scores import compute_metrics, constant_score, evaluate, selection_score
 from ebmc_msa.model.prediction import Model, Prediction
-from ebmc_msa.model.text_encoder import tokenised
-from ebmc_msa.report import robustness
-from ebmc_msa.report.run_view import METRICS
-from ebmc_msa.training import checkpoint
-from ebmc_msa.training.results import grouped, spread
-from ebmc_msa.training.run import checkpoints, console, pick_device
 
 DRAWS = 5  # masks of seeds 0 to 4, averaged
 AVERAGE = "avg"
 Scores = dict[str, float]
-Record = dict[str, Any]  # of one checkpoint
-
-
-def evaluate(run: Path, dataset: Dataset, protocol: str, device_name: str) -> None:
-    """Put the checkpoints of a run through one protocol and write `robustness-<protocol>.*` beside them."""
-    paths, device = checkpoints(run, dataset), pick_device(device_name)
-    loaded = []
-    for path in paths:
-        name, seed, model = checkpoint.read(path, device)
-        if model.spec.text is not None:
-            dataset = tokenised(dataset, model.spec.text)
-        model.spec.check(dataset, f"--evaluate {path}")
-        loaded.append((name, seed, model))
-    split = dataset.splits.get("test") or next(iter(dataset.splits.values()))
-    if split.target is None:
-        raise DataError("--missing: the data have no labels, expected labels to measure by; add them.")
-    read = {modality for _, _, model in loaded for modality in model.spec.dims}
-    present = {name: split.present[name] for name in canonical(split.present) if name in read}
-
-    extra: dict[str, Any] = {}
-    if protocol == "noise":
-        sizes = noise_sizes(loaded, dataset, present, device)
-        extra["sizes"] = {name: size.as_dict() for name, size in sizes.items()}
-    else:
-        rows = levels(protocol, present, [name for name in present if name in split.lengths])
-    records = []
-    for name, seed, model in track(loaded, f"--missing {protocol}", console=console, transient=True):
-        test = Fold.of(split, model.spec, device)
-        record = spoil(model, test, sizes) if protocol == "noise" else degrade(model, test, rows)
-        records.append({"model": name, "seed": seed, **record})
-    results = {
-        "protocol": protocol,
-        "dataset": dataset.name,
-        "kind": dataset.kind,
-        "seeds": sorted({record["seed"] for record in records}),
-        "draws": DRAWS,
-        "selection": {"split": "valid", "metric": SELECTION[dataset.kind]},
-        "modalities": {name: name in split.lengths for name in present},  # with a time axis
-        **extra,
-        "models": {
-            name: {
-                part: spread([{"test": record[part]} for record in group])
-                for part in ("test", "loss", "detection")
-                if group[0].get(part)
-            }
-            for name, group in grouped(records).items()
-        },
-    }
-    robustness.print_tables(results, console)
-    written = robustness.write(run, results)
-    console.print(f"Written to {run}: {', '.join(path.name for path in written)}.")
+Degradation = dict[str, dict[str, Scores]]  # test, loss and detection, by level
 
 
 class Level(NamedTuple):
@@ -94,10 +38,10 @@ class Level(NamedTuple):
 def levels(
     protocol: str, present: Mapping[str, Tensor], sequences: Collection[str], draws: int = DRAWS
 ) -> list[Level]:
-    """The rows of `conditions`, `random` or `frames`, the untouched fold first.
+    """The rows of `conditions`, `random`, `unequal` or `frames`, the untouched fold first.
 
     Args:
-        protocol: one of these three.
+        protocol: one of these four.
         present: of the whole fold, with all modalities that any of the models reads: all lose the same.
         sequences: modalities with a time axis.
         draws: masks to average over.
@@ -113,6 +57,15 @@ def levels(
             Level(f"{rate:.1f}", [_showing(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
             for rate, seeds in _rates(8, draws)
         ]
+    if protocol == "unequal":
+        masks = {
+            " ".join(f"{name} {rate:.2g}" for name, rate in rates.items()): [
+                _showing(missing_at_random(present, rates, seed)) for seed in range(draws)
+            ]
+            for rates in unequal_rates(present)
+        }
+        untouched = Level("none missing", [_showing(present)], averaged=False)
+        return [untouched, *(Level(name, changes) for name, changes in masks.items())]
     if not sequences:
         raise DataError(
             f"--missing frames: {', '.join(present)} without a time axis, expected a sequence to drop frames of; "
@@ -143,11 +96,11 @@ def _without(rate: float, seed: int) -> Change:
     return change
 
 
-def degrade(model: Model, test: Fold, rows: Sequence[Level]) -> Record:
+def degrade(model: Model, test: Fold, rows: Sequence[Level]) -> Degradation:
     """Metrics by level and on average, and how much worse than untouched each is."""
 
     def tested(change: Change) -> Scores:
-        return quality(model.spec, predict(model, test, change).outputs, test.target)
+        return compute_metrics(model.spec, predict(model, test, change).outputs, test.target)
 
     found = {level.name: _mean([tested(change) for change in level.changes]) for level in rows}
     full = found[rows[0].name]
@@ -157,7 +110,7 @@ def degrade(model: Model, test: Fold, rows: Sequence[Level]) -> Record:
 
 def worse(before: Scores, after: Scores) -> Scores:
     """By how much each metric got worse: positive is a loss, whichever way the metric points."""
-    return {key: (value - after[key]) * (1 if METRICS[key].higher else -1) for key, value in before.items()}
+    return {key: (value - after[key]) * METRICS[key].sign for key, value in before.items()}
 
 
 def _mean(scores: Sequence[Scores]) -> Scores:
@@ -165,102 +118,106 @@ def _mean(scores: Sequence[Scores]) -> Scores:
 
 
 class Size(NamedTuple):
-    """How much Gaussian noise halves what one modality is worth alone."""
+    """The size of Gaussian noise at which a modality alone gains half as much over a constant prediction."""
 
     size: float  # in standard deviations of each feature
-    scale: Tensor  # those, (D,)
-    judge: str  # the model whose gain it is
-    worth: float  # that gain over the constant prediction, on validation
-    left: float  # of it at this size
-    halved: bool  # False: worth nothing, or no noise halves it; the size is then one standard deviation
+    std: Tensor  # those, (D,)
+    model: str  # with which it was measured
+    gain: float  # over the constant prediction without noise, on validation
+    gain_left: float  # at this size
+    halved: bool  # False: no gain, or no noise halves it; the size is then one standard deviation
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in self._asdict().items() if name != "scale"}
+        return {name: value for name, value in self._asdict().items() if name != "std"}
 
 
-def noise_size(modality: str, judge: str, models: Sequence[Model], valid: Sequence[Fold]) -> Size:
-    """By bisection on validation, where the modality is there and left alone; the mean over one model a seed.
+def noise_size(modality: str, name: str, models: Sequence[Model], valid: Sequence[Fold]) -> Size:
+    """By bisection on validation samples that have the modality, with the others absent; the mean over `models`.
 
-    Worth is measured by what epochs are chosen by: accuracy, or MAE.
+    Args:
+        name: of the models, which are one a seed.
     """
     alone = [fold.keep(fold.present[modality]) for fold in valid]
     alone = [fold.showing(restrict(fold.present, [modality])) for fold in alone]
-    scale = corruption.deviation(alone[0], modality)
+    std = corruption.feature_std(alone[0], modality)
+    constants = [constant_score(model.spec, fold.target) for model, fold in zip(models, alone, strict=True)]
 
-    def worth(size: float) -> float:
+    def gain(size: float) -> float:
         def change(batch: Batch, rows: Tensor) -> Batch:
-            return corruption.corrupt(batch, modality, "noise", batch.present[modality], rows, 0, scale=size * scale)
+            return corruption.corrupt(batch, modality, "noise", batch.present[modality], rows, 0, std=size * std)
 
-        return statistics.fmean(
-            score(model.spec.kind, measure(model, fold, change))[0] - constant_score(model.spec, fold.target)
+        scores = (
+            selection_score(model.spec.kind, evaluate(model, fold, change))[0]
             for model, fold in zip(models, alone, strict=True)
         )
+        return statistics.fmean(score - constant for score, constant in zip(scores, constants, strict=True))
 
-    found = corruption.halving_size(worth)
+    found = corruption.halving_size(gain)
     size = 1.0 if found is None else found
-    return Size(size, scale, judge, worth(0.0), worth(size), found is not None)
+    return Size(size, std, name, gain(0.0), gain(size), found is not None)
 
 
-def spoil(model: Model, test: Fold, sizes: Mapping[str, Size], draws: int = DRAWS) -> Record:
-    """Metrics with half of the fold spoilt, what that half lost, and how well trust tells it from the other half.
+def degrade_by_noise(model: Model, test: Fold, sizes: Mapping[str, Size], draws: int = DRAWS) -> Degradation:
+    """Metrics with half of the samples corrupted, the loss on that half, and whether low trust detects it.
 
-    One modality at a time, of those that the model reads; by Gaussian noise where its size is given.
+    One modality at a time, of those that the model reads; Gaussian noise only where its size is given.
     """
     clean = predict(model, test)
-    scores, loss, detection = {"clean": quality(model.spec, clean.outputs, test.target)}, {}, {}
-    spoilable = [name for name, here in test.present.items() if here.sum() >= 2]  # one has none to swap with
-    for modality in spoilable:
+    scores, loss, detection = {"clean": compute_metrics(model.spec, clean.outputs, test.target)}, {}, {}
+    modalities = [name for name, here in test.present.items() if here.sum() >= 2]  # a single sample cannot be swapped
+    for modality in modalities:
         kinds: dict[str, Tensor | None] = {}
         if modality in sizes:
-            halving = sizes[modality].size * sizes[modality].scale
+            halving = sizes[modality].size * sizes[modality].std
             kinds |= {"noise": halving, "noise x2": 2 * halving}
         if modality in test.lengths:
             kinds["frames"] = None
-        for kind, scale in {**kinds, "swap": None}.items():
+        for kind, std in {**kinds, "swap": None}.items():
             name, found = f"{modality}: {kind}", []
             for seed in range(draws):
-                said = predict(model, test, corruption.corruption(test, modality, kind.split()[0], seed, scale))
-                hit = corruption.half(test.present[modality], seed, modality)
-                found.append(_compare(model, test, clean, said, hit, modality))
-            scores[name], loss[name], told = (_mean(parts) for parts in zip(*found, strict=True))
-            if told:
-                detection[name] = told
+                change = corruption.corruption(test, modality, kind.split()[0], seed, std)
+                mask = corruption.half(test.present[modality], seed, modality)
+                found.append(_compare(model, test, clean, predict(model, test, change), mask, modality))
+            scores[name], loss[name], auroc = (_mean(parts) for parts in zip(*found, strict=True))
+            if auroc:
+                detection[name] = auroc
     return {"test": scores, "loss": loss, "detection": detection}
 
 
 def _compare(
-    model: Model, test: Fold, clean: Prediction, said: Prediction, hit: Tensor, modality: str
+    model: Model, test: Fold, clean: Prediction, out: Prediction, mask: Tensor, modality: str
 ) -> tuple[Scores, Scores, Scores]:
-    """Metrics of all, loss of those hit, and how well low trust in the modality tells them (area under the ROC)."""
-    hit = hit.to(said.outputs.device)
-    before, after = (quality(model.spec, p.outputs[hit], test.target[hit]) for p in (clean, said))
-    told = {}
-    if modality in said.trust:
-        # whoever has nothing else is trusted wholly, whatever it says
+    """Metrics of all samples, loss on the masked ones, and the AUROC of low trust in the modality as a detector."""
+    mask = mask.to(out.outputs.device)
+    before, after = (compute_metrics(model.spec, p.outputs[mask], test.target[mask]) for p in (clean, out))
+    detection = {}
+    if modality in out.trust:
+        # Where no other modality is present, trust is 1 whatever the input.
         others = torch.stack([here for name, here in test.present.items() if name != modality]).any(0)
         rows = test.present[modality] & others
-        both = len(hit[rows].unique()) == 2
-        told["auroc"] = float(roc_auc_score(hit[rows].cpu(), -said.trust[modality][rows].cpu())) if both else math.nan
-    return quality(model.spec, said.outputs, test.target), worse(before, after), told
+        both = len(mask[rows].unique()) == 2
+        auroc = float(roc_auc_score(mask[rows].cpu(), -out.trust[modality][rows].cpu())) if both else math.nan
+        detection["auroc"] = auroc
+    return compute_metrics(model.spec, out.outputs, test.target), worse(before, after), detection
 
 
 def noise_sizes(
     loaded: Sequence[tuple[str, int, Model]], dataset: Dataset, present: Mapping[str, Tensor], device: torch.device
 ) -> dict[str, Size]:
-    """The size of each modality's noise, judged by its unimodal models or, without any, by what reads it first."""
+    """The size of each modality's noise, measured with its unimodal models or else with the first that reads it."""
     if "valid" not in dataset.splits:
         raise DataError(
-            "--missing noise: the data have no validation fold, expected one to find the size of noise on; add it."
+            "--missing noise: the data have no validation split, expected one to find the size of noise on; add it."
         )
     sizes = {}
     for modality, here in present.items():
         if not (here.any() and dataset.splits["valid"].present[modality].any()):
-            continue  # nothing to spoil, or to measure on
-        able = [(name, model) for name, _, model in loaded if modality in model.spec.dims]
-        if modality == "text" and able[0][1].spec.text is not None:
-            continue  # tokens have no deviation
-        judge = modality if modality in dict(able) else able[0][0]
-        models = [model for name, model in able if name == judge]
+            continue
+        readers = [(name, model) for name, _, model in loaded if modality in model.spec.dims]
+        if modality == "text" and readers[0][1].spec.text is not None:
+            continue  # token ids have no deviation
+        chosen = modality if modality in dict(readers) else readers[0][0]
+        models = [model for name, model in readers if name == chosen]
         valid = [Fold.of(dataset.splits["valid"], model.spec, device) for model in models]
-        sizes[modality] = noise_size(modality, judge, models, valid)
+        sizes[modality] = noise_size(modality, chosen, models, valid)
     return sizes

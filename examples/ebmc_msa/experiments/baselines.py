@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import measure, score
+from ebmc_msa.evaluation.scores import evaluate, selection_score
 from ebmc_msa.experiments.balancers import UMT, Balanced, agm, blending, mmpareto, ogm, unimodal
 from ebmc_msa.experiments.stacking import fit_composite
 from ebmc_msa.model.concat import Concat
@@ -121,7 +121,7 @@ def linear(work: Work) -> Linear:
 
 def best(models: list[Model], work: Work) -> Model:
     """The one that is best on validation."""
-    return max(models, key=lambda model: score(work.spec.kind, measure(model, work.valid)))
+    return max(models, key=lambda model: selection_score(work.spec.kind, evaluate(model, work.valid)))
 
 
 def trained(model: Model, work: Work) -> Model:
@@ -162,7 +162,7 @@ def gradient_blending(work: Work) -> Model:
         folds = []
         for fold in (work.train, work.valid):
             rows = torch.stack([fold.present[name] for name in model.spec.dims]).any(0)
-            folds.append(measure(model, fold.keep(rows))["loss"])
+            folds.append(evaluate(model, fold.keep(rows))["loss"])
         return folds[0], folds[1]
 
     before, after = {}, {}

@@ -18,7 +18,6 @@ import io
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,6 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from ebmc_msa.data import DataError, Split
 from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.concat import Concat
@@ -194,7 +194,7 @@ def stages(run: Path) -> list[Row]:
         ) from problem
 
 
-def show(rows: list[Row], say: Console) -> None:
+def show(rows: list[Row], console: Console) -> None:
     for what in dict.fromkeys(row["table"] for row in rows):
         mine = [row for row in rows if row["table"] == what]
         columns = [name for name in mine[0] if name not in ("table", "name")]
@@ -204,7 +204,7 @@ def show(rows: list[Row], say: Console) -> None:
             shown.add_column(name, justify="right")
         for row in mine:
             shown.add_row(row["name"], *(f"{row[name]:.3f}" for name in columns))
-        say.print(shown)
+        console.print(shown)
 
 
 def stamp(device: torch.device) -> Row:
@@ -248,20 +248,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options, say = parse(arguments), Console()
-    device = torch.device(options.device)
+    options = parse(arguments)
+    return exit_status(lambda: run(options), interrupted="Nothing was written.")
+
+
+def run(options: argparse.Namespace) -> None:
+    console, device = Console(), torch.device(options.device)
     torch.manual_seed(0)
-    try:
-        if options.run is not None:
-            show(stages(options.run), say)
-            return 0
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows = pipeline(options.batch_size, options.frames, options.rounds, device)
-        rows += beside_bert(8, 64, options.layers, options.width, options.bert_rounds, device)
-        show(rows, say)
-        write([{**stamp(device), **row} for row in rows], options.out / "cost.csv")
-        say.print(f"Written to {options.out}/cost.csv.")
-    except (DataError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    if options.run is not None:
+        show(stages(options.run), console)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = pipeline(options.batch_size, options.frames, options.rounds, device)
+    rows += beside_bert(8, 64, options.layers, options.width, options.bert_rounds, device)
+    show(rows, console)
+    write([{**stamp(device), **row} for row in rows], options.out / "cost.csv")
+    console.print(f"Written to {options.out}/cost.csv.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions
 from ebmc_msa.data.split import Fold, by_length
-from ebmc_msa.evaluation.scores import worth
+from ebmc_msa.evaluation.scores import outputs_score
 from ebmc_msa.model.encoders import encode, make_encoders
 from ebmc_msa.model.prediction import Model, Prediction, make_head, weighted_loss
 from ebmc_msa.model.settings import Settings
@@ -149,7 +149,7 @@ def fit_composite(spec: Spec, settings: Settings, train_fold: Fold, valid: Fold,
         for coalition in conditions(spec.dims).values():
             rows = torch.stack([present[name] for name in coalition]).any(0)
             said = [net.say(features, batch, coalition) for features, batch in zip(encoded, held, strict=True)]
-            now = worth(spec, torch.cat(said)[rows], target[rows])
+            now = outputs_score(spec, torch.cat(said)[rows], target[rows])
             if coalition not in best or now > best[coalition]:
                 best[coalition], epochs[coalition] = now, epoch
         if epoch in epochs.values():

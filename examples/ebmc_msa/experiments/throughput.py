@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from ebmc_msa.data import DataError, Dataset, Split, load
+from ebmc_msa.data import Dataset, Split, load
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.formats.converted import on_disk, write_folder
 from ebmc_msa.data.split import Fold, shuffled
 from ebmc_msa.model.settings import ENCODERS, Settings
@@ -181,12 +181,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    try:
-        if args.what == "make":
-            make(args.rows, args.folder)
-        else:
-            measure(args.folder, args.model, args.encoder, args.steps, torch.device(args.device))
-    except (DataError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args), interrupted="")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.what == "make":
+        make(args.rows, args.folder)
+    else:
+        measure(args.folder, args.model, args.encoder, args.steps, torch.device(args.device))

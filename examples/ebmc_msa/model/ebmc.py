@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
 from ebmc_msa.model.encoders import encode, feature_std, make_encoders
 from ebmc_msa.model.ensemble import STAGE1, TrustEnsemble
@@ -55,7 +57,9 @@ class EBMC(Model):
         self.encoders = make_encoders(spec, settings)
         self.decouple = SemanticDecoupler(dims, settings.dim, **task, **lambdas)
         self.decouple.heads = nn.ModuleDict({name: make_head(spec, settings) for name in dims})  # regularised
-        self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=settings.modality_dropout)
+        rates = dropout_rates(settings.modality_dropout, spec.dims)
+        self.hide = statistics.fmean(rates.values())
+        self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=self.hide)
         self.coordinate = EnergyCoordinator(dims, **task, gap="pull")
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
@@ -72,7 +76,7 @@ class EBMC(Model):
             teachers = self.teachers(batch)
         settings, weights = self.settings, self.fusion_weights(batch.present)
         strength = self.strength if self.training else 1.0
-        self.enhance.hide = strength * settings.modality_dropout
+        self.enhance.hide = strength * self.hide
         # Energies are those of the encoders: an enhanced feature holds the other modalities too.
         balanced = self.coordinate(encode(self.encoders, batch), batch.target, batch.present)
         features = balanced.features

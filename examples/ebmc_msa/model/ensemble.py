@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,13 +23,15 @@ from modbalance.functional import fit_temperature, scale_temperature, trust_fusi
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
 STAGE1, STAGE2 = "fused.stage1", "fused.stage2"  # a dot: no modality is named so
+NEGLIGIBLE = 0.15  # weight of an expert that is left out, and where it is needed nowhere not evaluated
 
 
 class TrustEnsemble(Model):
     """EBMC's prediction: unimodal teachers, the stage-1 model and the stage-2 model, mixed by trust.
 
     Each subset of modalities has a `Mixture` of its own, fitted on validation; a sample gets that of the modalities
-    it has. Trust, energies and the loss are those of the student.
+    it has. Experts whose fitted weight is negligible are left out and the others fitted anew: an answer that does not
+    need the stage-1 model costs two thirds. Trust, energies and the loss are those of the student.
 
     Args:
         student: an `EBMC` after stage II, with its teachers.
@@ -46,13 +49,14 @@ class TrustEnsemble(Model):
         return self.student.encoders
 
     def forward(self, batch: Batch) -> Prediction:
+        mixture = mixture_of_each(self.mixtures, batch.present)
         teachers = self.student.teachers(batch)
         out = self.student(batch, teachers)
         experts = teachers.outputs | {
             name: scale_temperature(self.spec.task, outputs, self.fused_temperatures[name])
-            for name, outputs in self._fused_experts(batch, out).items()
+            for name, outputs in self._fused_experts(batch, out, mixture.used).items()
         }
-        mixture = mixture_of_each(self.mixtures, batch.present)
+        experts = {name: outputs for name, outputs in experts.items() if name in mixture.used}
         outputs = mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
         return out._replace(outputs=outputs)
 
@@ -75,10 +79,17 @@ class TrustEnsemble(Model):
         prior = dict.fromkeys(self.fused_temperatures, 1.0)  # the teachers' epochs were chosen on this split
         for names, (outputs, present, scores) in zip(subsets, experts, strict=True):
             outputs |= {k: scale_temperature(task, outputs[k], t) for k, t in self.fused_temperatures.items()}
-            self.mixtures[names] = fit_mixture(task, outputs, target, present, scores, weight=weight, prior=prior)
 
-    def _fused_experts(self, batch: Batch, out: Prediction) -> dict[str, Tensor]:
-        return {STAGE1: self.stage1(batch).outputs, STAGE2: out.outputs}
+            def fit(kept: Collection[str], data: Experts = (outputs, present, scores)) -> Mixture:
+                some = {name: data[0][name] for name in data[0] if name in kept}
+                return fit_mixture(task, some, target, data[1], data[2], weight=weight, prior=prior)
+
+            kept = kept_experts(fit(outputs).mean_weights(task, outputs, present, scores))
+            self.mixtures[names] = fit(kept)
+
+    def _fused_experts(self, batch: Batch, out: Prediction, used: Collection[str]) -> dict[str, Tensor]:
+        stage1 = {STAGE1: self.stage1(batch).outputs} if STAGE1 in used else {}
+        return stage1 | {STAGE2: out.outputs}
 
     def _expert_outputs(self, fold: Fold) -> ExpertOutputs:
         """Of a clean split and then of a corrupted copy, in the order of `by_length`; fused ones not calibrated."""
@@ -87,10 +98,14 @@ class TrustEnsemble(Model):
             for rows in by_length(fold):
                 batch = spoil(replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator)
                 teachers: TeacherOutputs = self.student.teachers(batch)
-                outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers))
+                outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers), (STAGE1,))
                 parts.append((outputs, _available(batch.present), teachers.log_in_distribution))
         columns = zip(*parts, strict=True)
         return ExpertOutputs(*({k: torch.cat([x[k] for x in column]) for k in column[0]} for column in columns))
+
+    def experts(self) -> dict[str, list[str]]:
+        """The experts that were kept, by subset of modalities."""
+        return {"+".join(names): list(mixture.bias) for names, mixture in self.mixtures.items()}
 
     def frozen(self) -> list[nn.Module]:
         return [*self.student.frozen(), self.stage1.copy]
@@ -109,6 +124,9 @@ class TrustEnsemble(Model):
         self.stage1.copy.load_state_dict(state["stage1"])
         self.fused_temperatures = dict(state["temperatures"])
         self.mixtures = {tuple(names.split("+")): Mixture(**values) for names, values in state["mixtures"].items()}
+
+
+Experts = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]]  # as in `ExpertOutputs`
 
 
 class ExpertOutputs(NamedTuple):
@@ -138,10 +156,7 @@ class Mixture(NamedTuple):
             present: bool `(B,)` by expert.
             log_in_distribution: OOD scores, `(B,)`, of the experts that have one.
         """
-        scores = log_in_distribution or {}
-        bias = {name: b + self.ood_exponent * scores[name] if name in scores else b for name, b in self.bias.items()}
-        variances = {name: prediction_variance(task, x) for name, x in outputs.items()}
-        weights = trust_weights(variances, present, power=self.trust_exponent, bias=bias)
+        weights = self.weights(task, outputs, present, log_in_distribution)
         if task == "classification":
             return trust_fusion({name: x.log_softmax(-1) for name, x in outputs.items()}, weights)
         if task == "gaussian":
@@ -150,6 +165,41 @@ class Mixture(NamedTuple):
             variance = trust_fusion({name: log.exp() for name, (_, log) in apart.items()}, weights)
             return torch.cat([mean, variance.clamp(min=1e-4).log()], -1)
         return trust_fusion(outputs, weights)
+
+    @property
+    def used(self) -> list[str]:
+        """The experts that count in any sample."""
+        return [name for name, b in self.bias.items() if not isinstance(b, Tensor) or bool((b > -math.inf).any())]
+
+    def weights(
+        self,
+        task: Task,
+        outputs: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        log_in_distribution: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Weights of the experts in `outputs`, `(B,)`; arguments as above."""
+        scores = log_in_distribution or {}
+        bias, here = {}, {}
+        for name in outputs:
+            b = torch.as_tensor(self.bias.get(name, -math.inf), device=present[name].device)
+            here[name] = present[name] & (b > -math.inf)
+            bias[name] = torch.where(b > -math.inf, b, 0.0)
+            if name in scores:
+                bias[name] = bias[name] + self.ood_exponent * scores[name]
+        variances = {name: prediction_variance(task, x) for name, x in outputs.items()}
+        return trust_weights(variances, here, power=self.trust_exponent, bias=bias)
+
+    def mean_weights(self, *arguments: Any) -> dict[str, float]:
+        """Mean of the weights over the samples that have the expert."""
+        present = arguments[2]
+        return {name: w[present[name]].mean().nan_to_num(0.0).item() for name, w in self.weights(*arguments).items()}
+
+
+def kept_experts(weights: Mapping[str, float]) -> list[str]:
+    """Those of at least negligible weight, and the weightier fused one: it answers where no modality is present."""
+    fused = max((name for name in (STAGE1, STAGE2) if name in weights), key=weights.__getitem__, default=None)
+    return [name for name, weight in weights.items() if weight >= NEGLIGIBLE or name == fused]
 
 
 def mixture_of_each(mixtures: Mapping[tuple[str, ...], Mixture], present: Mapping[str, Tensor]) -> Mixture:
@@ -164,7 +214,8 @@ def mixture_of_each(mixtures: Mapping[tuple[str, ...], Mixture], present: Mappin
     def each(values: list[float]) -> Tensor:
         return torch.tensor(values, device=here.device)[rows]
 
-    bias = {name: each([mixture.bias[name] for mixture in every]) for name in every[0].bias}
+    names = dict.fromkeys(name for mixture in every for name in mixture.bias)
+    bias = {name: each([mixture.bias.get(name, -math.inf) for mixture in every]) for name in names}
     return Mixture(each([m.trust_exponent for m in every]), each([m.ood_exponent for m in every]), bias)
 
 

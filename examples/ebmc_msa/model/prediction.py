@@ -68,6 +68,10 @@ class Model(nn.Module):
         """Frozen networks that prediction needs, outside of `parameters()`."""
         return []
 
+    def experts(self) -> dict[str, list[str]]:
+        """Which of several predictors are mixed, by subset of modalities; empty where there is one."""
+        return {}
+
     def temperatures(self) -> dict[str, float]:
         """Fitted temperature of each frozen or fused predictor."""
         return {}

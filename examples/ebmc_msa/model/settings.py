@@ -1,16 +1,53 @@
-"""Everything that can be set about a run, with the defaults that all data sets share."""
+"""Everything that can be set about a run, with the defaults that all data sets share. Does not import torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 COMPONENTS = ("msd", "cce", "emc", "imtd")
-PROTOCOLS = ("conditions", "random", "frames", "noise")  # of robustness
+PROTOCOLS = ("conditions", "random", "unequal", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
 CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
 CLASS_WEIGHTS = ("none", "balanced")
+
+
+def checked(kind: type, test: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """A `type` for argparse that refuses values which fail `test`."""
+
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if not test(value):
+            raise argparse.ArgumentTypeError(f"{text}, expected {expected}")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+count = checked(int, lambda value: value >= 0, "a whole number from 0")
+whole = checked(int, lambda value: value >= 1, "a whole number from 1")
+positive = checked(float, lambda value: value > 0, "a positive number")
+probability = checked(float, lambda value: 0 <= value < 1, "a probability in [0, 1)")
+
+
+def rates(text: str) -> float | tuple[tuple[str, float], ...]:
+    """A probability, or one by modality: `text=0.1,audio=0.5`."""
+    if "=" not in text:
+        return probability(text)
+    parts = [part.rpartition("=") for part in text.split(",")]
+    names = [name for name, _, _ in parts]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text}, expected each modality once, as in text=0.1,audio=0.5")
+    return tuple((name, probability(rate)) for name, _, rate in parts)
+
+
+def option(default: Any, help: str, **keywords: Any) -> Any:
+    """A setting that is an option of train.py too; `keywords` are argparse's."""
+    return field(default=default, metadata={"help": help, **keywords})
 
 
 @dataclass(frozen=True)
@@ -22,36 +59,50 @@ class Settings:
     gamma: float = 0.1  # paper
     eta: float = 1.0  # paper: 0.1
     lambda_1: float = 0.1  # paper
-    lambda_2: float = 4.0  # paper: 0.1, by which a unimodal path of two hardly learns
+    lambda_2: float = 4.0  # paper: 0.1, with which one of two unimodal branches hardly learns
     without: tuple[str, ...] = ()  # components left out
-    order: str = "enhance-balance"  # paper
 
-    stage1_epochs: int = 100  # paper
-    stage2_epochs: int = 100  # paper
-    batch_size: int = 64  # paper
-    patience: int = 15  # epochs without a better validation score or loss; the rest is ours
-    patience_steps: int = 300  # at least that many steps, which on small data are more epochs
-    warmup_steps: int = 300  # of all regularisers; see training/schedule.py
-    lr: float = 1e-3
+    stage1_epochs: int = option(100, "at most, enhance", type=count, metavar="N")  # paper
+    stage2_epochs: int = option(100, "at most, balance", type=count, metavar="N")  # paper
+    patience: int = option(15, "epochs without a better validation score or loss", type=whole, metavar="N")
+    warmup_steps: int = option(400, "of joint training, from which regularisation grows", type=count, metavar="N")
+    batch_size: int = option(64, "utterances a step", type=whole, metavar="N")  # paper
+    lr: float = option(1e-3, "learning rate of AdamW", type=positive, metavar="X")
     weight_decay: float = 1e-2
-    encoder: str = "transformer"
+    modality_dropout: float | tuple[tuple[str, float], ...] = option(
+        0.3,
+        "chance that a training sample lacks a modality it has; of each: text=0.1,audio=0.5,vision=0.9",
+        type=rates,
+        metavar="P",
+    )
+    corruption: float = option(
+        0.25,
+        "chance that a modality of a training sample is corrupted by noise or dropped frames",
+        type=probability,
+        metavar="P",
+    )
+    order: str = option("enhance-balance", "of EBMC's stages", choices=ORDERS)  # paper
+    encoder: str = option("transformer", "of sequences; mean averages frames without attention", choices=ENCODERS)
     context: str = "none"  # encoder of conversations
     causal: bool = False  # whether it reads the past alone
     shuffled: bool = False  # the control: conversations in random order
-    class_weight: str = "none"
-    finetune_text: str | None = None  # folder of a BERT
-    text_lr: float = 2e-5  # of its weights
+    class_weight: str = option("none", "balanced: in the loss all classes count alike", choices=CLASS_WEIGHTS)
+    finetune_text: str | None = option(
+        None, "a BERT on this disk, as save_pretrained writes it, that encodes text and is fine-tuned", metavar="DIR"
+    )
+    text_lr: float = option(2e-5, "learning rate of that BERT", type=positive, metavar="X")
     dim: int = 64
     dropout: float = 0.3
-    modality_dropout: float = 0.3
-    corruption: float = 0.25  # chance that a modality of a training sample is spoilt; see spoil.py
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        return cls(**{**values, "without": tuple(values["without"])})
+        dropout = values["modality_dropout"]
+        if not isinstance(dropout, float):
+            dropout = tuple((name, rate) for name, rate in dropout)
+        return cls(**{**values, "without": tuple(values["without"]), "modality_dropout": dropout})
 
 
 # The synthetic set is easy and the run without arguments is a first look: under two minutes on a CPU.

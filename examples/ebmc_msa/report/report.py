@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ebmc_msa.data.files import write_text
 from ebmc_msa.report import html, plots, sections
+from ebmc_msa.report.record import Record
 from ebmc_msa.report.run_view import Run
 from ebmc_msa.report.terminal import print_table
 
@@ -25,7 +27,7 @@ SECTIONS = {
 }
 
 
-def write_report(path: Path, results: dict[str, Any], records: list[dict[str, Any]]) -> None:
+def write_report(path: Path, results: dict[str, Any], records: Sequence[Record]) -> None:
     """Write the page to `path` in one step: a reader sees the old report or the whole new one."""
     write_text(path, render(Run.of(results, records)))
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ebmc_msa.data.files import replacing
+from ebmc_msa.evaluation.metrics import METRICS, Metric, shown_in_figures
 from ebmc_msa.report import html, plots
-from ebmc_msa.report.run_view import METRICS, Metric, protocol
-from ebmc_msa.report.sections import SHOWN
+from ebmc_msa.report.run_view import protocol
 
 Results = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]  # heads, rows
@@ -24,6 +24,7 @@ WORTH = "What a modality is worth: its gain over the constant prediction, on val
 TITLES = {
     "conditions": "Modalities missing from the whole test fold",
     "random": "Modalities missing at random",
+    "unequal": "Modalities missing at unequal rates",
     "frames": "Frames missing at random",
     "noise": "One modality spoilt in half of the samples",
 }
@@ -40,6 +41,8 @@ def about(results: Results) -> str:
         "model that reads none of what is left answers from nothing.",
         "random": f"Each utterance lacks each modality with that probability and keeps at least one; {draws}. avg: "
         "0.1 to 0.7. A model that reads none of what is left answers from nothing.",
+        "unequal": "Each utterance lacks each modality with the probability beside its name and keeps at least one; "
+        f"{draws}. avg: both rows. A model that reads none of what is left answers from nothing.",
         "frames": f"That share of each sequence's valid frames is gone, at least one is kept; {draws}. avg: all ten "
         f"rates.{stays}",
         "noise": f"Of the samples that have the modality half have it spoilt; {draws}. noise: Gaussian, at the size "
@@ -66,7 +69,7 @@ def print_tables(results: Results, console: Console) -> None:
     """The two metrics that the report shows too, each with its loss; and whether trust told the spoilt ones."""
     metrics = metrics_of(results)
     console.print(Text(TITLES[results["protocol"]], "bold"), Text(about(results)), Text(protocol(results)))
-    for key in [key for key in SHOWN[results["kind"]] if key in metrics]:
+    for key in [key for key in shown_in_figures(results["kind"], metrics) if key in metrics]:
         _print(f"{metrics[key].arrowed}, in brackets the loss", *scores(results, key, brackets=True), console)
     if results.get("sizes"):
         _print(WORTH, *sizes(results), console)
@@ -120,9 +123,9 @@ def sizes(results: Results) -> Cells:
         [
             name,
             f"{size['size']:.2f}" + ("" if size["halved"] else " (nothing halves it)"),
-            metric.text(size["worth"]),
-            metric.text(size["left"]),
-            size["judge"],
+            metric.text(size["gain"]),
+            metric.text(size["gain_left"]),
+            size["model"],
         ]
         for name, size in results["sizes"].items()
     ]

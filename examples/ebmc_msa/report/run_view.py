@@ -2,78 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ebmc_msa.evaluation.metrics import METRICS, Metric
+from ebmc_msa.report.record import Record
+
 CONTROL = "-shuffled"  # after a model's name: trained and tested on conversations in random order
+_BY_CLASS = {"f1_": "F1 by class", "binary_f1": "binary F1, each class against the others"}  # starts of keys
 
 Scores = Mapping[str, Mapping[str, Any]]  # {metric: {"mean", "std", "values"}}
-
-
-class Metric(NamedTuple):
-    name: str
-    percent: bool = True
-    higher: bool = True
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} (%)" if self.percent else self.name
-
-    @property
-    def arrowed(self) -> str:
-        return f"{self.label}\u00a0{'↑' if self.higher else '↓'}"
-
-    def text(self, value: float) -> str:
-        if not math.isfinite(value):
-            return "n/a"
-        return f"{value:.1f}" if self.percent else f"{value:.3f}"
-
-    def cell(self, entry: Mapping[str, Any]) -> str:
-        """Mean ± standard deviation; the deviation only where there is more than one seed."""
-        text = self.text(entry["mean"])
-        return f"{text} ±{self.text(entry['std'])}" if len(entry["values"]) > 1 else text
-
-    def best(self, values: Iterable[float]) -> float:
-        finite = [value for value in values if math.isfinite(value)]
-        return (max if self.higher else min)(finite, default=math.nan)
-
-    def better(self, one: float, other: float) -> bool:
-        return one > other if self.higher else one < other
-
-
-class _Metrics(dict[str, Metric]):
-    """Metrics by key; those of a part of the data or of one label, `acc_happy`, `f1_happy`, are named after it."""
-
-    def __missing__(self, key: str) -> Metric:
-        for whole, name in (("acc_", "Acc"), ("f1_", "F1"), ("binary_f1_", "Binary F1")):
-            if key.startswith(whole) and key != whole:
-                return Metric(f"{name} {key.removeprefix(whole)}")
-        raise KeyError(key)
-
-
-METRICS = _Metrics(
-    {
-        "acc2_has0": Metric("Acc-2 has0"),
-        "acc2_non0": Metric("Acc-2 non0"),
-        "f1_has0": Metric("F1 has0"),
-        "f1_non0": Metric("F1 non0"),
-        "acc2": Metric("Acc-2"),
-        "acc3": Metric("Acc-3"),
-        "acc7": Metric("Acc-7"),
-        "acc5": Metric("Acc-5"),
-        "acc": Metric("Accuracy"),
-        "ua": Metric("Unweighted accuracy"),
-        "f1": Metric("Weighted F1"),
-        "binary_f1": Metric("Binary F1, mean"),
-        "mae": Metric("MAE", percent=False, higher=False),
-        "corr": Metric("Corr", percent=False),
-        "r2": Metric("R²", percent=False),
-    }
-)
-
-
-_BY_CLASS = {"f1_": "F1 by class", "binary_f1": "binary F1, each class against the others"}  # starts of keys
 
 
 class Run(NamedTuple):
@@ -84,15 +22,15 @@ class Run(NamedTuple):
     model: str
     test: Mapping[str, Scores]  # of that model, by condition
     modalities: Sequence[str]
-    every: Sequence[Mapping[str, Any]]  # records of all models
-    records: Sequence[Mapping[str, Any]]  # of that model, by seed
+    every: Sequence[Record]  # records of all models
+    records: Sequence[Record]  # of that model, by seed
 
     @classmethod
-    def of(cls, results: Mapping[str, Any], records: Sequence[Mapping[str, Any]] = ()) -> Run:
+    def of(cls, results: Mapping[str, Any], records: Sequence[Record] = ()) -> Run:
         models = results.get("models") or {results["model"]: results}
         model = "ebmc" if "ebmc" in models else next(iter(models))
         test = models[model]["test"]
-        own = [record for record in records if record["model"] == model]
+        own = [record for record in records if record.model == model]
         return cls(results, models, model, test, full_condition(test).split("+"), records, own)
 
     @property

@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ebmc_msa.evaluation.metrics import METRICS, Metric, shown_in_figures
 from ebmc_msa.report import plots
 from ebmc_msa.report.html import cards, code, fact, figure, grid, p, table
-from ebmc_msa.report.run_view import METRICS, Metric, Run, Scores, in_tables, protocol
+from ebmc_msa.report.run_view import Run, Scores, in_tables, protocol
 from modbalance.diagnostics import imbalance
 
 STAGES = {"enhance": "Enhance", "balance": "Balance", "joint": "Training", "train": "Training"}
-SHOWN = {
-    "sentiment": ("acc2_non0", "mae"),
-    "classes": ("f1", "ua"),
-    "multilabel": ("f1", "acc"),
-    "regression": ("mae", "corr"),
-}
 HAS0 = "has0 counts zero as positive, over all utterances; non0 leaves utterances labelled zero out."
 
 
@@ -87,13 +82,13 @@ def contribution(run: Run) -> str:
         return ""
     moments = ("before", "after") if run.model == "ebmc" else ("after",)  # nothing else is balanced
     shares = {
-        when: {m: [100 * r["contribution"][when][m] for r in run.records] for m in run.modalities} for when in moments
+        when: {m: [100 * r.contribution[when][m] for r in run.records] for m in run.modalities} for when in moments
     }
     caption = (
         "Shapley share on validation: how much of the gain over a constant guess each modality brings, averaged over "
         "all orders of adding it; one that makes it worse counts as nothing. The dashed line is an equal share"
     ) + ("; dots are single seeds." if len(run.records) > 1 else ".")
-    uneven = (np.mean([imbalance(r["contribution"][when]) for r in run.records]) for when in moments)
+    uneven = (np.mean([imbalance(r.contribution[when]) for r in run.records]) for when in moments)
     caption += " Imbalance, 0 for equal shares and 1 for a single contributor: "
     caption += " → ".join(f"{value:.2f}" for value in uneven) + "."
     title = "How much each modality contributes to the prediction"
@@ -147,7 +142,7 @@ def curves(run: Run, part: str, scale: float = 1.0) -> dict[str, dict[str, list[
     """{stage: {name: [curve of each seed]}} of one part of the history: "train", "energy", ..."""
     found: dict[str, Any] = {}
     for i, record in enumerate(run.records):
-        for epoch in record["history"]:
+        for epoch in record.history:
             for name, value in epoch[part].items():
                 lines = found.setdefault(STAGES[epoch["stage"]], {})
                 lines.setdefault(name, [[] for _ in run.records])[i].append((epoch["epoch"], scale * value))
@@ -156,11 +151,11 @@ def curves(run: Run, part: str, scale: float = 1.0) -> dict[str, dict[str, list[
 
 def selected(run: Run) -> dict[str, list[int]]:
     """{stage: [selected epoch of each seed]}"""
-    return {STAGES[stage]: [r["epochs"][stage] for r in run.records] for stage in run.records[0]["epochs"]}
+    return {STAGES[stage]: [r.epochs[stage] for r in run.records] for stage in run.records[0].epochs}
 
 
 def how_to_read(run: Run) -> str:
-    seeds = [record["seed"] for record in run.records]
+    seeds = [record.seed for record in run.records]
     return "Dot and dotted line: selected epoch." + (
         f" Bold: seed {seeds[0]}; thin: the others." if len(seeds) > 1 else ""
     )
@@ -174,7 +169,7 @@ def missing(run: Run) -> str:
     rival = run.models["concat"]["test"] if run.model == "ebmc" and "concat" in run.models else {}
     legend = (run.display(run.model), "concatenation") if rival else None
     figures = []
-    for key in ("acc2", "mae") if "acc2" in metrics else SHOWN[run.results["kind"]]:
+    for key in shown_in_figures(run.results["kind"], metrics):
         rows = []
         for condition, name in names.items():
             kind, _, modality = name.partition(" ")
@@ -214,14 +209,14 @@ def better_without(run: Run, names: dict[str, str]) -> str:
 
 def trust(run: Run) -> str:
     record = run.records[0]
-    if not record["trust"] or len(run.modalities) < 2:
+    if not record.trust or len(run.modalities) < 2:
         return ""
     styles = plots.palette(run.modalities)
-    weights = {m: np.asarray(record["trust"][m]) for m in run.modalities}
-    present = {m: np.asarray(record["present"][m]) for m in run.modalities}
+    weights = {m: np.asarray(record.trust[m]) for m in run.modalities}
+    present = {m: np.asarray(record.present[m]) for m in run.modalities}
     leader = np.stack(list(weights.values())).argmax(0)
     rows = [
-        [m, f"{100 * w.mean():.0f}%", f"{100 * np.mean(leader == i):.0f}%", f"{record['calibration'][m]:.2f}"]
+        [m, f"{100 * w.mean():.0f}%", f"{100 * np.mean(leader == i):.0f}%", f"{record.temperatures[m]:.2f}"]
         for i, (m, w) in enumerate(weights.items())
     ]
     bands = figure(
@@ -232,20 +227,20 @@ def trust(run: Run) -> str:
     units = {"classes": "1 - probability of the true class", "multilabel": "1 - probability of the true labels"}
     unit = units.get(run.results["kind"], "absolute error")
     by_error = figure(
-        plots.trust_by_error(weights, present, np.asarray(record["error"]), styles, xlabel=f"{unit}, median of each"),
+        plots.trust_by_error(weights, present, np.asarray(record.error), styles, xlabel=f"{unit}, median of each"),
         "Who is trusted when the prediction is good or bad",
         "Test utterances in five equal groups, from the best predicted (left) to the worst (right).",
     )
     head = ["Modality", "Mean trust", "Most trusted in", "Calibration factor of its teacher"]
-    note = f"Test split, seed {record['seed']}; an absent modality gets no trust."
+    note = f"Test split, seed {record.seed}; an absent modality gets no trust."
     return grid([bands, by_error]) + table(head, rows) + p(note, "quiet")
 
 
 def features(run: Run) -> str:
     record = run.records[0]
-    if len(record["target"]) < 10:  # too few for t-SNE to lay out
+    if len(record.target) < 10:  # too few for t-SNE to lay out
         return ""
-    kind, target = run.results["kind"], np.asarray(record["target"])
+    kind, target = run.results["kind"], np.asarray(record.target)
     rows = np.sort(np.random.default_rng(0).permutation(len(target))[:300])
     if kind == "multilabel":
         target = target.sum(1)
@@ -256,12 +251,12 @@ def features(run: Run) -> str:
     }.get(kind, "target value")
     figures = []
     for when in ("before", "after"):
-        if when in record["fused"]:
-            points = project(np.asarray(record["fused"][when])[rows])
-            title = f"Fused features {when} balancing" if "before" in record["fused"] else "Fused features"
+        if when in record.fused:
+            points = project(np.asarray(record.fused[when])[rows])
+            title = f"Fused features {when} balancing" if "before" in record.fused else "Fused features"
             svg = plots.embedding(points, target[rows], classes=kind in ("classes", "multilabel"), label=label)
             figures.append(figure(svg, title, "Each dot is one utterance; near dots are alike to the model."))
-    note = f"t-SNE of {len(rows)} test utterances, seed {record['seed']}; only neighbourhoods carry meaning."
+    note = f"t-SNE of {len(rows)} test utterances, seed {record.seed}; only neighbourhoods carry meaning."
     return grid(figures) + p(note, "quiet")
 
 
@@ -278,13 +273,13 @@ def project(features: np.ndarray) -> np.ndarray:
 def cost(run: Run) -> str:
     times, sizes = [], []
     for model in run.models:
-        records = [record for record in run.every if record["model"] == model]
-        for stage in records[0]["cost"]:
-            parts = [record["cost"][stage] for record in records]
+        records = [record for record in run.every if record.model == model]
+        for stage in records[0].cost:
+            parts = [record.cost[stage] for record in records]
             seconds, epochs, step = (np.mean([part[k] for part in parts]) for k in ("seconds", "epochs", "step_ms"))
             row = [f"{seconds:.1f} s", f"{epochs:.4g}", f"{seconds / max(epochs, 1):.2f} s", f"{step:.1f} ms"]
             times.append([f"{run.display(model)}, {STAGES[stage]}", *row])
-        counts = records[0]["parameters"]
+        counts = records[0].parameters
         sizes.append([run.display(model), *(f"{counts[k]:,}" for k in ("student", "encoders", "teachers"))])
     note = "Times include validation after each epoch" + ("; mean over seeds." if len(run.records) > 1 else ".")
     return (

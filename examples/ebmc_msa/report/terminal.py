@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebmc_msa.report.run_view import Metric, Run, Scores, in_tables, protocol
+from ebmc_msa.evaluation.metrics import Metric
+from ebmc_msa.report.run_view import Run, Scores, in_tables, protocol
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` starts: every one trains on its share of each batch, the first tests and writes."""
+"""The processes that `torchrun` starts: each trains on a shard of every batch, rank 0 tests and writes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def count() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """One process group while it lasts, gloo for CPUs and NCCL for GPUs; nothing for a process alone."""
+def process_group() -> Iterator[None]:
+    """A process group inside the context, gloo for CPUs and NCCL for GPUs; none for a single process."""
     if count() == 1:
         yield
         return
@@ -43,7 +43,7 @@ def joined() -> Iterator[None]:
 
 @contextmanager
 def unless_another_ends() -> Iterator[None]:
-    """Waiting for a process that is gone is an interruption: it has said why."""
+    """Turn the error of waiting for a process that ended into an interruption: that process printed the cause."""
     try:
         yield
     except RuntimeError as problem:
@@ -52,8 +52,8 @@ def unless_another_ends() -> Iterator[None]:
         raise
 
 
-def from_first(work: Callable[[], T]) -> T:
-    """What `work` gives the first process, as JSON; the others do not call it."""
+def broadcast_from_rank0(work: Callable[[], T]) -> T:
+    """The result of `work` on rank 0, sent to all as JSON; the others do not call it."""
     if count() == 1:
         return work()
     text = json.dumps(work()).encode() if rank() == 0 else b""
@@ -66,16 +66,16 @@ def from_first(work: Callable[[], T]) -> T:
     return json.loads(content.numpy().tobytes())
 
 
-def together() -> None:
-    """Go on when all have come here."""
+def barrier() -> None:
+    """Continue when all processes have come here."""
     if count() > 1:
         dist.all_reduce(torch.zeros(1))
 
 
-def share(rows: Tensor, conversation: Conversation | None = None) -> Tensor:
-    """Places in `rows`, a batch, of those that this process takes; none, where there are fewer than processes.
+def shard(rows: Tensor, conversation: Conversation | None = None) -> Tensor:
+    """Places in `rows`, a batch, that belong to this process; none where there are fewer rows than processes.
 
-    Of conversations whole ones, so that as many utterances as possible come to each process.
+    Conversations stay whole, and are assigned so that the processes get about equally many utterances.
     """
     places = torch.arange(len(rows))
     if conversation is None:
@@ -95,7 +95,7 @@ def parallel(model: Model) -> Callable[[Batch], Prediction]:
 
 
 class _OnlyLoss(nn.Module):
-    """What takes part in the loss is what DDP waits for: nothing else that comes out may have a graph."""
+    """Detach all outputs but the loss: DDP waits for every parameter that an output depends on."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

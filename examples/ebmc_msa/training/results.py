@@ -1,4 +1,4 @@
-"""What a run found, as others read it: the content of metrics.json and the rows of predictions."""
+"""The results of a run as files: metrics.json and the predictions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import csv
 import io
 import platform
 import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,95 +17,86 @@ from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import SELECTION, answer, truth, variance
+from ebmc_msa.evaluation.metrics import KINDS
+from ebmc_msa.evaluation.predict import label_predictions, label_targets, label_variance
 from ebmc_msa.model.prediction import Model, Prediction, spec_of
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.record import ByCondition, Record
 from ebmc_msa.report.run_view import CONTROL
+from ebmc_msa.training.console import console
+
+T = TypeVar("T")
 
 
 def summary(
-    dataset: Dataset, records: list[dict[str, Any]], seeds: list[int], settings: Settings, command: str, compare: bool
+    dataset: Dataset, records: Sequence[Record], seeds: list[int], settings: Settings, command: str, compare: bool
 ) -> dict[str, Any]:
-    """What metrics.json holds."""
-    head = {
-        "dataset": dataset.name,
-        "kind": dataset.kind,
-        "task": Spec.of(dataset).task,
-        "context": {
-            "encoder": settings.context,
-            "causal": settings.causal,
-            "speakers": spec_of(dataset, settings).speakers,
-            "control": any(record["model"].endswith(CONTROL) for record in records),
-        },
+    """The content of metrics.json."""
+    selection = {"split": "valid", "metric": KINDS[dataset.kind].selects}
+    context = {
+        "encoder": settings.context,
+        "causal": settings.causal,
+        "speakers": spec_of(dataset, settings).speakers,
+        "control": any(record.model.endswith(CONTROL) for record in records),
     }
-    tail = {
-        "versions": {
-            "modbalance": modbalance.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "settings": settings.as_dict(),
-        "note": dataset.note,
-        "command": command,
-    }
+    head = {"dataset": dataset.name, "kind": dataset.kind, "task": Spec.of(dataset).task, "context": context}
+    versions = {"modbalance": modbalance.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    tail = {"versions": versions, "settings": settings.as_dict(), "note": dataset.note, "command": command}
     by_model = {}
-    for name, group in grouped(records).items():
-        epochs = {str(r["seed"]): r["epochs"] for r in group}
+    for name, group in grouped((record.model, record) for record in records).items():
         by_model[name] = {
             **head,
             "model": name,
             "seeds": seeds,
-            "selection": {"split": "valid", "metric": SELECTION[dataset.kind], "epochs": epochs},
-            "test": spread(group),
+            "selection": {**selection, "epochs": {str(record.seed): record.epochs for record in group}},
+            "test": spread([record.test for record in group]),
             "contribution": {
-                when: {
-                    m: statistics.fmean(r["contribution"][when][m] for r in group)
-                    for m in group[0]["contribution"][when]
-                }
-                for when in ("before", "after")
+                when: _means([record.contribution[when] for record in group]) for when in ("before", "after")
             },
-            "cost": {
-                stage: {
-                    k: statistics.fmean(r["cost"][stage][k] for r in group) for k in ("seconds", "epochs", "step_ms")
-                }
-                for stage in group[0]["cost"]
-            },
+            "cost": {stage: _means([record.cost[stage] for record in group]) for stage in group[0].cost},
+            "experts": {str(record.seed): record.experts for record in group if record.experts},
             **tail,
         }
     if not compare:
         (alone,) = by_model.values()
         return alone
-    selection = {"split": "valid", "metric": SELECTION[dataset.kind]}
     return {**head, "seeds": seeds, "selection": selection, "models": by_model, **tail}
 
 
-def grouped(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    names = dict.fromkeys(record["model"] for record in records)
-    return {name: [record for record in records if record["model"] == name] for name in names}
+def grouped(entries: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """`(model, entry)` by model, in the order in which the models come."""
+    groups: dict[str, list[T]] = {}
+    for name, entry in entries:
+        groups.setdefault(name, []).append(entry)
+    return groups
 
 
-def spread(group: list[dict[str, Any]]) -> dict[str, Any]:
+def spread(tests: Sequence[ByCondition]) -> dict[str, Any]:
     """Mean, sample standard deviation (0 for one seed) and values over seeds, by condition and metric."""
-    result: dict[str, Any] = {}
-    for condition, scores in group[0]["test"].items():
-        result[condition] = {}
-        for metric in scores:
-            values = [record["test"][condition][metric] for record in group]
-            std = statistics.stdev(values) if len(values) > 1 else 0.0
-            result[condition][metric] = {"mean": statistics.fmean(values), "std": std, "values": values}
-    return result
+    return {
+        condition: {metric: _spread([test[condition][metric] for test in tests]) for metric in scores}
+        for condition, scores in tests[0].items()
+    }
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": std, "values": values}
+
+
+def _means(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: statistics.fmean(entry[key] for entry in entries) for key in entries[0]}
 
 
 def prediction_rows(
-    name: str, seed: int, spec: Spec, ids: list[str], said: Prediction, test: Fold
+    name: str, seed: int, spec: Spec, ids: list[str], out: Prediction, test: Fold
 ) -> list[dict[str, Any]]:
-    values, variances = answer(spec, said.outputs), variance(spec, said.outputs)
-    columns = {"prediction": values, "variance": variances}
+    columns = {"prediction": label_predictions(spec, out.outputs), "variance": label_variance(spec, out.outputs)}
     if test.target is not None:
-        columns = {"label": truth(spec, test.target), **columns}
+        columns = {"label": label_targets(spec, test.target), **columns}
     if spec.kind == "multilabel":
         columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
-    columns |= {f"trust_{m}": w for m, w in said.trust.items()}
+    columns |= {f"trust_{m}": w for m, w in out.trust.items()}
     lists = {column: x.tolist() for column, x in columns.items()}
     return [
         {"id": ids[i], "model": name, "seed": seed} | {column: x[i] for column, x in lists.items()}
@@ -112,21 +104,22 @@ def prediction_rows(
     ]
 
 
-def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
+def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, dict.fromkeys(column for row in rows for column in row))
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+    console.print(f"Written to {path}: {len(rows)} prediction{'s' * (len(rows) != 1)}.")
 
 
 def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:
-    """By utterance: |error| in the data's units, or 1 - p of the true class or, on average, of the true labels."""
+    """By utterance: |error| in label units, or 1 - p of the true class or, on average, of the true labels."""
     if spec.kind == "classes":
         return 1 - outputs.softmax(-1).gather(-1, test.target[:, None])[:, 0]
     if spec.kind == "multilabel":
         return (outputs.sigmoid() - test.target).abs().mean(-1)
-    return (answer(spec, outputs) - truth(spec, test.target)).abs()
+    return (label_predictions(spec, outputs) - label_targets(spec, test.target)).abs()
 
 
 def parameters(model: Model) -> dict[str, int]:

@@ -1,9 +1,9 @@
-"""A run's folder while it is made: visible as NAME.partial, NAME once it is whole, and resumed in between.
+"""A run's folder until the run is complete: NAME.partial, renamed to NAME at the end, resumable in between.
 
 NAME.partial/MODEL-SEED.pt           checkpoints of what is trained
 NAME.partial/state/run.json          the command, its folder, and the fingerprint of the data
-NAME.partial/state/MODEL-SEED.json   what was found of a model that is trained and tested
-NAME.partial/state/MODEL-SEED.pt     where the training of the next one stands
+NAME.partial/state/MODEL-SEED.json   the record of a model that is trained and tested
+NAME.partial/state/MODEL-SEED.pt     the state of the training of the next one
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from ebmc_msa.data import DataError
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.training.distributed import count, rank, unless_another_ends
 
+VERSION = 2  # of what NAME.partial/state holds
 SHARE = 0.03  # of the time, at most, goes into saving
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class PartialRun:
     final: Path
-    about: dict[str, Any]  # argv, cwd, command, data
+    metadata: dict[str, Any]  # argv, cwd, command, data
     resumed: bool = False
 
     @property
@@ -42,7 +43,7 @@ class Unfinished:
         return self.partial / "state"
 
     def record(self, name: str, seed: int) -> dict[str, Any] | None:
-        """What was found of a model, if it is trained and tested."""
+        """The record of a model, if it is trained and tested."""
         path = self.state / f"{name}-{seed}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -51,7 +52,7 @@ class Unfinished:
         (self.state / f"{name}-{seed}.pt").unlink(missing_ok=True)
 
     def training(self, name: str, seed: int) -> dict[str, Any] | None:
-        """Where its training stands, if it has begun."""
+        """The state of its training, if it has begun."""
         path = self.state / f"{name}-{seed}.pt"
         try:
             return read_tensors(path) if path.exists() else None
@@ -62,7 +63,7 @@ class Unfinished:
             ) from problem
 
     def saver(self, name: str, seed: int) -> Callable[[dict[str, Any]], None]:
-        """Saves where a training stands; passes over so many calls that it takes 3 % of the time at most."""
+        """A function that saves the state of a training, and skips calls so that it takes 3 % of the time at most."""
         due = 0.0
 
         def save(state: dict[str, Any]) -> None:
@@ -78,13 +79,13 @@ class Unfinished:
         return not any(path.suffix in (".pt", ".json") for path in self.partial.rglob("*") if path.name != "run.json")
 
 
-def begin(out: Path, name: str | None, default: str, about: dict[str, Any]) -> Path:
+def begin(out: Path, name: str | None, default: str, metadata: dict[str, Any]) -> Path:
     """Claim a name for the folder in `out`: the one given, or the default with the first number that is free."""
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         raise DataError(f"--name: {name!r}, expected a plain folder name; put the path in --out.")
     for number in range(1, 10_000):
         final = out / (name or (default if number == 1 else f"{default}-{number}"))
-        run = Unfinished(final, about)
+        run = PartialRun(final, metadata)
         try:
             if not final.exists():
                 run.partial.mkdir(parents=True)
@@ -97,7 +98,7 @@ def begin(out: Path, name: str | None, default: str, about: dict[str, Any]) -> P
             ) from problem
         if name is not None and run.partial.exists():
             raise DataError(
-                f"--name: {run.partial} is unfinished, expected a new name; go on with --resume {final}, pass "
+                f"--name: {run.partial} is unfinished, expected a new name; continue with --resume {final}, pass "
                 "another name or remove the folder."
             )
         if name is not None:
@@ -106,32 +107,39 @@ def begin(out: Path, name: str | None, default: str, about: dict[str, Any]) -> P
             )
     try:
         run.state.mkdir()
-        write_text(run.state / "run.json", json.dumps(about, indent=2) + "\n")
+        write_text(run.state / "run.json", json.dumps({**metadata, "version": VERSION}, indent=2) + "\n")
     except BaseException:
         shutil.rmtree(run.partial, ignore_errors=True)
         raise
     return final
 
 
-def reopen(path: Path) -> Unfinished:
+def reopen(path: Path) -> PartialRun:
     """The unfinished run NAME, or NAME.partial."""
     final = path.with_name(path.name.removesuffix(".partial"))
     if final.exists():
         shutil.rmtree(final / "state", ignore_errors=True)  # it may have died between its last two steps
         raise DataError(f"--resume: {final} is finished, expected one that was interrupted; there is nothing to do.")
-    about = final.with_name(f"{final.name}.partial") / "state/run.json"
+    path = final.with_name(f"{final.name}.partial") / "state/run.json"
     try:
-        return Unfinished(final, json.loads(about.read_text()), resumed=True)
-    except (OSError, ValueError) as problem:
+        metadata = json.loads(path.read_text())
+        version = metadata.get("version")
+    except (OSError, ValueError, AttributeError) as problem:
         raise DataError(
-            f"--resume: {about} cannot be read ({type(problem).__name__}), expected the folder of a run that "
+            f"--resume: {path} cannot be read ({type(problem).__name__}), expected the folder of a run that "
             "train.py began; name one, or remove the folder and start again."
         ) from problem
+    if version != VERSION:
+        raise DataError(
+            f"--resume: {path} has version {version}, expected {VERSION}, which this version of train.py writes; "
+            f"remove {path.parents[1]} and start the run again."
+        )
+    return PartialRun(final, metadata, resumed=True)
 
 
 @contextmanager
-def making(run: Unfinished) -> Iterator[None]:
-    """Rename the folder when all is written. Otherwise keep it, if there is anything in it, and say how to go on."""
+def finalized(run: PartialRun) -> Iterator[None]:
+    """Rename the folder when all is written. After an error keep what it holds, and tell how to continue."""
     try:
         with unless_another_ends():
             yield
@@ -144,7 +152,7 @@ def making(run: Unfinished) -> Iterator[None]:
         if run.empty and not run.resumed:
             shutil.rmtree(run.partial, ignore_errors=True)
             raise
-        hint = f"What is done is kept; go on with: {command(['--resume', str(run.final)])}"
+        hint = f"What is done is kept; continue with: {command(['--resume', str(run.final)])}"
         if isinstance(problem, DataError):
             raise DataError(f"{problem}\n{hint}") from problem
         if isinstance(problem, KeyboardInterrupt):
@@ -153,6 +161,6 @@ def making(run: Unfinished) -> Iterator[None]:
 
 
 def command(argv: list[str]) -> str:
-    """How this program is called with other arguments."""
+    """The command line of this program with other arguments."""
     launcher = ["python"] if count() == 1 else ["torchrun", "--nproc-per-node", str(count())]
     return shlex.join([*launcher, os.path.relpath(sys.argv[0]), *argv])

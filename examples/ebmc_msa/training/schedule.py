@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 JOINT = 0.7  # share of the warm-up that is joint training alone
-LONGEST = 0.75  # share of all planned steps that the warm-up may take
 
 
 class Schedule(NamedTuple):
@@ -27,23 +26,18 @@ class Schedule(NamedTuple):
     per_epoch: int
     before: int = 0
 
-    @classmethod
-    def of(cls, warmup: int, per_epoch: int, epochs: int) -> Schedule:
-        """W is `warmup`, or three quarters of the steps in `epochs`, the longest that the run can last, if less."""
-        return cls(min(warmup, int(LONGEST * epochs * per_epoch)), per_epoch)
-
     def strength(self, step: int) -> float:
         """s at a step of this stage, counted from 0."""
         if self.before + step >= self.warmup:
             return 1.0
         return max(0.0, ((self.before + step) / self.warmup - JOINT) / (1 - JOINT))
 
-    def go_on(self, scores: Sequence[float], losses: Sequence[float], patience: int, patience_steps: int) -> bool:
+    def go_on(self, scores: Sequence[float], losses: Sequence[float], patience: int) -> bool:
         """Whether a stage with these validation scores and losses by epoch, higher and lower is better, continues.
 
-        It ends after `patience` epochs, and at least `patience_steps` steps, without a better score or a lower loss;
-        accuracy can rest on a plateau while the loss still falls. The warm-up does not count.
+        It ends after `patience` epochs without a better score or a lower loss; accuracy can rest on a plateau while
+        the loss still falls. Joint training, the first part of the warm-up, does not count.
         """
         last = max(scores.index(max(scores)), losses.index(min(losses))) + 1 if scores else 0
-        warm = -(-max(self.warmup - self.before, 0) // self.per_epoch)
-        return len(scores) - max(last, warm) < max(patience, -(-patience_steps // self.per_epoch))
+        joint = -(-max(round(JOINT * self.warmup) - self.before, 0) // self.per_epoch)
+        return len(scores) - max(last, joint) < patience

@@ -13,17 +13,18 @@ from torch import nn
 
 from ebmc_msa.data.augment import spoil
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.missing import random_drop
+from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
-from ebmc_msa.evaluation.scores import measure, score, worth
+from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
-from ebmc_msa.training.distributed import from_first, parallel, rank, share
+from ebmc_msa.training.distributed import broadcast_from_rank0, parallel, rank, shard
 from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
+from modbalance.dropout import modality_dropout
 
 Progress = Callable[[str, int, dict[str, Any]], None]
 Save = Callable[[dict[str, Any]], None]
@@ -65,8 +66,7 @@ def train(
     is first built, training continues from there to the same bits.
     """
     plan = model.stages(settings)
-    per_epoch = len(by_length(train, settings.batch_size))
-    schedule = Schedule.of(settings.warmup_steps, per_epoch, sum(plan.values()))
+    schedule = Schedule(settings.warmup_steps, len(by_length(train, settings.batch_size)))
     stages: list[Stage] = []
     stage1: Model | None = None
     branches: Branches = {}
@@ -90,6 +90,10 @@ def train(
     def start_balancing() -> Model | None:
         return model.start_balancing(train, valid, {name: weights for name, (_, weights) in branches.items()})
 
+    # One for all stages: a new one would begin each with steps as large as those of the first.
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
+    )
     for place, (name, epochs) in list(enumerate(plan.items()))[len(stages) :]:
         if place and stage1 is None:
             if not epochs:
@@ -97,7 +101,21 @@ def train(
             stage1 = start_balancing()
         here = schedule._replace(before=schedule.per_epoch * sum(stage.epochs for stage in stages))
         stages.append(
-            run_stage(name, model, train, valid, settings, epochs, seed, progress, here, branches, save_all, state)
+            run_stage(
+                name,
+                model,
+                train,
+                valid,
+                settings,
+                optimizer,
+                epochs,
+                seed,
+                progress,
+                here,
+                branches,
+                save_all,
+                state,
+            )
         )
         state = None
     if stage1 is None:
@@ -111,6 +129,7 @@ def run_stage(
     train: Fold,
     valid: Fold,
     settings: Settings,
+    optimizer: torch.optim.Optimizer,
     epochs: int,
     seed: int,
     progress: Progress,
@@ -121,16 +140,12 @@ def run_stage(
 ) -> Stage:
     """Train with early stopping; the model ends at the epoch that is best on validation."""
     step = parallel(model)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.text_lr), lr=settings.lr, weight_decay=settings.weight_decay
-    )
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(model.state_dict())
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
-    patience = settings.patience, settings.patience_steps
-    while len(history) < epochs and schedule.go_on(*_progress(model, history), *patience):
+    while len(history) < epochs and schedule.go_on(*_progress(model, history), settings.patience):
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
@@ -138,7 +153,7 @@ def run_stage(
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
         entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
-        metrics = from_first(lambda: measure(model, valid))
+        metrics = broadcast_from_rank0(lambda: evaluate(model, valid))
         keep_best_branches(model, valid, branches)
         history.append(
             {
@@ -163,13 +178,13 @@ def run_stage(
 
 def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
-    scores = [score(model.spec.kind, entry["valid"]) for entry in history]
+    scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Scores and losses on validation by epoch."""
-    scores = [score(model.spec.kind, entry["valid"])[0] for entry in history]
+    scores = [selection_score(model.spec.kind, entry["valid"])[0] for entry in history]
     return scores, [entry["valid"]["loss"] for entry in history]
 
 
@@ -186,7 +201,7 @@ def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
         rows = valid.keep(valid.present[name])
         if len(rows):
             outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
-            now = worth(model.spec, outputs, target)
+            now = outputs_score(model.spec, outputs, target)
             if name not in best or now > best[name][0]:
                 best[name] = now, copy.deepcopy(branch.state_dict())
 
@@ -208,10 +223,12 @@ def _epoch(
     batches = shuffled(train, settings.batch_size, alike)
     for i, rows in enumerate(batches):
         model.strength = schedule.strength(epochs * schedule.per_epoch + i)
-        places = share(rows, train.conversation)
+        places = shard(rows, train.conversation)
         batch, present = train.rows(rows[places]), train.presence(rows)
         if settings.modality_dropout:
-            present = random_drop(present, model.strength * settings.modality_dropout, alike)
+            rates = dropout_rates(settings.modality_dropout, present)
+            rates = {name: model.strength * rate for name, rate in rates.items()}
+            present = modality_dropout(present, rates, generator=alike)
         batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
             batch = spoil(batch, std, model.strength * settings.corruption, own)

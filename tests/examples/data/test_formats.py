@@ -1,142 +1,41 @@
 """Other containers of the same utterances: identical batches to the .npz, or one clear error."""
 
 import csv
-import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from containers import (
+    FRAMES,
+    IDS,
+    SPLIT,
+    N,
+    h5,
+    h5_groups,
+    manifest,
+    mat,
+    npz,
+    old_pt,
+    pt,
+    pth,
+    safetensors,
+    safetensors_by_fold,
+    tensors,
+    tuples,
+    utterances,
+)
 from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.formats.matlab import read_matlab
 from ebmc_msa.data.formats.ragged import stack
 from ebmc_msa.data.split import Fold
-
-FRAMES = {"text": (6, 5), "audio": (8, 3), "vision": (7, 2)}
-N = 18
-SPLIT = np.repeat([0, 1, 2], 6)
-IDS = [f"video{i // 2}[{i}]" for i in range(N)]
 
 
 @pytest.fixture(scope="module")
 def fields():
-    """Of the .npz; row 1 lacks vision, float32 as every container can hold it."""
-    rng = np.random.default_rng(0)
-    found = {"y": np.round(rng.uniform(-3, 3, N), 1), "split": SPLIT, "id": np.array(IDS)}
-    found["group"] = np.array([i.partition("[")[0] for i in IDS])
-    for m, (frames, size) in FRAMES.items():
-        x = rng.normal(size=(N, frames, size)).astype(np.float32)
-        length = rng.integers(3, frames + 1, N)
-        length[[0, 6, 12]] = frames  # so that each split is as long as the longest
-        length[1] *= m != "vision"
-        x[np.arange(frames) >= length[:, None]] = 0
-        found |= {f"x_{m}": x, f"length_{m}": length}
-    return found
-
-
-def npz(home, fields):
-    np.savez(home / "d.npz", **fields)
-    return home / "d.npz"
-
-
-def by_fold(fields):
-    """MulT's fields, padding last."""
-    names = {"text": "x_text", "audio": "x_audio", "vision": "x_vision", "labels": "y", "id": "id"}
-    return {
-        fold: {key: fields[name][i == SPLIT] for key, name in names.items()}
-        for i, fold in enumerate(("train", "dev", "test"))
-    }
-
-
-def tensors(x):
-    return torch.from_numpy(x) if x.dtype.kind in "fi" else x.tolist()
-
-
-def pt(home, fields):
-    torch.save({name: tensors(x) for name, x in fields.items()}, home / "d.pt")
-    return home / "d.pt"
-
-
-def pth(home, fields):
-    torch.save(
-        {fold: {k: tensors(x) for k, x in part.items()} for fold, part in by_fold(fields).items()}, home / "d.pth"
-    )
-    return home / "d.pth"
-
-
-def old_pt(home, fields):
-    content = {name: tensors(x) for name, x in fields.items()}
-    torch.save(content, home / "d.pt", _use_new_zipfile_serialization=False)
-    return home / "d.pt"
-
-
-def safetensors(home, fields):
-    save = pytest.importorskip("safetensors.torch").save_file
-    metadata = {name: json.dumps(fields[name].tolist()) for name in ("id", "group")} | {"task": "regression"}
-    save({name: tensors(x) for name, x in fields.items() if name not in metadata}, home / "d.safetensors", metadata)
-    return home / "d.safetensors"
-
-
-def safetensors_by_fold(home, fields):
-    save = pytest.importorskip("safetensors.torch").save_file
-    parts = by_fold(fields)
-    x = {f"{fold}.{k}": tensors(v) for fold, part in parts.items() for k, v in part.items() if k != "id"}
-    save(x, home / "d.safetensors", {f"{fold}.id": json.dumps(part["id"].tolist()) for fold, part in parts.items()})
-    return home / "d.safetensors"
-
-
-def h5(home, fields):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(home / "d.h5", "w") as file:
-        for name, x in fields.items():
-            file.create_dataset(name, data=x.astype("S20") if name == "group" else x.tolist() if name == "id" else x)
-    return home / "d.h5"
-
-
-def h5_groups(home, fields):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(home / "d.hdf5", "w") as file:
-        for fold, part in by_fold(fields).items():
-            for name, x in part.items():
-                packed = {"compression": "gzip"} if x.dtype.kind == "f" else {}
-                file.create_dataset(f"{fold}/{name}", data=x if x.dtype.kind == "f" else x.tolist(), **packed)
-    return home / "d.hdf5"
-
-
-def mat(home, fields):
-    savemat = pytest.importorskip("scipy.io").savemat
-    doubles = {name: x.astype(np.float64) for name, x in fields.items() if name in ("y", "split")}
-    savemat(home / "d.mat", fields | doubles | {"y": fields["y"][:, None]}, do_compression=True)
-    return home / "d.mat"
-
-
-def manifest(home, fields):
-    """Frames without their padding, one file a row and modality."""
-    with (home / "table.csv").open("w", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["id", "split", "label", "group", *FRAMES])
-        for i in range(N):
-            paths = []
-            for m in FRAMES:
-                path = home / m / f"{i}.npy"
-                path.parent.mkdir(exist_ok=True)
-                length = fields[f"length_{m}"][i]
-                np.save(path, fields[f"x_{m}"][i, :length])
-                paths.append(f"{m}/{i}.npy" if length else "")
-            fold = ("train", "valid", "2")[SPLIT[i]]
-            writer.writerow([IDS[i], fold, fields["y"][i], fields["group"][i], *paths])
-    return home / "table.csv"
-
-
-def tuples(home, fields, name="dev", **changes):
-    """As MAG-BERT has them, but with features of words in place of words."""
-    folds = {"train": [], name: [], "test": []}
-    for i in range(N):
-        x = [fields[f"x_{m}"][i, : fields[f"length_{m}"][i]] for m in ("text", "vision", "audio")]
-        folds[("train", name, "test")[SPLIT[i]]].append((tuple(x), fields["y"][i].reshape(1, 1), IDS[i]))
-    (home / "mosi.pkl").write_bytes(pickle.dumps(folds | changes))
-    return home / "mosi.pkl"
+    return utterances()
 
 
 FORMATS = [pt, pth, old_pt, safetensors, safetensors_by_fold, h5, h5_groups, mat, manifest, tuples]
@@ -191,6 +90,23 @@ def test_every_number_type_of_torch(tmp_path, fields, dtype):
     assert torch.equal(data.features["text"].float(), content["x_text"][:6].float())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "bool", "U3"])
+def test_matlab_arrays_are_those_of_scipy(tmp_path, dtype, packed):
+    io = pytest.importorskip("scipy.io")
+    x = (50 * np.random.default_rng(0).random((4, 3, 2))).astype(dtype)
+    x = np.array([["abc"], ["dé"]]) if dtype == "U3" else x
+    io.savemat(tmp_path / "d.mat", {"x_a": x, "a_name_of_many_letters": x, "y": x[:, 0]}, do_compression=packed)
+    found = read_matlab(tmp_path / "d.mat")
+    for name, expected in io.loadmat(tmp_path / "d.mat").items():
+        if name == "x_a" and dtype != "U3":
+            assert found[name].dtype == (np.dtype(bool) if dtype == "bool" else expected.dtype)
+        if not name.startswith("__"):
+            np.testing.assert_array_equal(
+                found[name], "".join(expected.ravel()).rstrip() if dtype == "U3" else expected
+            )
+
+
 # doubles of MATLAB and cells of CSV have no type that tells classes from numbers
 
 
@@ -235,6 +151,17 @@ def test_labels_of_a_manifest(tmp_path, fields):
     data = load(several)
     assert (data.kind, data.labels) == ("multilabel", ("happy", "sad"))
     assert data.splits["train"].target[:2].tolist() == [[0, 1], [1, 1]]
+
+
+def test_a_manifest_of_conversations(tmp_path, fields):
+    path = manifest(tmp_path, fields)
+    with pytest.raises(DataError, match=r"conversation without order|has conversation"):
+        load(rewritten(path, conversation=["a", "b"]))
+    with pytest.raises(DataError, match=r"order holds words"):
+        load(rewritten(path, order=["first"]))
+    data = load(rewritten(path, order=[str(i) for i in range(N)], speaker=["x", "y", "z"]))
+    assert data.conversational
+    assert data.splits["train"].conversation is not None
 
 
 def test_a_manifest_reads_words(tmp_path, fields):
@@ -342,122 +269,3 @@ def test_frames_of_minus_infinity_and_utterances_without_frames(tmp_path, fields
 def test_errors_of_tuples(tmp_path, fields, changes, message):
     with pytest.raises(DataError, match=message):
         load(tuples(tmp_path, fields, **changes))
-
-
-# refusals
-
-
-class Stranger:
-    pass
-
-
-def test_what_torch_must_not_load(tmp_path, fields):
-    good = {name: tensors(x) for name, x in fields.items()}
-    storage = torch.zeros(4)
-    for changes, message in [
-        ({"extra": Stranger()}, r"torch\.load\(weights_only=True\).*expected tensors in plain dicts"),
-        ({"x_text": torch.zeros(1).expand(N, 5)}, r"a tensor of shape \(18, 5\).*is larger than its storage"),
-        ({"x_text": torch.eye(N).to_sparse()}, r"a tensor is torch\.sparse_coo"),
-        ({"x_text": torch.zeros(N, 5, device="meta")}, r"cannot be read"),
-        ({"x_text": torch.zeros(N, 5, dtype=torch.complex64)}, r"is larger than its storage, or no numbers"),
-        ({"x_odd": [storage] * 4}, r"fields differ in rows|features have shape"),
-    ]:
-        torch.save(good | changes, tmp_path / "d.pt")
-        with pytest.raises(DataError, match=message):
-            load(tmp_path / "d.pt")
-    torch.save([good] * 2, tmp_path / "d.pt")
-    with pytest.raises(DataError, match=r"is a pt with a list of 2, expected .*the nearest is GCNet's"):
-        load(tmp_path / "d.pt")
-
-
-def test_what_hdf5_must_not_load(tmp_path, fields):
-    h5py = pytest.importorskip("h5py")
-    path = tmp_path / "d.h5"
-    (tmp_path / "secret.bin").write_bytes(bytes(800))
-    for change, message in [
-        (lambda f: f.__setitem__("x_a", h5py.ExternalLink("other.h5", "/x")), r"x_a is an ExternalLink, which leads"),
-        (lambda f: f.__setitem__("x_a", h5py.SoftLink("/x_text")), r"x_a is an SoftLink"),
-        (
-            lambda f: f.create_dataset("x_a", (100,), "f8", external=[(str(tmp_path / "secret.bin"), 0, 800)]),
-            r"x_a is no dataset of its own content",
-        ),
-        (lambda f: f.create_dataset("x_a", (2**34, 64), "f4", chunks=(64, 64)), r"x_a of shape .* would unpack to"),
-        (lambda f: f.create_dataset("x_a", (10,), [("a", "f4")]), r"x_a has dtype"),
-        (lambda f: f.create_dataset("x_a", (10,), h5py.ref_dtype), r"x_a has dtype object"),
-        (lambda f: f.create_group("a/b/c/d/e"), r"groups nest deeper than 4"),
-    ]:
-        h5(tmp_path, fields)
-        with h5py.File(path, "a") as file:
-            change(file)
-        with pytest.raises(DataError, match=message):
-            load(path)
-
-
-def test_what_matlab_must_not_load(tmp_path, fields):
-    savemat = pytest.importorskip("scipy.io").savemat
-    for changes, message in [
-        ({"id": np.array(IDS, object)}, r"holds id \(cell\), expected numeric and char arrays; save .*char\(ids\)"),
-        ({"info": {"a": 1}}, r"holds info \(struct\)"),
-    ]:
-        savemat(tmp_path / "d.mat", fields | changes)
-        with pytest.raises(DataError, match=message):
-            load(tmp_path / "d.mat")
-    savemat(tmp_path / "d.mat", {"x_a": np.zeros(2**26)}, do_compression=True)
-    with pytest.raises(DataError, match=r"it unpacks to far more than the file"):
-        load(tmp_path / "d.mat")
-    (tmp_path / "d.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(64))
-    with pytest.raises(DataError, match=r"is a MATLAB 7\.3 file, expected version 7; write it with save\(…, '-v7'\)"):
-        load(tmp_path / "d.mat")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x1f\x8b" + bytes(20), r"is a compressed file, .*; unpack it"),
-        (b"\x93NUMPY\x01\x00" + bytes(20), r"is a single array, .*put it into an \.npz as x_<modality>"),
-        (b'{"train": []}', r"is a JSON text, .*write its arrays"),
-        (b"text,label\nso,1\n", r"is a text, .*name a column split to make it a CSV manifest"),
-        (b"PAR1" + bytes(20), r"is a table of columns, .*CSV manifest"),
-        (b"RIFF" + bytes(20), r"is a recording, .*extract features first"),
-        (bytes(20), r"is of no known kind, .*convert it"),
-        (b"", r"is of no known kind"),
-    ],
-)
-def test_other_files_are_named(tmp_path, content, message):
-    (tmp_path / "d.bin").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        load(tmp_path / "d.bin")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            {"text": np.ones(3), "labels": np.ones(3)},
-            r"a pickle with a dict of text, labels.*put the fields of each spl",
-        ),
-        ({"text": {"train": np.ones(3)}}, r"the nearest is MulT's: put the splits outside"),
-        ({"v1": {"features": np.ones(3), "intervals": np.ones(3)}}, r"CMU-MultimodalSDK's: align and pad"),
-        ({"a": np.ones(3), "b": np.ones(3)}, r"the nearest is the \.npz: name the arrays x_<modality>"),
-        ({"train": np.ones(3)}, r"make each split a dict of text, audio"),
-        ({"train": {"x_text": np.ones(3), "y": np.ones(3)}}, r"put all rows together, with their split"),
-        ([((1, 2, 3), 0, "a")], r"the nearest is that of tuples: put the lists of each split into a dict"),
-        ([1, 2, 3], r"a pickle with a list of 3, .*GCNet's, a list of 6 or 7"),
-        ("words", r"a pickle with a str, .*write an \.npz"),
-    ],
-)
-def test_other_content_is_named_with_the_nearest_layout(tmp_path, content, message):
-    (tmp_path / "d.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match=message):
-        load(tmp_path / "d.pkl")
-
-
-@pytest.mark.parametrize("module", ["h5py", "scipy.io", "safetensors"])
-def test_missing_libraries_are_named(tmp_path, fields, module, monkeypatch):
-    import sys
-
-    write = {"h5py": h5, "scipy.io": mat, "safetensors": safetensors}[module]
-    path = write(tmp_path, fields)
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=r"is not installed; pip install 'modbalance\[formats\]'"):
-        load(path)

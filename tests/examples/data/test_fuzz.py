@@ -168,7 +168,7 @@ def containers(work):
             with h5py.File(out, "w") as file:
                 for key, x in fields.items():
                     file.create_dataset(key, data=x, **packed)
-                file["id"] = ids
+                file["id"] = np.array(ids, "S")
             found[name] = out.getvalue()
     with contextlib.suppress(ImportError):
         from scipy.io import savemat

@@ -10,7 +10,8 @@ import torch
 from ebmc_msa.data import DataError, convert, load
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import by_condition, predict
+from ebmc_msa.evaluation.predict import predict
+from ebmc_msa.evaluation.scores import by_condition
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
 

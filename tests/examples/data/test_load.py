@@ -210,6 +210,12 @@ def test_gcnet_seven_list(tmp_path):
     assert "text from minilm-UTT, audio from hubert-UTT, gait from gait" in data.note
 
 
+def test_gcnet_utterances_of_no_split_are_counted(tmp_path):
+    content = pickle.loads(gcnet(tmp_path).read_bytes())
+    content[4].remove("Ses00")
+    assert "3 utterances of no split left out" in load(write(tmp_path / "labels.pkl", content)).note
+
+
 def test_gcnet_six_list_splits_off_whole_conversations_by_seed(tmp_path):
     path = gcnet(tmp_path, classes=True, videos=42)
     data = load(path)

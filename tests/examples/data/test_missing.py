@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmc_msa.data.batch import Batch
-from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, random_drop, restrict
+from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict, unequal_rates
 from ebmc_msa.data.rng import uniform
 
 
@@ -54,34 +54,6 @@ def test_restrict_refuses_unknown_names():
         restrict({"text": torch.ones(2, dtype=torch.bool)}, ["video"])
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.5])
-def test_random_drop_refuses_rates(rate):
-    with pytest.raises(ValueError, match=rf"random_drop: rate {rate}, expected a probability .*correct"):
-        random_drop({"text": torch.ones(1, dtype=torch.bool)}, rate, torch.Generator())
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1), st.floats(0, 1), st.integers(0, 99))
-def test_random_drop_keeps_one_and_invents_none(rows, rate, seed):
-    had = torch.tensor(rows)
-    present = dict(zip("abc", had.unbind(1), strict=True))
-    kept = torch.stack(list(random_drop(present, rate, torch.Generator().manual_seed(seed)).values()), 1)
-    assert not (kept & ~had).any()
-    assert torch.equal(kept.any(1), had.any(1))
-    if rate == 0:
-        assert torch.equal(kept, had)
-    if rate == 1:
-        assert torch.equal(kept.sum(1), had.any(1).long())
-
-
-def test_random_drop_frequencies():
-    """Each dropped with probability r; where all three would go (r³), one comes back, evenly."""
-    present = {name: torch.ones(40000, dtype=torch.bool) for name in "abc"}
-    kept = random_drop(present, 0.5, torch.Generator().manual_seed(0))
-    for here in kept.values():
-        assert here.float().mean().item() == pytest.approx(0.5 + 0.5**3 / 3, abs=0.01)
-
-
 def oracle_missing(present, rate, seed):
     """Row by row: whatever was drawn under the rate goes, unless it was the row's largest draw."""
     rows = torch.arange(len(next(iter(present.values()))))
@@ -119,6 +91,25 @@ def test_missing_at_random_is_pinned():
         "text": "11010100",
         "audio": "11101011",
     }
+
+
+def test_unequal_rates_of_two_and_three_and_one_modality():
+    assert unequal_rates(["vision", "audio", "text"]) == [
+        {"text": 0.1, "audio": 0.5, "vision": 0.9},
+        {"text": 0.9, "audio": 0.5, "vision": 0.1},
+    ]
+    assert unequal_rates(["a", "b"]) == [{"a": 0.1, "b": 0.9}, {"a": 0.9, "b": 0.1}]
+    assert unequal_rates(["a"])[0] == {"a": 0.1}
+
+
+def test_missing_at_unequal_rates():
+    """Of 1 - r is left by itself, and of what would leave a row empty one comes back, each as likely."""
+    present = {name: torch.ones(4000, dtype=torch.bool) for name in ("text", "audio", "vision")}
+    rates, _ = unequal_rates(present)
+    kept = missing_at_random(present, rates, 0)
+    back = 0.1 * 0.5 * 0.9 / 3
+    for name, rate in rates.items():
+        assert kept[name].float().mean().item() == pytest.approx(1 - rate + back, abs=0.025)
 
 
 def make_batch(lengths, frames=9):
@@ -187,5 +178,5 @@ def test_drop_frames_refuses(modality, rate, message):
 
 
 def test_missing_at_random_refuses_rates():
-    with pytest.raises(ValueError, match="missing_at_random: rate -1, expected a probability"):
+    with pytest.raises(ValueError, match="rate is -1, expected a probability"):
         missing_at_random({"text": torch.ones(1, dtype=torch.bool)}, -1, 0)

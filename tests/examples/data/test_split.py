@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold, by_length, shuffled, total_frames
-from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.encoders import moments

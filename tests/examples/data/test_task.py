@@ -1,5 +1,6 @@
 """The task of a file's labels: stated, guessed where that is safe, refused where it is doubtful."""
 
+import json
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from ebmc_msa.data import DataError, LabelOptions, load
+from ebmc_msa.data.convert import main
 from ebmc_msa.data.task import Source, decide
 
 FOLDS = ("train", "valid", "test")
@@ -61,7 +63,7 @@ def mmsa(path, y, **more):
     ],
     ids=["0 1", "-1 1", "0 to 3", "one-hot", "seven one-hot", "one-hot (N, 1, 2)"],
 )
-def test_class_labels_are_classes_and_said_so(tmp_path, write, y, classes, expected, note):
+def test_class_labels_are_classes_and_noted(tmp_path, write, y, classes, expected, note):
     data = load(write(tmp_path / "d.pkl", y))
     assert (data.kind, data.classes) == ("classes", classes)
     assert data.splits["test"].target.tolist() == expected
@@ -94,7 +96,7 @@ def test_whole_numbers_that_may_be_sentiment_are_refused(tmp_path, write, y):
         assert (data.kind, data.splits["train"].target.tolist()) == ("classes", y.astype(int).tolist())
 
 
-def test_sentiment_is_guessed_from_fractions_and_said(tmp_path):
+def test_sentiment_is_guessed_from_fractions_and_noted(tmp_path):
     data = load(mult(tmp_path / "d.pkl", FRACTIONS))
     assert (data.kind, data.range) == ("sentiment", (-3, 3))
     assert data.note.startswith("task sentiment in [-3, 3] (auto: labels from -2.4 to 3)")
@@ -287,6 +289,16 @@ def test_classes_of_an_mmsa_file(tmp_path):
     assert "from classification_labels" in data.note
 
 
+def test_of_several_kinds_of_labels_those_a_trained_model_expects(tmp_path):
+    data = load(mult(tmp_path / "d.pkl", mosei()), options=LabelOptions(expected=("multilabel", None)))
+    assert (data.kind, data.classes) == ("multilabel", 6)
+    path = sims(tmp_path / "s.pkl")
+    assert load(path, options=LabelOptions(expected=("classes", None))).kind == "classes"
+    assert load(path, options=LabelOptions(expected=("sentiment", (-1, 1)))).range == (-1, 1)
+    data = load(mult(tmp_path / "d.pkl", FRACTIONS), options=LabelOptions(expected=("classes", None)))
+    assert data.kind == "sentiment"  # no doubt about it
+
+
 # splits
 
 
@@ -311,7 +323,7 @@ def test_other_names_of_splits_are_named_and_refused(tmp_path, write):
         load(path)
 
 
-def test_what_is_no_split_is_ignored_and_said(tmp_path):
+def test_what_is_no_split_is_ignored_and_noted(tmp_path):
     path = mult(tmp_path / "d.pkl", FRACTIONS)
     folds = pickle.loads(path.read_bytes()) | {"version": 2, "words": ["a", "b"]}
     path.write_bytes(pickle.dumps(folds))
@@ -332,3 +344,37 @@ def test_half_and_double_precision_labels():
         y = FRACTIONS.astype(dtype)
         found = guess(y)
         assert torch.equal(found.values["train"], torch.from_numpy(y.astype(np.float32)))
+
+
+# converted data keep their task
+
+
+def test_a_converted_folder_keeps_task_and_range(tmp_path, capsys):
+    path = mult(tmp_path / "d.pkl", np.array([-1, -0.4, 0.2, 1]))
+    assert main([str(path), str(tmp_path / "c")]) == 2
+    assert "pass --range -1 1 or --range -3 3" in capsys.readouterr().err
+    assert main([str(path), str(tmp_path / "c"), "--range", "-1", "1"]) == 0
+    data = load(tmp_path / "c")
+    assert (data.kind, data.range) == ("sentiment", (-1, 1))
+    assert load(tmp_path / "c", options=LabelOptions(range=(-1, 1))).range == (-1, 1)
+    for options in (LabelOptions(range=(-3, 3)), LabelOptions("classification"), LabelOptions(labels="emotions")):
+        with pytest.raises(DataError, match=r"was converted as sentiment in \[-1, 1\], expected no other --task"):
+            load(tmp_path / "c", options=options)
+
+
+@pytest.mark.parametrize("bad", [[1, -1], ["a", 1], [0, 1, 2], 3, [0, 1e300], [float("nan"), 1]])
+def test_a_manifest_with_a_range_that_is_none(tmp_path, bad):
+    assert main([str(mult(tmp_path / "d.pkl", FRACTIONS)), str(tmp_path / "c")]) == 0
+    file = tmp_path / "c/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"range": bad}))
+    with pytest.raises(DataError, match=r"manifest.json: cannot be read"):
+        load(tmp_path / "c")
+
+
+def test_folders_converted_before_ranges_existed(tmp_path):
+    assert main([str(mult(tmp_path / "d.pkl", FRACTIONS)), str(tmp_path / "c")]) == 0
+    file = tmp_path / "c/manifest.json"
+    content = json.loads(file.read_text())
+    assert content.pop("range") == [-3, 3]
+    file.write_text(json.dumps(content))
+    assert load(tmp_path / "c").kind == "sentiment"

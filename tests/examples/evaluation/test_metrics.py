@@ -10,6 +10,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
 from ebmc_msa.evaluation import metrics
+from ebmc_msa.evaluation.metrics import KINDS, METRICS
 
 
 def weighted_f1(predicted, true):
@@ -129,7 +130,7 @@ def test_scaled_on_the_scale_of_ch_sims():
     rng = np.random.default_rng(0)
     y = rng.choice(np.linspace(-1, 1, 11).round(1), 200)
     p = rng.normal(0, 0.8, 200)
-    m = metrics.compute("sentiment", p, y, range=(-1, 1))
+    m = metrics.compute("sentiment", p, y, scale=(-1, 1))
     assert list(m) == ["acc2", "acc3", "acc5", "f1", "mae", "corr"]
     for key, points in {"acc2": [0], "acc3": [-0.1, 0.1], "acc5": [-0.7, -0.1, 0.1, 0.7]}.items():
         assert m[key] == pytest.approx(100 * np.mean(bins(p, points) == bins(y, points)))
@@ -141,7 +142,7 @@ def test_scaled_on_the_scale_of_ch_sims():
 def test_scaled_by_hand():
     y = np.array([-1.0, -0.7, -0.1, 0.0, 0.1, 0.7, 1.0], np.float32)  # each cut point is the upper end of its class
     p = np.array([-0.7, -0.6, 0.0, 0.1, 0.0, 0.2, 0.8], np.float32)
-    m = metrics.compute("sentiment", p, y, range=(-1, 1))
+    m = metrics.compute("sentiment", p, y, scale=(-1, 1))
     assert m["acc5"] == pytest.approx(100 * 5 / 7)  # -0.7 against -0.6, and -0.1 against 0.0
     assert m["acc3"] == pytest.approx(100 * 6 / 7)
     assert m["acc2"] == pytest.approx(100 * 5 / 7)  # 0.0 against 0.1, twice
@@ -150,15 +151,15 @@ def test_scaled_by_hand():
 def test_scaled_moves_with_the_scale():
     rng = np.random.default_rng(1)
     y, p = rng.choice(np.linspace(-1, 1, 11).round(1), 100), rng.normal(0, 0.8, 100)
-    unit = metrics.compute("sentiment", p, y, range=(-1, 1))
-    stars = metrics.compute("sentiment", 3 + 2 * p, 3 + 2 * y, range=(1, 5))
+    unit = metrics.compute("sentiment", p, y, scale=(-1, 1))
+    stars = metrics.compute("sentiment", 3 + 2 * p, 3 + 2 * y, scale=(1, 5))
     for key in ("acc2", "acc3", "acc5", "f1", "corr"):
         assert stars[key] == pytest.approx(unit[key])
     assert stars["mae"] == pytest.approx(2 * unit["mae"])
     whole = np.arange(1.0, 6)
-    assert metrics.compute("sentiment", whole, whole, range=(1, 5))["acc5"] == 100
-    assert metrics.compute("sentiment", np.full(5, 3.0), whole, range=(1, 5))["acc5"] == pytest.approx(20)
-    assert metrics.compute("sentiment", p, y, range=(-3, 3)) == metrics.sentiment(p, y)
+    assert metrics.compute("sentiment", whole, whole, scale=(1, 5))["acc5"] == 100
+    assert metrics.compute("sentiment", np.full(5, 3.0), whole, scale=(1, 5))["acc5"] == pytest.approx(20)
+    assert metrics.compute("sentiment", p, y, scale=(-3, 3)) == metrics.sentiment(p, y)
 
 
 def test_compute_dispatches_by_kind(pair):
@@ -168,7 +169,7 @@ def test_compute_dispatches_by_kind(pair):
     labels = np.array([0, 1, 1])
     assert metrics.compute("classes", labels, labels, 2) == {"acc": 100.0, "ua": 100.0, "f1": 100.0}
     with pytest.raises(
-        ValueError, match=r"kind 'other', expected sentiment, classes, multilabel or regression; pass one"
+        ValueError, match=r"kind 'other', expected sentiment, classes, multilabel, regression; pass one"
     ):
         metrics.compute("other", p, y)
 
@@ -202,3 +203,19 @@ def test_sentiment_invariants(p, y):
     perfect = metrics.sentiment(y, y)
     assert perfect["mae"] == 0
     assert perfect["acc2_has0"] == perfect["acc7"] == perfect["acc5"] == perfect["f1_has0"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_of_metrics_is_whole(kind):
+    rng = np.random.default_rng(0)
+    y = {"classes": rng.integers(3, size=40), "multilabel": rng.integers(2, size=(40, 2))}.get(kind)
+    y = rng.uniform(-3, 3, 40) if y is None else y
+    p = rng.permutation(y)
+    found = metrics.compute(kind, p, y, 3, ("glad", "sad"))
+    used = {KINDS[kind].selects, *KINDS[kind].shown, *KINDS[kind].compared}
+    assert used <= found.keys()
+    assert all(METRICS[key].label for key in found)
+    for key in KINDS[kind].compared:  # the mean over samples is the metric
+        assert METRICS[key].per_sample(p, y).mean() == pytest.approx(found[key])
+    with pytest.raises(KeyError):
+        METRICS["no such metric"]

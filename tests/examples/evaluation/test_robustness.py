@@ -13,7 +13,7 @@ from ebmc_msa.data import Split, load
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption, metrics, robustness
-from ebmc_msa.model.concat import Prediction
+from ebmc_msa.model.prediction import Prediction
 from ebmc_msa.model.settings import PROTOCOLS, Settings
 from ebmc_msa.report import robustness as degradation
 from ebmc_msa.training import checkpoint, command
@@ -88,6 +88,7 @@ def test_each_protocol_writes_numbers_a_page_and_a_picture(home, found):
     [
         ("conditions", ["sound+lidar", "sound", "lidar", "avg"]),
         ("random", [*(f"0.{i}" for i in range(8)), "avg"]),
+        ("unequal", ["none missing", "sound 0.1 lidar 0.9", "sound 0.9 lidar 0.1", "avg"]),
         ("frames", [*(f"0.{i}" for i in range(10)), "avg"]),
     ],
 )
@@ -109,7 +110,8 @@ def test_untouched_is_the_plain_evaluation(home, found):
     assert call("--evaluate", home / "run", "--data", home / "toy.npz") == 0
     plain = json.loads((home / "run/evaluation.json").read_text())["models"]
     (home / "run/evaluation.json").unlink()
-    for protocol, level in (("conditions", "sound+lidar"), ("random", "0.0"), ("frames", "0.0"), ("noise", "clean")):
+    untouched = {"conditions": "sound+lidar", "random": "0.0", "unequal": "none missing", "frames": "0.0"}
+    for protocol, level in {**untouched, "noise": "clean"}.items():
         for name, model in found[protocol]["models"].items():
             assert model["test"][level] == plain[name]["test"]["sound" if name == "sound" else "sound+lidar"]
     for condition in ("sound", "lidar", "sound+lidar"):
@@ -176,36 +178,36 @@ def test_random_against_loops():
 def test_noise_against_loops():
     model, fold = Adding(), make_fold()
     size = robustness.Size(2.0, torch.tensor([1.5]), "a", 1.0, 0.5, True)
-    record = robustness.spoil(model, fold, {"a": size}, draws=2)
+    record = robustness.degrade_by_noise(model, fold, {"a": size}, draws=2)
     for level, kind, scale in (("a: noise x2", "noise", torch.tensor([6.0])), ("a: swap", "swap", None)):
         losses, areas = [], []
         for seed in range(2):
-            hit = corruption.half(fold.present["a"], seed, "a")
+            mask = corruption.half(fold.present["a"], seed, "a")
             rows = torch.arange(30)
             x = corruption.corruption(fold, "a", kind, seed, scale)(fold.rows(rows), rows).features["a"][:, 0]
             clean = fold.features["a"][:, 0]
             rest = (fold.features["b"][:, 0] * fold.present["b"]).double()
             errors = [abs(v * fold.present["a"] + rest - fold.target) for v in (clean, x)]
-            losses.append((errors[1][hit] - errors[0][hit]).mean().item())
+            losses.append((errors[1][mask] - errors[0][mask]).mean().item())
             both = fold.present["a"] & fold.present["b"]
-            pairs = [(x[i].abs(), x[j].abs()) for i in rows[both & hit] for j in rows[both & ~hit]]
+            pairs = [(x[i].abs(), x[j].abs()) for i in rows[both & mask] for j in rows[both & ~mask]]
             areas.append(sum((a > b).item() + 0.5 * (a == b).item() for a, b in pairs) / len(pairs))
         assert record["loss"][level]["mae"] == pytest.approx(sum(losses) / 2, abs=1e-6)
         assert record["detection"][level]["auroc"] == pytest.approx(sum(areas) / 2)
 
 
-def test_noise_size_halves_the_worth():
+def test_noise_size_halves_the_gain():
     models, folds = [Adding(), Adding()], [make_fold(200), make_fold(200)]
     found = robustness.noise_size("a", "adding", models, folds)
     assert found.halved
-    assert found.left == pytest.approx(found.worth / 2, rel=0.02)
+    assert found.gain_left == pytest.approx(found.gain / 2, rel=0.02)
     here = folds[0].present["a"]
     alone, target = folds[0].features["a"][here, 0], folds[0].target[here]
-    assert found.worth == pytest.approx((target.abs() - (alone - target).abs()).mean().item(), rel=1e-5)
-    torch.testing.assert_close(found.scale, alone.std(correction=0)[None])
+    assert found.gain == pytest.approx((target.abs() - (alone - target).abs()).mean().item(), rel=1e-5)
+    torch.testing.assert_close(found.std, alone.std(correction=0)[None])
 
 
-def test_worth_nothing_takes_one_deviation():
+def test_no_gain_takes_one_deviation():
     fold = make_fold()
     fold.target[:] = 0
     found = robustness.noise_size("a", "adding", [Adding()], [fold])
@@ -225,7 +227,7 @@ def test_nothing_to_tell_apart_is_no_area():
     fold.present["b"][:] = torch.tensor([True, False, False, False])
     fold.present["a"][:] = True
     size = robustness.Size(1.0, torch.ones(1), "a", 1.0, 0.5, True)
-    record = robustness.spoil(Adding(), fold, {"a": size}, draws=1)
+    record = robustness.degrade_by_noise(Adding(), fold, {"a": size}, draws=1)
     assert math.isnan(record["detection"]["a: swap"]["auroc"])
 
 

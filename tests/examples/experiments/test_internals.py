@@ -6,11 +6,13 @@ import torch
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.experiments import internals
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.internals import features, picture, tables
 from ebmc_msa.training.stages import train
+from figures import drawn
 
 VALUES = Spec("sentiment", {"a": 2, "b": 2}, (), 1, mean=0.5, scale=2.0)
 CLASSES = Spec("classes", {"a": 2, "b": 2}, (), 3)
@@ -29,7 +31,7 @@ def looked():
         return predict(ebmc.model, folds["test"]).outputs, dict(ebmc.model.mixtures), ebmc.model.temperatures()
 
     then = kept()
-    found = internals.look(ebmc, folds)
+    found = internals.inspect(ebmc, folds)
     now = kept()
     assert torch.equal(then[0], now[0])  # looking changes nothing
     assert then[1:] == now[1:]
@@ -80,10 +82,10 @@ def test_neutral_sentiment_has_no_group():
 def test_tables_and_pictures_hold_every_method_and_modality(looked):
     found = looked[2]
     runs = {"ebmc": [found, found], "ebmc -emc": [found, found]}
-    text = "\n".join(internals.tables(runs))
+    text = "\n".join(tables(runs))
     share = 100 * found["contribution"]["after"]["text"]
     assert f"| ebmc -emc, after balancing | {share:.0f} ± 0 |" in text
     assert "| negative log-likelihood, calibrated |" in text
-    for svg in (internals.picture(runs), internals.features(runs)):
-        assert svg.startswith("<?xml")
+    for svg in (picture(runs), features(runs)):
+        assert drawn(svg)
         assert "ebmc -emc" in svg

@@ -8,10 +8,11 @@ import torch
 
 from ebmc_msa.data import DataError
 from ebmc_msa.data.files import read_tensors
-from ebmc_msa.experiments import jobs
+from ebmc_msa.experiments import command
 from ebmc_msa.experiments.dataset_view import Source, read
-from ebmc_msa.experiments.jobs import settings_of
+from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import measured
+from figures import drawn
 
 SHORT = ["--set", "stage1_epochs=1", "stage2_epochs=1", "dim=8"]
 METHODS = ["ebmc -cce", "single", "late", "composite", "linear", "g-blend", "umt", "mmpareto"]
@@ -30,7 +31,7 @@ def data(tmp_path_factory):
 
 def call(data, out, *arguments):
     words = ["--data", data, "--modalities", "a", "b", "--out", out, "--seeds", "1", "2", *arguments]
-    return jobs.main([str(word) for word in words])
+    return command.main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def compared(data, tmp_path_factory):
 
 def test_writes_table_figures_and_plot(compared):
     content = json.loads((compared / "comparison.json").read_text())
-    found = content["measures"]["accuracy (%)"]
+    found = content["metrics"]["acc"]
     assert found["reference"] == "ebmc -cce"
     assert [name.split()[0] for name in found["methods"]] == ["ebmc", *METHODS[1:2], "linear", "late", "composite",
                                                              "mmpareto", "g-blend", "umt"]  # fmt: skip
@@ -50,14 +51,30 @@ def test_writes_table_figures_and_plot(compared):
     assert table.count("\n| ") == len(METHODS) + 1
     assert "stage1_epochs" not in table.split("\n\n", 2)[2]  # a setting of all is no part of the names
     assert within.count("| ebmc -cce, after balancing |") == 1
-    for picture in ("comparison", "inside", "features"):
-        assert (compared / f"{picture}.svg").read_text().startswith("<?xml")
+    for picture in ("comparison", "internals", "features"):
+        assert drawn((compared / f"{picture}.svg").read_text())
+
+
+def test_every_method_has_the_same_context(tmp_path):
+    """`auto` turns it on where the data are conversations; its control is a variant of a method."""
+    rng, talk = np.random.default_rng(0), np.arange(90) // 5
+    x = {f"x_{name}": rng.normal(size=(90, 3)).astype("float32") for name in "ab"}
+    order = {"conversation": talk, "order": np.arange(90)}
+    np.savez(tmp_path / "talks.npz", y=rng.integers(3, size=90), split=talk % 3, **x, **order)
+    methods = ["umt", "concat", "concat shuffled=True"]
+    options = ["--data", tmp_path / "talks.npz", "--out", tmp_path / "out", "--seeds", "1", "--valid", *SHORT]
+    assert command.main([str(word) for word in (*options, "--methods", *methods)]) == 0
+    found = {path.name: read_tensors(path)["settings"] for path in (tmp_path / "out").glob("*.pt")}
+    assert len(found) == 5  # UMT needs each modality alone
+    assert all(settings["context"] == "gru" for settings in found.values())
+    assert sorted(settings["shuffled"] for settings in found.values()) == [False] * 4 + [True]
+    assert "talks, gru context" in (tmp_path / "out/valid.md").read_text()
 
 
 def test_what_was_measured_on_the_test_fold_is_not_shown_as_validation(compared):
-    methods = {" ".join(["ebmc -cce", *SHORT[1:]]): "ebmc -cce"}
-    assert measured(compared, methods, [1, 2], "test", "inside").keys() == {"ebmc -cce"}
-    assert measured(compared, methods, [1, 2], "valid", "inside") == {}
+    methods = {"ebmc -cce": Method.parse(" ".join(["ebmc -cce", *SHORT[1:]]))}
+    assert measured(compared, methods, [1, 2], "test", "internals").keys() == {"ebmc -cce"}
+    assert measured(compared, methods, [1, 2], "valid", "internals") == {}
 
 
 def test_scores_are_those_of_the_stored_predictions(compared):
@@ -65,7 +82,7 @@ def test_scores_are_those_of_the_stored_predictions(compared):
     assert runs[0]["conditions"] == ["a", "b", "a+b"]
     accuracy = [100 * (r["test"][-1] == r["test_target"]).double().mean().item() for r in runs]
     missing = [100 * (r["test"][:2] == r["test_target"]).double().mean().item() for r in runs]
-    found = json.loads((compared / "comparison.json").read_text())["measures"]["accuracy (%)"]["methods"]["linear"]
+    found = json.loads((compared / "comparison.json").read_text())["metrics"]["acc"]["methods"]["linear"]
     assert found["full"]["mean"] == pytest.approx(np.mean(accuracy))
     assert found["missing"]["mean"] == pytest.approx(np.mean(missing))
     assert accuracy[0] > 50
@@ -106,9 +123,14 @@ def test_noise_has_the_size_asked_for(data):
         assert size.tolist() == pytest.approx([2] * 4, rel=0.5)
 
 
-def test_settings_from_a_method():
-    found = settings_of("ebmc -emc -cce eta=0.2 patience=3")
+def test_a_method_reads_its_own_words_and_makes_settings():
+    method = Method.parse("ebmc -emc -cce eta=0.2 patience=3")
+    assert str(method) == "ebmc -cce -emc eta=0.2 patience=3"
+    assert Method.parse(str(method)) == method
+    found = method.settings()
     assert (found.without, found.eta, found.patience) == (("cce", "emc"), 0.2, 3)
+    alone = method.alone("a")
+    assert (str(alone), alone.modality, method.modality) == ("alone:a eta=0.2 patience=3", "a", "")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +144,7 @@ def test_settings_from_a_method():
 )
 def test_misspelt_methods(method, message):
     with pytest.raises(DataError, match=message):
-        settings_of(method)
+        Method.parse(method)
 
 
 @pytest.mark.parametrize(

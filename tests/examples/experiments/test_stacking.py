@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.experiments.stacking import fit_composite, mixing_weights
 from ebmc_msa.model.settings import Settings
 

@@ -9,10 +9,10 @@ from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.scores import predict
+from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import STAGE1, STAGE2, TrustEnsemble
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
 from modbalance.functional import scale_temperature
@@ -111,6 +111,25 @@ def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanc
     copy = EBMC(spec, student.settings)
     copy.load_state_dict(student.state_dict())
     assert copy.fused_trust == student.fused_trust
+
+
+def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fold):
+    batch, calls = fold[2].rows(torch.arange(8)), []
+    handle = balanced.stage1.register_forward_hook(lambda *_: calls.append(1))
+    kept = dict(balanced.mixtures)
+    try:
+        for used in (True, False):
+            bias = {STAGE2: 0.0, **({STAGE1: 0.0} if used else {})}
+            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.0, bias))
+            with torch.no_grad():
+                outputs = balanced(batch).outputs
+            assert bool(calls) is used
+            calls.clear()
+        expected = scale_temperature("gaussian", balanced.student(batch).outputs, balanced.temperatures()[STAGE2])
+        torch.testing.assert_close(outputs, expected)
+    finally:
+        balanced.mixtures = kept
+        handle.remove()
 
 
 def test_nothing_present_gives_a_number(balanced, fold):

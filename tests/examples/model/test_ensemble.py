@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ebmc_msa.model.ensemble import Mixture, fit_mixture, mixture_of_each
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, fit_mixture, kept_experts, mixture_of_each
 
 
 def experts(task, n=2000):
@@ -70,3 +70,21 @@ def test_without_samples_a_mixture_is_even():
     outputs, present = ({name: x[none] for name, x in given.items()} for given in (outputs, present))
     found = fit_mixture("gaussian", outputs, target[none], present)
     assert set(found.bias.values()) == {0.0}
+
+
+def test_experts_of_negligible_weight_are_left_out_but_one_fused_one():
+    assert kept_experts({"text": 0.5, "audio": 0.14, STAGE1: 0.15, STAGE2: 0.2}) == ["text", STAGE1, STAGE2]
+    assert kept_experts({"text": 0.9, "audio": 0.0, STAGE1: 0.06, STAGE2: 0.04}) == ["text", STAGE1]
+
+
+def test_an_expert_that_a_mixture_leaves_out_has_no_weight():
+    outputs, _, present = experts("classification", 6)
+    whole = Mixture(0.0, 0.0, {"knows": 0.0, "errs": 0.0})
+    expected = whole("classification", {k: outputs[k] for k in ("knows", "errs")}, present)
+    torch.testing.assert_close(whole("classification", outputs, present), expected)
+    other = Mixture(0.0, 0.0, {"guesses": 0.0})
+    mixed = mixture_of_each({("a",): whole, ("b",): other}, {"a": torch.arange(6) < 3, "b": torch.arange(6) >= 3})
+    assert sorted(mixed.used) == ["errs", "guesses", "knows"]
+    got = mixed("classification", outputs, present)
+    torch.testing.assert_close(got[:3], expected[:3])
+    torch.testing.assert_close(got[3:], outputs["guesses"][3:].log_softmax(-1))

@@ -107,7 +107,7 @@ def trained(name, without=(), context="none"):
 )
 def test_two_processes_are_one(name, without, context, tmp_path):
     def work(rank):
-        with distributed.joined():
+        with distributed.process_group():
             torch.save(trained(name, without, context), tmp_path / f"{rank}.pt")
 
     assert launch(work) == [0] * SIZE

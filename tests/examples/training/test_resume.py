@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from ebmc_msa.data import files
-from ebmc_msa.training import command, run
-from ebmc_msa.training import resume as unfinished
+from ebmc_msa.training import command, resume, run
 
 SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--batch-size", "8", "--device", "cpu"]
 BRIEF = ["--stage1-epochs", "1", "--stage2-epochs", "1"]
@@ -27,7 +26,7 @@ COMPARE = ["--compare"]
 def quick():
     """Save after each epoch; write what the report would show instead of drawing it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unfinished, "SHARE", float("inf"))
+        patch.setattr(resume, "SHARE", float("inf"))
         patch.setattr(run, "write_report", lambda path, _, records: files.write_text(path, json.dumps(records)))
         yield patch
 
@@ -63,7 +62,7 @@ def start(data, out, *options):
     return command.main([str(a) for a in ("--data", data, "--out", out, "--name", "a", *SHORT, *options)])
 
 
-def resume(out, *options):
+def go_on(out, *options):
     return command.main([str(a) for a in ("--resume", out / "a", *options)])
 
 
@@ -115,10 +114,10 @@ def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys
     code, stops = start(data, tmp_path, *COMPARE), 0
     while code == 130:
         stops += 1
-        assert f"go on with: python {os.path.relpath(command.sys.argv[0])} --resume {tmp_path / 'a'}" in (
+        assert f"continue with: python {os.path.relpath(command.sys.argv[0])} --resume {tmp_path / 'a'}" in (
             capsys.readouterr().err
         )
-        code = resume(tmp_path)
+        code = go_on(tmp_path)
     assert code == 0
     assert stops == 4 * 4
     assert_same(tmp_path, uninterrupted)
@@ -148,12 +147,12 @@ def test_killed_at_a_write(data, brief, tmp_path, patch, write):
     with patch.context() as at_write:
         at_write.setattr(os, "replace", die)
         assert status(in_a_child(lambda: start(data, tmp_path, *BRIEF))) == -signal.SIGKILL
-    assert resume(tmp_path) == 0
+    assert go_on(tmp_path) == 0
     assert_same(tmp_path, brief)
 
 
 def test_killed_at_random_moments(data, uninterrupted, tmp_path, patch):
-    patch.setattr(unfinished, "SHARE", 0.5)
+    patch.setattr(resume, "SHARE", 0.5)
     moments = random.Random(0)
     child = in_a_child(lambda: start(data, tmp_path, *COMPARE))
     while not (tmp_path / "a.partial/state/run.json").exists():
@@ -164,7 +163,7 @@ def test_killed_at_random_moments(data, uninterrupted, tmp_path, patch):
         assert status(child) in (-signal.SIGKILL, 0)
         if (tmp_path / "a").exists():
             break
-        child = in_a_child(lambda: resume(tmp_path))
+        child = in_a_child(lambda: go_on(tmp_path))
     else:
         assert status(child) == 0
     assert_same(tmp_path, uninterrupted)
@@ -188,7 +187,7 @@ def test_a_disk_that_fails_is_one_error_and_keeps_the_last_state(data, brief, tm
     assert f"ebmc-1111.pt: cannot be written ({os.strerror(number)}), expected room" in first
     assert second.endswith(f"--resume {tmp_path / 'a'}")
     assert [path.name for path in (tmp_path / "a.partial").rglob("*.p*")] == ["ebmc-1111.pt"]
-    assert resume(tmp_path) == 0
+    assert go_on(tmp_path) == 0
     assert_same(tmp_path, brief)
 
 
@@ -218,28 +217,28 @@ def test_resume_refuses_what_differs(data, brief, tmp_path, patch, capsys):
         (("--data", tmp_path / "gone.npz"), "gone.npz does not exist"),
     ):
         capsys.readouterr()
-        assert resume(tmp_path, *options) == 2
+        assert go_on(tmp_path, *options) == 2
         assert message in capsys.readouterr().err
     assert start(data, tmp_path) == 2
-    assert f"a.partial is unfinished, expected a new name; go on with --resume {tmp_path / 'a'}" in (
+    assert f"a.partial is unfinished, expected a new name; continue with --resume {tmp_path / 'a'}" in (
         capsys.readouterr().err
     )
     other.unlink()
     moved = tmp_path.parent / "moved" / data.name
     moved.parent.mkdir()
     moved.write_bytes(data.read_bytes())
-    assert resume(tmp_path, "--data", moved, "--batch-size", 8, "--device", "cpu") == 0
+    assert go_on(tmp_path, "--data", moved, "--batch-size", 8, "--device", "cpu") == 0
     assert_same(tmp_path, brief)
-    assert resume(tmp_path) == 2
+    assert go_on(tmp_path) == 2
     assert "is finished, expected one that was interrupted" in capsys.readouterr().err
 
 
 def test_resume_of_what_cannot_be_read(data, tmp_path, patch, capsys):
-    assert resume(tmp_path) == 2
+    assert go_on(tmp_path) == 2
     assert "run.json cannot be read (FileNotFoundError), expected the folder of a run" in capsys.readouterr().err
     stopped(data, tmp_path, patch)
     (tmp_path / "a.partial/state/ebmc-1111.pt").write_bytes(b"torn")
-    assert resume(tmp_path) == 2
+    assert go_on(tmp_path) == 2
     error = capsys.readouterr().err
     assert "ebmc-1111.pt cannot be read" in error
     assert "expected what train.py wrote; remove that file" in error
@@ -255,7 +254,7 @@ def test_sigterm_is_an_interruption(data, tmp_path, patch, capfd):
         time.sleep(0.01)
     os.kill(child, signal.SIGTERM)
     assert status(child) == 130
-    assert f"go on with: python {os.path.relpath(command.sys.argv[0])} --resume" in capfd.readouterr().err
+    assert f"continue with: python {os.path.relpath(command.sys.argv[0])} --resume" in capfd.readouterr().err
 
 
 def test_saving_takes_its_share_of_the_time_at_most(tmp_path, patch):
@@ -266,10 +265,10 @@ def test_saving_takes_its_share_of_the_time_at_most(tmp_path, patch):
         now += 1
         saved.append(state["epoch"])
 
-    patch.setattr(unfinished, "SHARE", 0.1)
-    patch.setattr(unfinished.time, "monotonic", lambda: now)
-    patch.setattr(unfinished, "write_tensors", slow)
-    save = unfinished.Unfinished(tmp_path / "a", {}).saver("ebmc", 1)
+    patch.setattr(resume, "SHARE", 0.1)
+    patch.setattr(resume.time, "monotonic", lambda: now)
+    patch.setattr(resume, "write_tensors", slow)
+    save = resume.PartialRun(tmp_path / "a", {}).saver("ebmc", 1)
     for epoch in range(1, 10):
         now += 4
         save({"epoch": epoch})

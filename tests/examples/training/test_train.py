@@ -211,6 +211,16 @@ def test_modality_names_that_cannot_be_used(name, tmp_path, capsys):
     assert "rename it in the file" in capsys.readouterr().err
 
 
+def test_modalities_dropped_at_rates_of_their_own(compared, tmp_path, capsys):
+    common = ["--data", compared / "toy.npz", "--out", tmp_path, *SHORT, *FAST]
+    assert call(*common, "--modality-dropout", "sound=0.1,lidar=0.8") == 0
+    settings = json.loads((tmp_path / "toy-ebmc/metrics.json").read_text())["settings"]
+    assert settings["modality_dropout"] == [["sound", 0.1], ["lidar", 0.8]]
+    assert call("--evaluate", tmp_path / "toy-ebmc", "--data", compared / "toy.npz") == 0
+    assert call(*common, "--modality-dropout", "sound=0.1", "--name", "b") == 2
+    assert "--modality-dropout: ['sound'], expected a rate for each of ['sound', 'lidar']" in capsys.readouterr().err
+
+
 def test_existing_name_is_kept(tmp_path, capsys):
     (tmp_path / "runs/mine").mkdir(parents=True)
     assert call("--out", tmp_path / "runs", "--name", "mine", *SHORT) == 2
@@ -259,7 +269,7 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "measure", interrupt)
+    monkeypatch.setattr(stages, "evaluate", interrupt)
     assert call("--out", tmp_path / "runs", *SHORT) == 130
     assert "Nothing was written; the same command starts again." in capsys.readouterr().err
     assert not list((tmp_path / "runs").iterdir())
@@ -274,6 +284,9 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
         (["--without", "edm"], "invalid choice: 'edm'"),
         (["--batch-size", "0"], "expected a whole number from 1"),
         (["--modality-dropout", "1"], "expected a probability in [0, 1)"),
+        (["--modality-dropout", "sound=1,lidar=0.2"], "1, expected a probability in [0, 1)"),
+        (["--modality-dropout", "sound=0.1,sound=0.2"], "expected each modality once"),
+        (["--modality-dropout", "=0.1"], "expected each modality once"),
         (["--stage1-epochs", "0", "--stage2-epochs", "0"], "expected at least one"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -289,8 +302,8 @@ def test_misspelt_options(arguments, message, capsys):
 def test_help_is_quick_and_complete():
     text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
     options = (
-        "data seeds model compare without stage1-epochs stage2-epochs patience batch-size lr modality-dropout device "
-        "encoder finetune-text text-lr out name evaluate predictions task range labels"
+        "data seeds model compare without stage1-epochs stage2-epochs patience warmup-steps batch-size lr "
+        "modality-dropout device encoder finetune-text text-lr out name evaluate predictions task range labels"
     )
     assert all(f"--{option}" in text for option in options.split())
 

@@ -1,13 +1,14 @@
 """A CSV table with one row per utterance: `split`, `label`, and for each modality the path of a .npy file.
 
-Columns: `split`; `label`, or several `label_<name>` of 0 and 1; optional `id`, `group`, `raw_text`. Each other column
-is a modality. Its cells are paths relative to the table, of arrays `(D,)` or `(frames, D)`; an empty cell means that
-the modality is absent.
+Columns: `split`; `label`, or several `label_<name>` of 0 and 1; optional `id`, `group`, `raw_text`, and
+`conversation` with `order` and perhaps `speaker`. Each other column is a modality. Its cells are paths relative to
+the table, of arrays `(D,)` or `(frames, D)`; an empty cell means that the modality is absent.
 """
 
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.npy import open_npy
+from ebmc_msa.data.formats.npz import conversations_of
 from ebmc_msa.data.formats.ragged import stack
-from ebmc_msa.data.split_names import fold_of, unknown_split
+from ebmc_msa.data.split_names import split_of, unknown_split
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
-_PLAIN = ("id", "split", "label", "group", "raw_text")
+_PLAIN = ("id", "split", "label", "group", "raw_text", "conversation", "order", "speaker")
 _NUMBERED = dict(zip("012", FOLDS, strict=True))
 
 
@@ -56,6 +58,10 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
     for name in modalities:
         frames = [_features(file, i, name, cell) for i, cell in enumerate(columns[name], 2)]
         arrays[name] = stack(f"{file}, {name}", frames, ids)
+    fields: dict[str, Any] = {name: columns[name] for name in ("conversation", "speaker") if name in columns}
+    if "order" in columns:
+        fields["order"] = _floats(file, "order", columns["order"])
+    conversations = conversations_of(file, fields, chosen)
     splits = {}
     for fold, part in chosen.items():
         own = [ids[i] for i in part]
@@ -78,10 +84,12 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
             own,
             [columns["group"][i] for i in part] if "group" in columns else None,
             [columns["raw_text"][i] for i in part] if "raw_text" in columns else None,
+            conversation=conversations.get(fold),
         )
     target = target._replace(names=names or target.names)
     name = file.stem if file.stem != "manifest" else file.resolve().parent.name
-    return target.dataset(name, splits, "CSV manifest")
+    dataset = target.dataset(name, splits, "CSV manifest")
+    return replace(dataset, conversational="conversation" in columns)
 
 
 def _header(line: str) -> list[str]:
@@ -108,7 +116,7 @@ def _columns(file: Path) -> dict[str, list[str]]:
 
 
 def _fold(file: Path, line: int, name: str) -> str:
-    fold = _NUMBERED.get(name) or fold_of(name)
+    fold = _NUMBERED.get(name) or split_of(name)
     if fold is None:
         raise unknown_split(f"{file}, line {line}", name, 1)
     return fold
@@ -134,8 +142,8 @@ def _labels(
 def _numbers(file: Path, column: list[str]) -> np.ndarray[Any, Any]:
     """Integers if all are written so."""
     try:
-        values = np.array([float(cell) for cell in column])
-    except ValueError:
+        values = _floats(file, "label", column)
+    except DataError:
         words = sorted(set(column))
         raise DataError(
             f"{file}: labels are words ({listed(words)}), expected numbers; write 0 for {words[0]!r}, 1 for the next "
@@ -143,6 +151,13 @@ def _numbers(file: Path, column: list[str]) -> np.ndarray[Any, Any]:
         ) from None
     whole = all(cell.lstrip("+-").isdecimal() and len(cell) < 10 for cell in column)
     return values.astype(np.int64) if whole else values
+
+
+def _floats(file: Path, name: str, column: list[str]) -> np.ndarray[Any, Any]:
+    try:
+        return np.array([float(cell) for cell in column])
+    except ValueError as error:
+        raise DataError(f"{file}: {name} holds words ({error}), expected numbers; write them.") from None
 
 
 def _features(file: Path, line: int, name: str, cell: str) -> np.ndarray[Any, Any] | None:

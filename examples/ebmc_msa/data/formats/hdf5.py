@@ -83,19 +83,6 @@ class _Reader:
             if x.dtype.kind not in "fiub":
                 raise ValueError(f"{name} has dtype {x.dtype}")
             return x[()]
-        if text.length is not None:
-            return np.char.decode(x[()], "utf-8", "replace") if x.shape else x[()].decode("utf-8", "replace")
-        return self.strings(name, x)
-
-    def strings(self, name: str, x: Any) -> Any:
-        """Strings of any length, some at a time: each may be as long as the file, and one may stand for many."""
-        if not x.shape:
-            return bytes(x[()]).decode("utf-8", "replace")
-        found: list[str] = []
-        for start in range(0, len(x), 256):
-            block = [bytes(value).decode("utf-8", "replace") for value in np.ravel(x[start : start + 256])]
-            self.bytes -= sum(map(len, block))
-            if self.bytes < 0:
-                raise ValueError(f"the strings of {name} unpack to far more than the file")
-            found += block
-        return found
+        if text.length is None:  # libhdf5 never ends on some corrupt files that hold such strings
+            raise ValueError(f"{name} holds strings of variable length; write them as np.array(names, 'S')")
+        return np.char.decode(x[()], "utf-8", "replace") if x.shape else x[()].decode("utf-8", "replace")

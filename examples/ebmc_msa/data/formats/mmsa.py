@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory, numbers
 from ebmc_msa.data.formats.conversations import by_clip
-from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import SIMS, LabelOptions, Source, Target, decide, whole
 
 _MODALITIES = ("text", "audio", "vision")
@@ -38,7 +38,7 @@ def read_mmsa(
     options: LabelOptions,
     assemble: Assemble = in_memory,
 ) -> Dataset:
-    folds, rest = by_fold(name, content, dict)
+    folds, rest = by_split(name, content, dict)
     for fold, fields in folds.items():
         _check_fields(f"{name}[{fold!r}]", fields, labels)
     rest += sorted({str(key) for fields in folds.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
@@ -71,9 +71,9 @@ def _labels(
         source = source._replace(range=SIMS, why="labels of each modality, as in CH-SIMS")
     chosen = options.choose(name, ("sentiment", *own)) if own else None
     values, classes = held("regression_labels"), held("classification_labels")
-    if classes and (
-        (options.task == "classification" and not whole(values)) or (options.task == "auto" and not values)
-    ):
+    expected = options.expected[0] if options.expected and options.task == "auto" else None
+    classification = options.task == "classification" or expected == "classes"
+    if classes and not (whole(values) if classification else options.task != "auto" or values):
         target = decide(Source(name, "classification_labels", stated="classes"), classes, options)
         return target, {}, ", classes from classification_labels"
     joint = decide(source, values, plain if own else options)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, filled_frames, in_memory, numbers, reach
-from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _MODALITIES = ("text", "audio", "vision")
@@ -24,7 +24,7 @@ def read_mult(
     content: dict[str, Any], name: str, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
     """Padding comes first in these files; where more rows end in zero frames than begin with them, it comes last."""
-    folds, rest = by_fold(name, content, dict)
+    folds, rest = by_split(name, content, dict)
     filled: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
     for fold, fields in folds.items():
         who = f"{name}[{fold!r}]"

@@ -23,7 +23,7 @@ from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, l
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.npy import read_npy
-from ebmc_msa.data.split_names import fold_of, unknown_split
+from ebmc_msa.data.split_names import split_of, unknown_split
 from ebmc_msa.data.task import TASKS, LabelOptions, Source, Target, decide
 
 _PLAIN = ("y", "split", "id", "task", "group", "labels", "range", "conversation", "order", "speaker")
@@ -78,7 +78,7 @@ def read_fields(
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
     # whether a fold may be missing is decided for all layouts alike
     rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
-    conversations = _conversations(path, fields, rows_of)
+    conversations = conversations_of(path, fields, rows_of)
     modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
     for name in names:
         x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
@@ -217,7 +217,7 @@ def _split(path: Path, fields: dict[str, Any], rows: int, labels: bool) -> np.nd
     return split
 
 
-def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
+def conversations_of(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Conversation]:
     given = [key for key in ("conversation", "order", "speaker") if key in fields]
     if given and not {"conversation", "order"} <= set(given):
         lacks = " and ".join(key for key in ("conversation", "order") if key not in given)
@@ -244,9 +244,9 @@ def _conversations(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]) 
 def _split_of_names(path: Path, names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     texts = scalars(str(path), "split", names)
     for name in dict.fromkeys(texts):
-        if fold_of(name) is None:
+        if split_of(name) is None:
             raise unknown_split(str(path), name, texts.count(name))
-    return np.array([FOLDS.index(fold_of(name)) for name in texts])  # type: ignore[arg-type]
+    return np.array([FOLDS.index(split_of(name)) for name in texts])  # type: ignore[arg-type]
 
 
 def _present(path: Path, name: str, values: Any) -> Any:

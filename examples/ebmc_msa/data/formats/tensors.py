@@ -17,7 +17,7 @@ import torch
 
 from ebmc_msa.data.dataset import DataError
 from ebmc_msa.data.formats.unpickle import weigh
-from ebmc_msa.data.split_names import fold_of
+from ebmc_msa.data.split_names import split_of
 
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # how torch.save began before it wrote zip archives
 _MOST_HEADER = 2**24
@@ -133,7 +133,7 @@ def nested(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         for separator in "./":
             head, _, rest = name.partition(separator)
-            if rest and fold_of(head):
+            if rest and split_of(head):
                 found.setdefault(head, {})[rest] = value
                 break
         else:

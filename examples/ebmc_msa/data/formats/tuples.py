@@ -13,9 +13,10 @@ import numpy as np
 
 from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
+from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.mult import names_of
 from ebmc_msa.data.formats.ragged import stack
-from ebmc_msa.data.split_names import by_fold, ignored
+from ebmc_msa.data.split_names import by_split, ignored
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _SHAPE = "((words, visual, acoustic), label, id)"
@@ -38,7 +39,7 @@ def is_tuples(content: Any) -> bool:
 def read_tuples(
     content: dict[Any, Any], name: str, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
-    folds, rest = by_fold(name, content, (list, tuple))
+    folds, rest = by_split(name, content, (list, tuple))
     parts = {
         fold: [_example(f"{name}[{fold!r}][{i}]", row) for i, row in enumerate(rows)] for fold, rows in folds.items()
     }
@@ -58,6 +59,9 @@ def read_tuples(
             arrays[modality] = stack(f"{name}, {modality}", frames, ids)
     if not arrays:
         raise DataError(f"{name}: holds no features, expected {_SHAPE} with frames (T, D); add visual or acoustic.")
+    # named as video[clip]
+    clips = {fold: [i.removesuffix("]") for i in names] for fold, (names, _) in named.items()}
+    conversations = by_clip(clips, "[") or {}
     splits, start = {}, 0
     for fold, found in parts.items():
         part = slice(start, start := start + len(found))
@@ -80,6 +84,7 @@ def read_tuples(
             target.values.get(fold),
             *named[fold],
             None if any(word is None for word in words) else words,  # type: ignore[arg-type]
+            conversations.get(fold),
         )
     note = "layout of tuples (words, visual, acoustic), label, id" + ignored(rest)
     if "text" not in arrays:

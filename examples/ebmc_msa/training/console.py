@@ -1,0 +1,59 @@
+"""The terminal, the device, and files that the user names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data.dataset import FOLDS
+from ebmc_msa.training.distributed import count, rank
+
+console = Console(quiet=rank() > 0)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and count() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as problem:
+        raise DataError(
+            f"--device: {name} cannot be used here, expected cpu, cuda, mps or auto; pass --device cpu."
+        ) from problem
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
+    return torch.device(name)
+
+
+def writable(path: Path) -> None:
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DataError(
+            f"--predictions: {path} cannot be written, expected a file in a folder that exists; change it."
+        )
+
+
+def bars() -> Progress:
+    columns = (
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+    return Progress(*columns, console=console)
+
+
+def introduce(dataset: Dataset) -> None:
+    """Print the sizes, and the decisions about the data."""
+    console.print(f"{dataset.name}: {sizes(dataset)}", *filter(None, [dataset.note]), sep="\n", markup=False)
+
+
+def sizes(dataset: Dataset) -> str:
+    rows = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
+    return f"{rows}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())

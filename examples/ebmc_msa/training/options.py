@@ -1,0 +1,105 @@
+"""The options of train.py. Does not import torch: `--help` and a misspelt option answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from ebmc_msa.data.options import add_label_options
+from ebmc_msa.data.parser import Parser
+from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, PROTOCOLS, SYNTHETIC, Settings
+
+OPTIONS = {field.name: field for field in fields(Settings) if "help" in field.metadata}
+
+
+def parser() -> argparse.ArgumentParser:
+    small = Settings(**SYNTHETIC)
+    parser = Parser(
+        description="Train EBMC (enhance, then balance) on multimodal data. Epochs are selected on\n"
+        "validation; the test split is opened once, at the end. Writes OUT/NAME/ with\n"
+        "metrics.json, report.html and a checkpoint per model and seed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Without --data the built-in synthetic set is used, with at most\n"
+        f"{small.stage1_epochs} and {small.stage2_epochs} epochs and patience {small.patience}.\n"
+        "\nexamples:\n"
+        "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
+        "  train.py --data IEMOCAP/ --without emc --name no-emc\n"
+        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --predictions predictions.csv\n"
+        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --missing noise",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="an MMSA or MulT pickle, a GCNet or bc-LSTM folder, an .npz, or what convert.py made",
+    )
+    data.add_argument(
+        "--imbalance", type=float, default=0.8, metavar="I",
+        help="of the synthetic set: 0, all modalities are equally informative, to 1, only text is (%(default)s)",
+    )  # fmt: skip
+    data.add_argument(
+        "--split-seed", type=int, default=0, metavar="N",
+        help="draws the validation split where the data have none (%(default)s)",
+    )  # fmt: skip
+    add_label_options(data)
+    what = parser.add_argument_group("what to train")
+    what.add_argument(
+        "--model", default="ebmc", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (ebmc)"
+    )
+    what.add_argument("--compare", action="store_true", help="ebmc, concat and every modality alone, in one table")
+    what.add_argument(
+        "--without", nargs="+", default=[], choices=COMPONENTS, metavar="PART",
+        help="leave components of EBMC out: msd, cce, emc, imtd",
+    )  # fmt: skip
+    what.add_argument("--seeds", nargs="+", type=int, default=[1111], metavar="SEED", help="one run each (1111)")
+    how = parser.add_argument_group("how to train")
+    for name, field in OPTIONS.items():
+        keywords = dict(field.metadata)
+        default = "" if field.default is None else f" ({field.default})"
+        how.add_argument(f"--{name.replace('_', '-')}", **{**keywords, "help": keywords["help"] + default})
+    how.add_argument(
+        "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME",
+        help="read the other utterances of a conversation too: none, gru, transformer, or auto, which is gru where "
+        "the data hold conversations and their order (%(default)s)",
+    )  # fmt: skip
+    how.add_argument("--causal", action="store_true", help="context of earlier utterances only")
+    how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
+    out = parser.add_argument_group("results")
+    out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
+    out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
+    out.add_argument("--resume", type=Path, metavar="RUN", help="continue runs/NAME, which was interrupted; alone")
+    out.add_argument("--evaluate", type=Path, metavar="RUN", help="no training: test the checkpoints of runs/NAME")
+    out.add_argument(
+        "--predictions", type=Path, metavar="FILE.csv",
+        help="write each test utterance's prediction, variance and trust by modality; "
+        "with --evaluate, for data without labels too",
+    )  # fmt: skip
+    out.add_argument(
+        "--missing", choices=PROTOCOLS, metavar="PROTOCOL",
+        help=f"with --evaluate: degradation under one of {', '.join(PROTOCOLS)}; writes robustness-PROTOCOL.*",
+    )  # fmt: skip
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    options = parser()
+    args = options.parse_args(argv)
+    if args.text_lr is not None and not args.finetune_text:
+        options.error(f"argument --text-lr: {args.text_lr}, expected a positive number beside --finetune-text")
+    if args.stage1_epochs == 0 and args.stage2_epochs == 0:
+        options.error("argument --stage1-epochs: no epoch in either stage, expected at least one")
+    if args.missing and (args.evaluate is None or args.predictions is not None):
+        options.error("argument --missing: goes with --evaluate RUN and without --predictions")
+    return args
+
+
+def settings_of(args: argparse.Namespace, context: str) -> Settings:
+    """The settings that the options state; `context` is the encoder of conversations where that is `auto`."""
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    if args.finetune_text is not None:
+        given["finetune_text"] = str(args.finetune_text)
+    defaults = SYNTHETIC if args.data is None else {}
+    given |= {"context": context, "causal": args.causal}
+    return Settings(without=tuple(sorted(set(args.without))), **{**defaults, **given})

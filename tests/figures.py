@@ -1,0 +1,18 @@
+"""What an SVG figure of matplotlib holds."""
+
+import re
+from xml.etree import ElementTree
+
+
+def drawn(svg):
+    """Whether every axes holds a line or a collection beside its ticks, or more patches than its frame."""
+    groups = [
+        g
+        for g in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g")
+        if re.fullmatch(r"axes_\d+", g.get("id", ""))
+    ]
+    kinds = [[child.get("id", "").rpartition("_")[0] for child in axes] for axes in groups]
+    return bool(kinds) and all(
+        any(kind == "line2d" or kind.endswith("Collection") for kind in held) or held.count("patch") > 5
+        for held in kinds
+    )
