@@ -1,10 +1,12 @@
 """Time the energy gradient-norm penalty, forward and backward, beside double backward and the compiler.
 
     python examples/benchmark_kernel.py --quick
-    python examples/benchmark_kernel.py --device cuda --dtype bfloat16 --out runs/kernel
+    python examples/benchmark_kernel.py --shapes gpu --device cuda --dtype bfloat16 --out runs/kernel
 
 Every method is first compared with the reference in float64; if one disagrees nothing is timed. Then all take turns
-on the same tensors, so that a busy machine slows them alike. Writes `kernel.csv` and `kernel.png`.
+on the same tensors, so that a busy machine slows them alike. On a GPU there is also the host's part of the time, the
+time of a CUDA graph's replay and the peak memory. A method that runs out of memory leaves its cells empty. Writes
+`kernel.csv` and `kernel.png`.
 """
 
 import argparse
@@ -31,13 +33,16 @@ from modbalance.tasks import Task
 
 GRID = list(itertools.product((1, 16, 64, 256, 1024, 4096, 65536), (32, 128, 768), (1, 4, 7), (2, 3, 5)))
 QUICK = [(1, 32, 4, 3), (64, 128, 4, 3), (1024, 128, 4, 3), (4096, 128, 7, 2), (4096, 768, 4, 3)]
-GPU = [(1024, 512, 4, 3), (4096, 1024, 4, 3), (65536, 1024, 4, 3), (65536, 4096, 4, 5)]
+GPU = [(256, 768, 7, 3), (1024, 512, 4, 3), (4096, 1024, 4, 3), (16384, 768, 7, 3), (65536, 1024, 4, 3)]
+GPU.append((65536, 4096, 4, 5))
+CPU = list(itertools.product((1, 16, 64, 256, 1024, 4096), (128, 768), (4, 7), (2, 3)))
+SHAPES = {"grid": GRID, "quick": QUICK, "cpu": CPU, "gpu": GPU}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Row = dict[str, Any]  # of the CSV
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # relative L2
 
 
-def make_methods(task: str, device: str, dtype: torch.dtype, compiled: bool, say: Console) -> dict[str, Method]:
+def make_methods(task: str, device: str, dtype: torch.dtype, compiled: bool, console: Console) -> dict[str, Method]:
     methods = {"eager": twice(task, by_autograd)}
     for backend in kernels.BACKENDS:
         if backend == "reference":
@@ -46,7 +51,7 @@ def make_methods(task: str, device: str, dtype: torch.dtype, compiled: bool, say
             gradients(ours(task, backend), make_inputs((2, 16, 2, 2), task, "trained", device, dtype))
             methods[backend] = ours(task, backend)
         except (ImportError, RuntimeError, ValueError) as error:
-            say.print(f"without {backend}, which cannot run here: {error}")
+            console.print(f"without {backend}, which cannot run here: {error}")
     if compiled:
         methods["compiled func.grad"] = torch.compile(
             twice(task, lambda function, z: torch.func.grad(function)(z)), dynamic=False
@@ -60,22 +65,21 @@ def check(methods: dict[str, Method], task: str, x: Inputs) -> None:
     exact = gradients(ours(task, "reference"), x.double())
     tolerance = TOLERANCE[x.features[0].dtype]
     for name, method in methods.items():
-        for got, want in zip(gradients(method, x), exact, strict=True):
+        for got, want in zip(if_it_fits(lambda m=method: gradients(m, x)) or exact, exact, strict=True):
             error = ((got.double() - want).norm() / want.norm().clamp(min=1e-30)).item()
             if not error <= tolerance:
                 sys.exit(f"{name} is {error:.1e} off the float64 reference, above {tolerance:.0e}: nothing timed")
 
 
 def measure(methods: dict[str, Method], x: Inputs, seconds: float, clock: Callable[[], float]) -> dict[str, Row]:
-    """In turns: quantiles of the time in microseconds; on a GPU also host time and peak memory in bytes."""
+    """In turns: quantiles of the time in µs; on a GPU also the host's, a graph's replay, and peak memory in bytes."""
     cuda = x.target.is_cuda
     wait = torch.cuda.synchronize if cuda else lambda: None
-    times, hosts = ({name: [] for name in methods} for _ in range(2))
-    for method in methods.values():
-        gradients(method, x)
-    end = time.perf_counter() + seconds * len(methods)
-    while len(times["eager"]) < 3 or time.perf_counter() < end:
-        for name, method in methods.items():
+    fits = {name: method for name, method in methods.items() if if_it_fits(lambda m=method: gradients(m, x))}
+    times, hosts = ({name: [] for name in fits} for _ in range(2))
+    end = time.perf_counter() + seconds * len(fits)
+    while fits and (min(map(len, times.values())) < 3 or time.perf_counter() < end):
+        for name, method in fits.items():
             wait()
             start = clock()
             result = gradients(method, x)
@@ -85,11 +89,46 @@ def measure(methods: dict[str, Method], x: Inputs, seconds: float, clock: Callab
             del result
     rows: dict[str, Row] = {}
     for name, method in methods.items():
-        quantiles = statistics.quantiles(times[name], n=10, method="inclusive")
-        rows[name] = {f"p{10 * i + 10}_us": 1e6 * quantiles[i] for i in (1, 4, 7)}
-        rows[name]["host_us"] = 1e6 * statistics.median(hosts[name]) if cuda else ""
-        rows[name]["peak_bytes"] = peak_memory(method, x) if cuda else ""
+        quantiles = statistics.quantiles(times[name], n=10, method="inclusive") if name in fits else [""] * 9
+        rows[name] = {f"p{10 * i + 10}_us": 1e6 * quantiles[i] if name in fits else "" for i in (1, 4, 7)}
+        rows[name]["host_us"] = 1e6 * statistics.median(hosts[name]) if cuda and name in fits else ""
+        rows[name]["graph_us"] = (cuda and name in fits and if_it_fits(lambda m=method: graph_time(m, x))) or ""
+        rows[name]["peak_bytes"] = peak_memory(method, x) if cuda and name in fits else ""
     return rows
+
+
+def if_it_fits(run: Callable[[], Any]) -> Any:
+    """What `run` returns; None where it runs out of memory."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()  # behind the handler: the error's traceback holds tensors
+    return None
+
+
+def graph_time(method: Method, x: Inputs, replays: int = 20) -> float:
+    """Microseconds of a CUDA graph's replay: what the device takes, without the host."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            gradients(method, x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = gradients(method, x)
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * start.elapsed_time(end) / replays)
+    del kept
+    return statistics.median(times)
 
 
 def peak_memory(method: Method, x: Inputs) -> float:
@@ -122,16 +161,27 @@ def stamp(device: str) -> Row:
     return {"date": datetime.date.today().isoformat(), "device": name, **versions}
 
 
-def summary(rows: list[Row], say: Console) -> None:
+def summary(rows: list[Row], console: Console) -> None:
     table = Table("heads", "method", "shapes", "median speed-up", "worst", "best", "median share of floor")
     for heads, method in sorted({(r["heads"], r["method"]) for r in rows}):
-        mine = [r for r in rows if (r["heads"], r["method"]) == (heads, method)]
+        mine = [r for r in rows if (r["heads"], r["method"]) == (heads, method) and r["speedup"]]
+        if not mine:
+            continue
         ratios = [r["speedup"] for r in mine]
         numbers = (f"{f(ratios):.2f}" for f in (statistics.median, min, max))
         table.add_row(
             heads, method, str(len(mine)), *numbers, f"{statistics.median(r['floor_share'] for r in mine):.1%}"
         )
-    say.print(table)
+    console.print(table)
+
+
+def cell(row: Row) -> str:
+    """Time to wait for a step; on a GPU also the host's part, a graph's replay, and the peak memory."""
+    if not row["p50_us"]:
+        return "out of memory"
+    more = {"host": row["host_us"], "graph": row["graph_us"]}
+    peak = f", {row['peak_bytes'] / 1e6:.0f} MB" if row["peak_bytes"] != "" else ""
+    return f"{row['p50_us']:.0f} µs" + "".join(f", {k} {v:.0f} µs" for k, v in more.items() if v) + peak
 
 
 def write(rows: list[Row], path: Path) -> None:
@@ -145,7 +195,9 @@ def plot(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for method in dict.fromkeys(r["method"] for r in rows):
-        points = [(r["feature_bytes"], r["p50_us"]) for r in rows if r["method"] == method]
+        points = [(r["feature_bytes"], r["p50_us"]) for r in rows if r["method"] == method and r["p50_us"]]
+        if not points:
+            continue
         axes.scatter(*zip(*points, strict=True), s=12, alpha=0.6, label=method)
     floor = sorted({(r["feature_bytes"], r["floor_us"]) for r in rows})
     axes.plot(*zip(*floor, strict=True), color="black", linewidth=1, label="floor: copy bandwidth")
@@ -160,10 +212,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the features; heads are float32")
     parser.add_argument("--task", choices=get_args(Task), default="classification")
-    parser.add_argument("--quick", action="store_true", help="a few shapes, without the compiler, in a minute")
+    parser.add_argument("--shapes", choices=list(SHAPES), default="grid", help="gpu: six that end in minutes")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="shapes", help="as --shapes quick")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="the compiled columns")
     parser.add_argument(
-        "--limit", type=float, help="GiB of features (default 0.7, on a GPU 4); double backward takes 15 times that"
+        "--limit", type=float, help="GiB of features (default 0.7, on a GPU 16); double backward takes 15 times that"
     )
     parser.add_argument("--seconds", type=float, default=0.3, help="to spend on each method and shape")
     parser.add_argument("--cpu-time", action="store_true", help="of all threads, not wall time: for a busy machine")
@@ -172,10 +225,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; pass --device cpu")
     if options.device == "cuda" and options.cpu_time:
-        parser.error("--cpu-time: says nothing of a GPU; leave it out")
+        parser.error("--cpu-time: cannot measure a GPU; leave it out")
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out}: is a file, expected a folder")
-    options.limit = options.limit or (4.0 if options.device == "cuda" else 0.7)
+    options.limit = options.limit or (16.0 if options.device == "cuda" else 0.7)
     if not (options.limit > 0 and options.seconds > 0):
         parser.error(f"--limit {options.limit} --seconds {options.seconds}: expected numbers above zero")
     return options
@@ -183,19 +236,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    say, device, dtype = Console(), options.device, DTYPES[options.dtype]
+    console, device, dtype = Console(), options.device, DTYPES[options.dtype]
     clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
     torch._dynamo.config.cache_size_limit = 8 * len(GRID)
-    compiled = not options.quick if options.compile is None else options.compile
-    methods = make_methods(options.task, device, dtype, compiled, say)
+    compiled = options.shapes == "grid" if options.compile is None else options.compile
+    methods = make_methods(options.task, device, dtype, compiled, console)
     bandwidth, header, rows = copy_bandwidth(device), stamp(device), []
-    shapes = QUICK if options.quick else GRID + (GPU if device == "cuda" else [])
     options.out.mkdir(parents=True, exist_ok=True)
-    for shape, heads in itertools.product(shapes, ("trained", "fixed")):
+    for shape, heads in itertools.product(SHAPES[options.shapes], ("trained", "fixed")):
         size = shape[0] * shape[1] * shape[3] * dtype.itemsize
         if size > options.limit * 2**30:
-            say.print(f"skipped {shape}: its features exceed --limit {options.limit} GiB")
+            console.print(f"skipped {shape}: its features exceed --limit {options.limit} GiB")
             continue
         few = (min(shape[0], 4096), *shape[1:])
         check(methods, options.task, make_inputs(few, options.task, heads, device, dtype))
@@ -203,14 +255,16 @@ def main(arguments: list[str] | None = None) -> None:
         what = {"task": options.task, "dtype": options.dtype, "heads": heads, **dict(zip("BDCM", shape, strict=True))}
         floor, eager = 3e6 * size / bandwidth, results["eager"]["p50_us"]
         for name, result in results.items():
-            shares = {"speedup": eager / result["p50_us"], "floor_us": floor, "floor_share": floor / result["p50_us"]}
+            mine, device_time = result["p50_us"], result["graph_us"] or result["p50_us"]
+            shares = {"speedup": eager / mine if eager and mine else "", "floor_us": floor}
+            shares["floor_share"] = floor / device_time if device_time else ""
             rows.append({**header, **what, "method": name, **result, **shares, "feature_bytes": size})
-        say.print(f"{shape} {heads}", {k: f"{v['p50_us']:.0f} µs" for k, v in results.items()}, soft_wrap=True)
+        console.print(f"{shape} {heads}", {k: cell(v) for k, v in results.items()}, soft_wrap=True)
         write(rows, options.out / "kernel.csv")
     if rows:
-        summary(rows, say)
+        summary(rows, console)
         plot(rows, options.out / "kernel.png")
-        say.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s; wrote {options.out}/kernel.csv and kernel.png")
+        console.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s; wrote {options.out}/kernel.csv and kernel.png")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ METHODS = (
     "coordinator",
 )
 CONTROL = "unimodal"
-CONTROLS = ("weak alone", "strong alone", "late")  # models of one modality, and the mean of what they say
+CONTROLS = ("weak alone", "strong alone", "late")  # models of one modality, and the mean of their predictions
 
 
 class Run(NamedTuple):

@@ -113,8 +113,8 @@ def run(case: Case, seed: int, *, path: Path, fold: int, noise: float, epochs: i
         encoders, head = fit(x, y, train, remedy, case.optimizer, epochs)
         with torch.no_grad():
             features = {view: encoders[view](v) for view, v in x.items()}
-            said = head(torch.cat(list(features.values()), 1)).argmax(1)
-        correct[remedy] = 100.0 * (said == y)[held_out]
+            predicted = head(torch.cat(list(features.values()), 1)).argmax(1)
+        correct[remedy] = 100.0 * (predicted == y)[held_out]
         probes[remedy] = {view: probe(z, y, train, held_out) for view, z in features.items()}
     probes["alone"] = {}
     for view, v in x.items():

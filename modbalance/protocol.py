@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import Presence, given
+
 __all__ = ["Balancer", "BalancerOutput"]
 
 Scale = Callable[[Tensor], Tensor]
@@ -52,9 +54,10 @@ class Balancer(nn.Module):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> Any:
-        return BalancerOutput(no_loss(dict(features)), {}, dict(features))
+        features = given(features)
+        return BalancerOutput(no_loss(features), {}, features)
 
     def total(self, loss: Tensor, out: HasLoss) -> Tensor:
         """The loss to differentiate, for trainers that call `backward` themselves.

@@ -33,17 +33,19 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# task, C, batch, features' dtype, targets. Every row of the table of tiles is here, and every task.
+ALIGNED, ODD = (1024, 1024, 1024), (1024, 300)
+# task, C, sizes of the features and their dtype, targets. Every tile of the kernels' table is here, and every task.
 CASES = [
-    ("classification", 4, 4096, torch.bfloat16, ("sm_90", "gfx942")),
-    ("classification", 7, 4096, torch.float32, ("sm_90",)),
-    ("classification", 20, 512, torch.float32, ("sm_80",)),
-    ("classification", 64, 4096, torch.bfloat16, ("sm_90",)),
-    ("multilabel", 6, 4096, torch.float16, ("sm_90",)),
-    ("regression", 1, 512, torch.bfloat16, ("gfx942",)),
-    ("gaussian", 1, 4096, torch.bfloat16, ("sm_80",)),
+    ("classification", 4, ALIGNED, torch.bfloat16, ("sm_90", "gfx942")),
+    ("classification", 7, ALIGNED, torch.float32, ("sm_90",)),
+    ("classification", 20, ODD, torch.float32, ("sm_80",)),
+    ("classification", 20, ODD, torch.bfloat16, ("sm_90",)),
+    ("classification", 64, ALIGNED, torch.bfloat16, ("sm_90",)),
+    ("multilabel", 6, ALIGNED, torch.float16, ("sm_90",)),
+    ("regression", 1, ODD, torch.bfloat16, ("gfx942",)),
+    ("gaussian", 1, ALIGNED, torch.bfloat16, ("sm_80",)),
 ]
-DIMS = (1024, 300)
+BATCH = 4096
 TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -60,11 +62,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     print(json.dumps({"triton": triton.__version__, "torch": torch.__version__}), flush=True)
     failed = 0
-    for task, classes, batch, dtype, targets in CASES:
+    for task, classes, dims, dtype, targets in CASES:
         for name in targets:
             if task not in options.tasks or name not in options.targets:
                 continue
-            for kernel, call in record(task, classes, batch, dtype, TARGETS[name].backend):
+            for kernel, call in record(task, classes, dims, dtype, TARGETS[name].backend):
                 row = {"case": f"{kernel}-{task}-{classes}-{str(dtype)[6:]}-{name}"}
                 try:
                     row |= usage(*call, TARGETS[name])
@@ -76,7 +78,7 @@ def main(arguments=None):
         sys.exit(f"compile_kernels: {failed} rows failed under Triton {triton.__version__}; see their errors above.")
 
 
-def record(task, classes, batch, dtype, backend):
+def record(task, classes, dims, dtype, backend):
     """Every kernel once by name, with the arguments of its launch, its warps and stages."""
     calls = {}
 
@@ -87,25 +89,25 @@ def record(task, classes, batch, dtype, backend):
 
     hip = "6.0" if backend == "hip" else None  # decides how dots are taken
     with mock.patch.object(kernels, "_start", start), mock.patch.object(torch.version, "hip", hip):
-        launch(task, classes, batch, dtype)
+        launch(task, classes, dims, dtype)
     return calls.items()
 
 
-def launch(task, classes, batch, dtype):
+def launch(task, classes, dims, dtype):
     """Every kernel, forward and backward."""
     wide, by_class = 2 * classes if task == "gaussian" else classes, task == "classification"
-    z = [torch.zeros(batch, d, dtype=dtype) for d in DIMS]
-    w = [torch.zeros(wide, d) for d in DIMS]
-    b = [torch.zeros(wide) for _ in DIMS]
-    y = torch.zeros(batch, dtype=torch.int64) if by_class else torch.zeros(batch, classes)
+    z = [torch.zeros(BATCH, d, dtype=dtype) for d in dims]
+    w = [torch.zeros(wide, d) for d in dims]
+    b = [torch.zeros(wide) for _ in dims]
+    y = torch.zeros(BATCH, dtype=torch.int64) if by_class else torch.zeros(BATCH, classes)
     terms = EnergyTerms(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
-    here = torch.ones(len(DIMS), batch, dtype=torch.bool)
+    here = torch.ones(len(dims), BATCH, dtype=torch.bool)
     energy, penalty, *saved, _ = kernels.forward(terms, -100, here, z, w, b, None)
     upstream = [energy, penalty, None, None, None, None]
     kernels.backward(0.1, True, z, w, *saved, None, upstream, 0.0, 0.0, True, True)
     *_, (*results, coefficients) = kernels.forward(terms, -100, here, z, w, b, (0.1, 1.0, True))
-    # Every upstream gradient there can be; else that of the loss alone.
-    upstream = [energy, None, *results] if batch > 2048 else [None] * 5 + results[-1:]
+    # Every upstream gradient there can be; or that of the loss alone.
+    upstream = [energy, None, *results] if dims == ALIGNED else [None] * 5 + results[-1:]
     kernels.backward(0.1, True, z, w, *saved, coefficients, upstream, 0.1, 1.0, True, False)
 
 
@@ -123,12 +125,18 @@ def usage(kernel, arguments, workers, target):
     compiled = triton.compile(source, target=target, options=options)
     dots = re.findall(r"tt\.dot [^\n]*", compiled.asm["ttir"])
     exact = "tf32x3" if target.backend == "cuda" else None  # ieee is what an unmarked dot of ttir is
-    found = {"dots": len(dots), "inexact": sum(not is_exact(dot, exact) for dot in dots)}
+    found = {"dots": len(dots), "inexact": sum(not (of_bfloat16(dot) or is_exact(dot, exact)) for dot in dots)}
     if target.backend == "cuda":
-        return {**found, **cuda_usage(compiled.asm["cubin"])}
+        elements = arguments.get("BLOCK_B", 0) * arguments.get("BLOCK_D", 0) / (32 * warps)  # a thread and iteration
+        return {**found, **cuda_usage(compiled.asm["cubin"], elements)}
     spills = re.findall(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
     (registers,) = re.findall(r"\.vgpr_count:\s*(\d+)", compiled.asm["amdgcn"])
     return {**found, "registers": int(registers), "spilled": sum(map(int, spills))}
+
+
+def of_bfloat16(dot):
+    """Whose products are exact in float32, which they are summed in."""
+    return re.search(r": tensor<\d+x\d+xbf16[^>]*> \* tensor<\d+x\d+xbf16[^>]*> -> tensor<\d+x\d+xf32", dot)
 
 
 def is_exact(dot, precision):
@@ -151,14 +159,27 @@ def describe(value, path, constants, attributes, special):
     return "i32" if isinstance(value, int) else "fp32"
 
 
-def cuda_usage(cubin):
+def cuda_usage(cubin, elements):
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", text)
-    return {"registers": int(registers), "spilled": int(stack)}
+        usage, code = (
+            subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
+    found = {"registers": int(registers), "spilled": int(stack)}
+    return found | ({"instructions": round(sum(loops(code)) / elements, 1)} if elements else {})
+
+
+def loops(code):
+    """The number of instructions in the body of each loop: from where a branch goes back to, to the branch."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)]
+    back = [(re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text), at) for at, text in lines]
+    spans = [(int(to[1], 16), at) for to, at in back if to and int(to[1], 16) < at]
+    outer = [(a, b) for a, b in spans if not any(c <= a and b <= d and (a, b) != (c, d) for c, d in spans)]
+    return [sum(a <= at <= b and not text.startswith("NOP") for at, text in lines) for a, b in outer]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 
 def drawn(svg):
-    """Whether every axes holds a line or a collection beside its ticks, or more patches than its frame."""
+    """Whether every axes holds a line, a collection, or more patches than its background and two spines."""
     groups = [
         g
         for g in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g")
@@ -13,6 +13,6 @@ def drawn(svg):
     ]
     kinds = [[child.get("id", "").rpartition("_")[0] for child in axes] for axes in groups]
     return bool(kinds) and all(
-        any(kind == "line2d" or kind.endswith("Collection") for kind in held) or held.count("patch") > 5
+        any(kind == "line2d" or kind.endswith("Collection") for kind in held) or held.count("patch") > 3
         for held in kinds
     )

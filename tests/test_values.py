@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from cases import CLASSES, DIMS, NAN, TASKS, compiles, make_batch, make_target
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller, checks, tasks
 from modbalance.functional import distillation_loss, preservation_loss
+from modbalance.kernels import energy_penalty
 from modbalance.task_formulas import HeadOutputs, uncertainty_curvature, uncertainty_slope
 from modbalance.tasks import soft_labels, task_loss
 from rig import Rig
@@ -243,6 +244,22 @@ def test_soft_labels_in_every_backend_against_autograd(backend, weighted):
     expected.backward()
     for name in DIMS:
         torch.testing.assert_close(ours[name].grad, theirs[name].grad)
+
+
+def test_soft_labels_and_the_triton_backend():
+    z, w = [torch.randn(4, 3)] * 2, [torch.randn(CLASSES, 3)] * 2
+    soft = torch.rand(4, CLASSES).softmax(1)
+    with pytest.raises(
+        ValueError, match='"triton" and cannot run, since the labels are probabilities; pass class ind'
+    ):
+        energy_penalty(z, w, [None] * 2, soft, backend="triton")
+
+
+def test_the_penalty_names_labels_too():
+    z, w, here = [torch.randn(2, 3)] * 2, [torch.randn(CLASSES, 3)] * 2, torch.tensor([[True, False]] * 2)
+    with pytest.raises(ValueError, match="energy_penalty: target holds 3, expected classes 0 to 2"):
+        energy_penalty(z, w, [None] * 2, torch.tensor([3, 0]))
+    assert energy_penalty(z, w, [None] * 2, torch.tensor([0, 3]), present=here).energy[0, 1] == 0
 
 
 def test_rows_that_are_no_probabilities_raise():

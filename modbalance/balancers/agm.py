@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modbalance.balancers.formulas import agm_coefficients
 from modbalance.balancers.gradients import GradientBalancer, Predict, check_rows, error, over, predict_from
-from modbalance.checks import check_positive
+from modbalance.checks import Presence, check_positive, given
 from modbalance.diagnostics.contribution import shapley_values
 from modbalance.distributed import Sync
 from modbalance.protocol import BalancerOutput, no_loss
@@ -97,12 +97,13 @@ class AGM(GradientBalancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> BalancerOutput:
+        features = given(features)
         masks = check_rows("AGM", features, present, self.encoders)
         if target is not None and self.training:
             self._measure(features, target, masks)
-        return BalancerOutput(no_loss(dict(features)), {}, dict(features))
+        return BalancerOutput(no_loss(features), {}, features)
 
     @torch.no_grad()
     def _measure(self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from modbalance.balancers.formulas import cggm_coefficients
 from modbalance.balancers.gradients import GradientBalancer, Predict, over, predict_from
-from modbalance.checks import check_dims, check_inputs, check_positive
+from modbalance.checks import Presence, check_dims, check_inputs, check_positive, given
 from modbalance.distributed import Sync, reduce
 from modbalance.heads import linear_heads
 from modbalance.presence import masked_mean, select, upcast
@@ -119,12 +119,13 @@ class CGGM(GradientBalancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> BalancerOutput:
+        features = given(features)
         masks = check_inputs("CGGM", features, present, self.dims)
-        zero = no_loss(dict(features))
+        zero = no_loss(features)
         if target is None:
-            return BalancerOutput(zero, dict.fromkeys(features, zero), dict(features))
+            return BalancerOutput(zero, dict.fromkeys(features, zero), features)
         check_target("CGGM", self.task, target, len(target), self.num_outputs)
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         sync = self.training and self.sync
@@ -146,7 +147,7 @@ class CGGM(GradientBalancer):
         loss = torch.stack(list(means.values())).sum()
         if self.direction and self.training:
             loss = loss + self.direction * self._turn(features, outputs, target, masks, valid)
-        return BalancerOutput(loss, means, dict(features))
+        return BalancerOutput(loss, means, features)
 
     def _turn(
         self,

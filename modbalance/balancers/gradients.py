@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import check_inputs
+from modbalance.checks import Presence, check_inputs, check_present
 from modbalance.distributed import Sync, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
 from modbalance.protocol import Balancer
@@ -134,24 +134,25 @@ def gradients_of(owner: str, name: str, encoder: nn.Module) -> list[Tensor]:
 
 
 def check_rows(
-    owner: str, features: Mapping[str, Tensor], present: Mapping[str, Tensor] | None, names: Mapping[str, object]
+    owner: str, features: Mapping[str, Tensor], present: Presence | None, encoders: Mapping[str, object]
 ) -> dict[str, Tensor]:
     """The masks of features of any shape `(B, ...)`."""
-    for name in features if isinstance(features, Mapping) else ():
-        if name not in names:
+    if not isinstance(features, Mapping):
+        return check_inputs(owner, features, None)
+    for name in features:
+        if name not in encoders:
             raise ValueError(
-                f"{owner}: features has the modality {name!r}, expected one of {sorted(names)}; correct the name or "
-                "build the balancer with it."
+                f"{owner}: features has the modality {name!r}, expected one of {sorted(encoders)}; correct the name "
+                "or build the balancer with it."
             )
-    flat = (
-        {
-            name: x[(slice(None),) + (0,) * (x.dim() - 2)] if isinstance(x, Tensor) and x.dim() > 2 else x
-            for name, x in features.items()
-        }
-        if isinstance(features, Mapping)
-        else features
-    )
-    return check_inputs(owner, flat, present)
+    rows = {name: _rows(x) for name, x in features.items()}
+    first = next(iter(check_inputs(owner, rows, None).values()))
+    return check_present(owner, present, features, encoders, len(first), first.device)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A view of two dimensions."""
+    return x[(slice(None),) + (0,) * (x.dim() - 2)] if isinstance(x, Tensor) and x.dim() > 2 else x
 
 
 def predict_from(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modbalance.balancers.formulas import ogm_coefficients
 from modbalance.balancers.gradients import GradientBalancer, Predict, check_rows, over, predict_from, score
-from modbalance.checks import check_positive
+from modbalance.checks import Presence, check_positive, given
 from modbalance.distributed import Sync
 from modbalance.protocol import BalancerOutput, no_loss
 from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled
@@ -100,12 +100,13 @@ class OGMGE(GradientBalancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> BalancerOutput:
+        features = given(features)
         masks = check_rows("OGMGE", features, present, self.encoders)
         if target is not None and self.training:
             self._measure(features, target, masks)
-        return BalancerOutput(no_loss(dict(features)), {}, dict(features))
+        return BalancerOutput(no_loss(features), {}, features)
 
     @torch.no_grad()
     def _measure(self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]) -> None:

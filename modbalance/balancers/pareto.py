@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modbalance.balancers.formulas import pareto_direction
 from modbalance.balancers.gradients import check_encoders, gradients_of
 from modbalance.balancers.unimodal import UnimodalLosses
-from modbalance.checks import check_positive
+from modbalance.checks import Presence, check_positive, given
 from modbalance.distributed import Sync, processes
 from modbalance.presence import upcast
 from modbalance.protocol import CombinedOutput, HasLoss, Scale
@@ -100,10 +100,10 @@ class MMPareto(UnimodalLosses):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> CombinedOutput:
         remedy = "a solver combines its gradients: call balance.backward(loss, out) in place of loss.backward()"
-        return CombinedOutput(self.losses(features, target, present), dict(features), remedy)
+        return CombinedOutput(self.losses(features, target, present), given(features), remedy)
 
     def total(self, loss: Tensor, out: HasLoss) -> Tensor:
         """Not to be had: the gradients are combined, not the losses."""

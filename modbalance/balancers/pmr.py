@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modbalance.balancers.formulas import pmr_coefficients
-from modbalance.checks import check_dims, check_inputs
+from modbalance.checks import Presence, check_dims, check_inputs, given
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
 from modbalance.protocol import Balancer, BalancerOutput, no_loss
@@ -105,18 +105,19 @@ class PMR(Balancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> BalancerOutput:
+        features = given(features)
         masks = check_inputs("PMR", features, present, self.dims)
         if target is None:
-            zero = no_loss(dict(features))
-            return BalancerOutput(zero, dict.fromkeys(features, zero), dict(features))
+            zero = no_loss(features)
+            return BalancerOutput(zero, dict.fromkeys(features, zero), features)
         check_target("PMR", "classification", target, len(target), self.num_outputs)
         sync = self.training and self.sync
-        given, masks = alike(features, masks, self.dims, sync)
+        shared, masks = alike(features, masks, self.dims, sync)
         valid = labelled("classification", target, self.num_outputs, self.ignore_index)
         label = target.clamp(0, self.num_outputs - 1)
-        z = {name: upcast(select(x, masks[name])) for name, x in given.items()}
+        z = {name: upcast(select(x, masks[name])) for name, x in shared.items()}
         masks = {name: mask if valid is None else mask & valid for name, mask in masks.items()}
         if self.training:
             self._move(z, label, masks, sync)
@@ -129,7 +130,7 @@ class PMR(Balancer):
         if self.mu:
             early = self.batches <= self.early
             loss = loss - self.mu * torch.where(early, (hold * entropy).sum(), 0.0)
-        return BalancerOutput(loss, dict(zip(z, own.unbind(), strict=True)), dict(features))
+        return BalancerOutput(loss, dict(zip(z, own.unbind(), strict=True)), features)
 
     def _terms(self, name: str, z: Tensor, label: Tensor, mask: Tensor) -> tuple[MaskedSum, MaskedSum, MaskedSum]:
         """Probability of the class, its negative log, and the entropy, summed over the samples that count."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modbalance.checks import check_inputs
+from modbalance.checks import Presence, check_inputs, given
 from modbalance.distributed import Sync, reduce
 from modbalance.presence import masked_sum, select, upcast
 from modbalance.protocol import Balancer, BalancerOutput
@@ -59,12 +59,13 @@ class UMT(Balancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
         *,
         teacher_features: Mapping[str, Tensor] | None = None,
     ) -> BalancerOutput:
+        features = given(features)
         masks = check_inputs("UMT", features, present)
-        teachers = dict(teacher_features or {})
+        teachers = given(teacher_features or {})
         missing = set(features) - set(teachers)
         if missing:
             raise ValueError(
@@ -83,7 +84,7 @@ class UMT(Balancer):
             sums.append(masked_sum(difference.square().mean(-1), masks[name]))
         means = [s.mean() for s in reduce(sums, self.training and self.sync)]
         loss = self.weight * torch.stack(means).sum()
-        return BalancerOutput(loss, dict(zip(features, means, strict=True)), dict(features))
+        return BalancerOutput(loss, dict(zip(features, means, strict=True)), features)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}"

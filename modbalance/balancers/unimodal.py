@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance.balancers.formulas import blend_weights
-from modbalance.checks import check_dims, check_inputs
+from modbalance.checks import Presence, check_dims, check_inputs, given
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.heads import check_heads, linear_heads
 from modbalance.presence import masked_sum, select, zero_of
@@ -100,17 +100,18 @@ class UnimodalLosses(Balancer):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> BalancerOutput | CombinedOutput:
+        features = given(features)
         losses = self.losses(features, target, present)
         weighted = [self.weights[name] * loss for name, loss in losses.items()]
-        return BalancerOutput(torch.stack(weighted).sum(), losses, dict(features))
+        return BalancerOutput(torch.stack(weighted).sum(), losses, features)
 
     def losses(
-        self, features: Mapping[str, Tensor], target: Tensor | None, present: Mapping[str, Tensor] | None
+        self, features: Mapping[str, Tensor], target: Tensor | None, present: Presence | None
     ) -> dict[str, Tensor]:
         """Each modality's own loss, a mean over the samples that have it; 0 without any, or without a target."""
-        owner = type(self).__name__
+        owner, features = type(self).__name__, given(features)
         masks = check_inputs(owner, features, present, self.dims)
         sync = self.training and self.sync
         features, masks = alike(features, masks, self.dims, sync)
@@ -173,10 +174,10 @@ class DetachedFusion(UnimodalLosses):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> BalancerOutput:
         out = super().forward(features, target, present)
-        return BalancerOutput(out.loss, out.losses, {name: x.detach() for name, x in features.items()})
+        return BalancerOutput(out.loss, out.losses, {name: x.detach() for name, x in out.features.items()})
 
 
 class GradientBlending(UnimodalLosses):
@@ -276,12 +277,12 @@ class GradientBlending(UnimodalLosses):
         self,
         features: Mapping[str, Tensor],
         target: Tensor | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        present: Presence | None = None,
     ) -> CombinedOutput:
         remedy = (
             "the weights of all losses sum to 1: call balance.backward(loss, out) or use balance.total(loss, out)"
         )
-        return CombinedOutput(self.losses(features, target, present), dict(features), remedy)
+        return CombinedOutput(self.losses(features, target, present), given(features), remedy)
 
     def total(self, loss: Tensor, out: HasLoss) -> Tensor:
         """The blended loss; see `Balancer.total`."""

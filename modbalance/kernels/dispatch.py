@@ -12,7 +12,7 @@ from torch import Tensor
 from modbalance.kernels import analytic, reference, triton_ops
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.placement import autocasts, check_placement, without_autocast
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, output_width
+from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, check_task, labelled, output_width
 
 Backend = Literal["auto", "triton", "analytic", "reference"]
 BACKENDS = {"analytic": analytic.energy_penalty, "reference": reference.linear_energy_penalty}
@@ -70,7 +70,8 @@ def energy_penalty(
         features: M tensors `(B, D_m)`; D may differ. Any floating dtype.
         weights: M head weights `(width, D_m)`; width is C, or 2C for `gaussian`.
         biases: M head biases `(width,)`, or None.
-        target: see `modbalance.tasks`; None leaves the loss out of the energy.
+        target: see `modbalance.tasks`; None leaves the loss out of the energy. The triton backend wants class
+            indices: for probabilities `auto` takes analytic.
         task: `classification`, `multilabel`, `regression` or `gaussian`.
         alpha: weight of the features' size.
         beta: weight of the loss.
@@ -104,6 +105,8 @@ def energy_penalty(
         EnergyPenalty(energy=tensor([[25.6931]]), penalty=tensor([[100.]]))
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
+    if target is not None:
+        check_labels("energy_penalty", task, target, num_outputs, ignore_index, _somewhere(present))
     name = pick_backend(backend)
     terms = EnergyTerms.of(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
     if torch.compiler.is_compiling():
@@ -111,7 +114,7 @@ def energy_penalty(
         features, weights = [z.view_as(z) for z in features], [w.view_as(w) for w in weights]
         biases = [None if b is None else b.view_as(b) for b in biases]
     if _tries_triton(name, features):
-        reason = triton_ops.unsupported_reason(features, weights, biases)
+        reason = _unsupported_reason(terms, features, weights, biases)
         if name == "triton" and reason is not None:
             raise ValueError(
                 f'energy_penalty: backend is "triton" and cannot run, since {reason}; or pass backend="auto", '
@@ -122,7 +125,8 @@ def energy_penalty(
                 *triton_ops.energy(terms, present, ignore_index, features, weights, biases, fall_back=name == "auto")
             )
     kernel = BACKENDS["analytic" if name == "auto" else name]
-    mask = labelled(task, target, num_outputs, ignore_index)
+    every = _every_label_counts(task, target, num_outputs, ignore_index)
+    mask = None if every else labelled(task, target, num_outputs, ignore_index)
     if present is not None:
         mask = present if mask is None else present & mask
     elif mask is not None:
@@ -157,7 +161,7 @@ def coordination(
     name = pick_backend(backend)
     if not _tries_triton(name, features):
         return None
-    if triton_ops.unsupported_reason(features, weights, biases) is not None:
+    if _unsupported_reason(terms, features, weights, biases) is not None:
         return None
     _check(features, weights, biases, terms.target, terms.task, present, terms.class_weight)
     if torch.compiler.is_compiling():
@@ -174,6 +178,28 @@ def coordination(
 def _tries_triton(name: str, features: Sequence[Tensor]) -> bool:
     """On a CPU the kernels are interpreted: for tests, and only when asked for by name."""
     return name == "triton" or (name == "auto" and features[0].device.type != "cpu")
+
+
+def _every_label_counts(task: Task, target: Tensor | None, num_outputs: int, ignore_index: int) -> bool:
+    """Known at once on a CPU, where looking at values is free: then no mask need be made."""
+    if task != "classification" or target is None or target.is_floating_point():
+        return False
+    if not analytic.on_cpu(target) or target.numel() == 0:
+        return False
+    low, high = (int(x) for x in torch.aminmax(target))
+    return low >= 0 and high < num_outputs and not low <= ignore_index <= high
+
+
+def _unsupported_reason(
+    terms: EnergyTerms, features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> str | None:
+    if terms.task == "classification" and terms.target is not None and terms.target.is_floating_point():
+        return "the labels are probabilities; pass class indices"
+    return triton_ops.unsupported_reason(features, weights, biases)
+
+
+def _somewhere(present: Tensor | None) -> Tensor | None:
+    return None if present is None else present.any(0)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -229,7 +255,9 @@ def _check(
         )
     if target is not None:
         check_target("energy_penalty", task, target, batch, num_outputs)
-    groups = {"features": features, "weights": weights, "biases": biases}
-    named = {f"{kind}[{m}]": x for kind, group in groups.items() for m, x in enumerate(group)}
-    check_placement("energy_penalty", None, **named, target=target, present=present, class_weight=class_weight)
+    tensors = (*features, *weights, *biases, target, present, class_weight)
+    if any(x is not None and x.device != features[0].device for x in tensors):
+        groups = {"features": features, "weights": weights, "biases": biases}
+        named = {f"{kind}[{m}]": x for kind, group in groups.items() for m, x in enumerate(group)}
+        check_placement("energy_penalty", None, **named, target=target, present=present, class_weight=class_weight)
     return num_outputs

@@ -24,12 +24,19 @@ from modbalance.task_formulas import LOG_VARIANCE_LIMIT
 PROGRAMS = 1024  # of the heads' gradients: enough to fill a device; the partial sums stay small
 POOLED = 256  # blocks of rows whose sums are pooled at a time
 
-# Rows, features, warps and pipeline stages of a tile by padded width. By shape, not by autotune: no warm-up, and the
-# same sums in every process. Not by batch size: a smaller last batch would compile anew.
+# Rows, features, warps and pipeline stages of a tile, by how dots are taken and by padded width. Not by autotune:
+# nothing to warm up, and the same sums in every process. Not by batch size: a smaller last batch would compile anew.
 _TILES = {
-    "forward": {16: (32, 32, 4, 3), 32: (16, 32, 4, 1), 64: (16, 32, 4, 1)},
-    "backward": {16: (32, 64, 4, 3), 32: (16, 32, 4, 3), 64: (16, 32, 4, 1)},
-    "backward_heads": {16: (16, 64, 4, 1), 32: (16, 16, 4, 1), 64: (16, 16, 8, 1)},
+    "bf16x3": {
+        "forward": {16: (64, 64, 4, 3), 32: (64, 64, 4, 3), 64: (32, 32, 4, 3)},
+        "backward": {16: (64, 64, 4, 3), 32: (64, 64, 4, 3), 64: (64, 64, 4, 2)},
+        "backward_heads": {16: (64, 64, 4, 2), 32: (32, 64, 4, 3), 64: (32, 32, 4, 3)},
+    },
+    "float32": {
+        "forward": {16: (64, 32, 4, 2), 32: (16, 32, 4, 1), 64: (16, 32, 4, 1)},
+        "backward": {16: (64, 64, 4, 2), 32: (16, 32, 4, 3), 64: (16, 32, 4, 1)},
+        "backward_heads": {16: (32, 64, 4, 1), 32: (16, 16, 4, 1), 64: (16, 16, 8, 1)},
+    },
 }
 
 _LIMIT = tl.constexpr(LOG_VARIANCE_LIMIT)
@@ -185,18 +192,34 @@ def _features(z, stride, rows, here, columns, D):
 
 
 @triton.jit
-def _weights(w, stride, head, valid, columns, D):
+def _weights(w, stride, head, valid, columns, D, PRECISION: tl.constexpr):
     at = w + head[:, None].to(tl.int64) * stride + columns[None, :]
-    return tl.load(at, mask=valid[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32)
+    return _parts(tl.load(at, mask=valid[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32), PRECISION)
 
 
 @triton.jit
-def _split(x):
-    """float32 as a sum of three bfloat16 parts, 8 digits each."""
-    a = x.to(tl.bfloat16)
-    rest = x - a.to(tl.float32)
-    b = rest.to(tl.bfloat16)
-    return a, b, (rest - b.to(tl.float32)).to(tl.bfloat16)
+def _cut(x):
+    """The upper half of a float32 as bfloat16, and the rest. Cut, not rounded: that takes fewer instructions."""
+    bits = x.to(tl.uint32, bitcast=True)
+    upper = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return upper, x - (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _parts(x, PRECISION: tl.constexpr):
+    """What a dot takes for float32: three bfloat16 that sum up to it, 8 binary digits each, or itself."""
+    if PRECISION == "bf16x3":
+        a, rest = _cut(x)
+        b, rest = _cut(rest)
+        return a, b, rest.to(tl.bfloat16)
+    else:  # noqa: RET505  (Triton gives a function one type of result)
+        return x, x, x
+
+
+@triton.jit
+def _transposed(parts):
+    a, b, c = parts
+    return tl.trans(a), tl.trans(b), tl.trans(c)
 
 
 @triton.jit
@@ -207,24 +230,33 @@ def _dot16(x, y, sum):
 
 
 @triton.jit
-def _dot(x, y, sum, PRECISION: tl.constexpr):
-    """sum + x y to the digits of float32, smallest products first; y is float32, x float32 or what features are."""
+def _dot(x, y, sum, PRECISION: tl.constexpr, COARSE: tl.constexpr = False):
+    """sum + x y of parts to 24 binary digits, COARSE to 16, small products first."""
+    x1, x2, x3 = x
+    y1, y2, y3 = y
     if PRECISION == "bf16x3":
-        y1, y2, y3 = _split(y)
-        if x.dtype == tl.bfloat16:
-            sum = _dot16(x, y3, sum)
-            sum = _dot16(x, y2, sum)
-            sum = _dot16(x, y1, sum)
-        else:
-            x1, x2, x3 = _split(x)
+        if not COARSE:
             sum = _dot16(x3, y1, sum)
             sum = _dot16(x1, y3, sum)
             sum = _dot16(x2, y2, sum)
-            sum = _dot16(x2, y1, sum)
-            sum = _dot16(x1, y2, sum)
-            sum = _dot16(x1, y1, sum)
+        sum = _dot16(x2, y1, sum)
+        sum = _dot16(x1, y2, sum)
+        sum = _dot16(x1, y1, sum)
     else:
-        sum = tl.dot(x.to(tl.float32), y, sum, input_precision=PRECISION)
+        sum = tl.dot(x1, y1, sum, input_precision=PRECISION)
+    return sum
+
+
+@triton.jit
+def _dot_features(z, y, sum, PRECISION: tl.constexpr):
+    """sum + z y, with z as it was loaded."""
+    y1, y2, y3 = y
+    if PRECISION == "bf16x3":
+        sum = _dot16(z, y3, sum)
+        sum = _dot16(z, y2, sum)
+        sum = _dot16(z, y1, sum)
+    else:
+        sum = tl.dot(z.to(tl.float32), y1, sum, input_precision=PRECISION)
     return sum
 
 
@@ -260,12 +292,14 @@ def _forward(
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         z = _features(z_at, z_stride, rows, here, columns, D)
-        s = _dot(z, tl.trans(_weights(w_at, w_stride, head, valid, columns, D)), s, PRECISION)
+        w = _weights(w_at, w_stride, head, valid, columns, D, PRECISION)
+        s = _dot_features(z, _transposed(w), s, PRECISION)
     if bs is not None:
         s += tl.load(_pick(bs, m) + head, mask=valid, other=0.0).to(tl.float32)[None, :]
 
     value, v, _ = _derivatives(s, tl.zeros_like(s), here, y, weight, beta, gamma, temperature, flags)
 
+    slope = _parts(v, PRECISION)
     scale = alpha / D if NORMALIZE else alpha
     size = tl.zeros((BLOCK_B,), tl.float32)
     steep = tl.zeros((BLOCK_B,), tl.float32)
@@ -274,12 +308,12 @@ def _forward(
     for first in range(0, D, BLOCK_D):
         columns = last - first + tl.arange(0, BLOCK_D)  # backwards: what was read last is still in the cache
         z = _features(z_at, z_stride, rows, here, columns, D).to(tl.float32)
-        w = _weights(w_at, w_stride, head, valid, columns, D)
+        w = _weights(w_at, w_stride, head, valid, columns, D, PRECISION)
         # The squares of g, never the Gram matrix of W: that form cancels as the penalty shrinks.
-        g = _dot(v, w, 2.0 * scale * z, PRECISION)
+        g = _dot(slope, w, 2.0 * scale * z, PRECISION)
         steep += tl.sum(g * g, 1)
         size += scale * tl.sum(z * z, 1)
-        t = _dot(g, tl.trans(w), t, PRECISION)
+        t = _dot(_parts(g, PRECISION), _transposed(w), t, PRECISION, True)
     _, _, curvature = _derivatives(s, t, here, y, weight, beta, gamma, temperature, flags)
 
     if partial is not None:
@@ -397,11 +431,11 @@ def _backward(
     )  # fmt: skip
     scale = 2.0 * alpha / D if NORMALIZE else 2.0 * alpha
     c = scale * q + d_energy
-    u = (c + e) * v + q * curvature
+    u = _parts((c + e) * v + q * curvature, PRECISION)
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         z = _features(z_at, z_stride, rows, here, columns, D).to(tl.float32)
-        w = _weights(w_at, w_stride, head, head < width, columns, D)
+        w = _weights(w_at, w_stride, head, head < width, columns, D, PRECISION)
         dz = _dot(u, w, scale * c * z, PRECISION)
         inside = (rows < B)[:, None] & (columns < D)[None, :]
         tl.store(dz_at + rows[:, None] * D + columns[None, :], dz.to(dz_at.dtype.element_ty), mask=inside)
@@ -425,10 +459,10 @@ def _backward_heads(
     z_at, z_stride, w_at, w_stride = _pick(zs, m), _pick(z_strides, m), _pick(ws, m), _pick(w_strides, m)
     head = tl.arange(0, WIDTH)
     valid = head < width
-    w = _weights(w_at, w_stride, head, valid, columns, D)
+    w = _weights(w_at, w_stride, head, valid, columns, D, PRECISION)
     scale = 2.0 * alpha / D if NORMALIZE else 2.0 * alpha
 
-    dw = tl.zeros((WIDTH, BLOCK_D), tl.float32)
+    dw = tl.zeros((BLOCK_D, WIDTH), tl.float32)
     db = tl.zeros((WIDTH,), tl.float32)
     for block in range(blocks):
         rows = (split * blocks + block) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -437,14 +471,14 @@ def _backward_heads(
             a, a_m, a_row, p, p_m, p_row, coefficients, d_gap, d_steep, d_descent, d_loss, delta, rate,
         )  # fmt: skip
         z = _features(z_at, z_stride, rows, here, columns, D)
-        g = _dot(v, w, scale * z.to(tl.float32), PRECISION)
+        g = _dot(_parts(v, PRECISION), w, scale * z.to(tl.float32), PRECISION)
         direct = q * curvature + (d_energy + e) * v
-        dw = _dot(tl.trans(q * v), g, dw, PRECISION)
-        dw = _dot(tl.trans(direct), z.to(tl.float32), dw, PRECISION)
+        dw = _dot(_transposed(_parts(g, PRECISION)), _parts(q * v, PRECISION), dw, PRECISION, True)
+        dw = _dot_features(tl.trans(z), _parts(direct, PRECISION), dw, PRECISION)
         db += tl.sum(direct, 0)
 
     at = partial + split * total + _pick(offsets, m)
-    tl.store(at + head[:, None] * D + columns[None, :], dw, mask=valid[:, None] & (columns < D)[None, :])
+    tl.store(at + head[None, :] * D + columns[:, None], dw, mask=valid[None, :] & (columns < D)[:, None])
     if tl.program_id(2) == 0:
         tl.store(at + width * D + head, db, mask=valid)
 
@@ -588,6 +622,7 @@ class _Launch:
         self.batch, self.modalities, self.width = features[0].shape[0], len(features), weights[0].shape[0]
         self.dim = max(z.shape[1] for z in features)
         zs, ws = [_rows(z) for z in features], [_rows(w) for w in weights]
+        self.uneven = any(n % 16 for z in zs for n in (z.stride(0), z.shape[1]))  # what Triton compiles for as well
         self.shared: dict[str, Any] = {
             "zs": tuple(zs),
             "ws": tuple(ws),
@@ -602,7 +637,10 @@ class _Launch:
         self.precision = "bf16x3" if features[0].dtype == torch.bfloat16 else exact
 
     def tile(self, kernel: str) -> _Tile:
-        rows, columns, warps, stages = _TILES[kernel][_padded(self.width)]
+        table = _TILES[self.precision if self.precision in _TILES else "float32"]
+        rows, columns, warps, stages = table[kernel][_padded(self.width)]
+        if self.uneven and kernel != "backward_heads":
+            columns = min(columns, 32)  # an address for every element: fewer of them, so that none is spilled
         columns = min(columns, max(16, triton.next_power_of_2(self.dim)))
         return _Tile(rows, columns, warps, stages, triton.cdiv(self.batch, rows))
 

@@ -122,6 +122,29 @@ def test_absent_is_never_there(kind):
 
 
 @KIND
+def test_none_for_a_modality_and_presence_as_one_tensor(kind):
+    x, y, present = make_inputs(presence="some")
+    results = []
+    for plain in (True, False):
+        model = Model()
+        balance = build(kind, model)
+        z, extra = model.encode(x), extras(kind, model, x)
+        z.pop("text")
+        masks = {n: present[n] for n in z}
+        if plain:
+            out = balance(z, y, masks, **extra)
+        elif kind == "umt":  # it is built without names, so that the columns are those of the features
+            out = balance({**z, "text": None}, y, torch.stack(list(masks.values()), 1), **extra)
+        else:
+            out = balance({**z, "text": None}, y, torch.stack([present[n] for n in THREE], 1), **extra)
+        assert set(out.features) == {"image", "audio"}
+        balance.backward(task_loss("classification", model.fuse(out.features, masks), y).mean(), out)
+        balance.step()
+        results.append(gradients(model))
+    same(*results)
+
+
+@KIND
 def test_the_order_of_the_modalities_does_not_matter(kind):
     x, y, present = make_inputs(presence="some")
     results = []

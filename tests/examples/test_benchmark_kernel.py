@@ -3,13 +3,14 @@
 import csv
 
 import pytest
+import torch
 
 import benchmark_kernel
 from modbalance import kernels
 
 COLUMNS = (
-    "date device torch triton task dtype heads B D C M method p20_us p50_us p80_us host_us peak_bytes speedup "
-    "floor_us floor_share feature_bytes"
+    "date device torch triton task dtype heads B D C M method p20_us p50_us p80_us host_us graph_us peak_bytes "
+    "speedup floor_us floor_share feature_bytes"
 )
 
 
@@ -45,7 +46,7 @@ def test_bad_options(arguments, message, capsys):
 
 @pytest.mark.parametrize("task", ["multilabel", "regression", "gaussian"])
 def test_other_tasks(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_kernel, "QUICK", [(5, 8, 3, 2)])
+    monkeypatch.setitem(benchmark_kernel.SHAPES, "quick", [(5, 8, 3, 2)])
     benchmark_kernel.main(["--quick", "--seconds", "0.01", "--task", task, "--out", str(tmp_path)])
 
 
@@ -55,3 +56,19 @@ def test_a_wrong_backend_is_not_timed(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"analytic is .* off the float64 reference"):
         benchmark_kernel.main(["--quick", "--out", str(tmp_path)])
     assert not (tmp_path / "kernel.csv").exists()
+
+
+def test_a_method_that_runs_out_of_memory_leaves_its_cells_empty(tmp_path, monkeypatch, capsys):
+    make = benchmark_kernel.make_methods
+
+    def too_large(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(benchmark_kernel, "make_methods", lambda *a: {**make(*a), "eager": too_large})
+    monkeypatch.setitem(benchmark_kernel.SHAPES, "quick", [(5, 8, 3, 2)])
+    benchmark_kernel.main(["--quick", "--seconds", "0.01", "--out", str(tmp_path)])
+    assert "out of memory" in capsys.readouterr().out
+    with open(tmp_path / "kernel.csv") as file:
+        rows = {(r["method"], r["heads"]): r for r in csv.DictReader(file)}
+    assert rows["eager", "fixed"]["p50_us"] == rows["analytic", "fixed"]["speedup"] == ""
+    assert float(rows["analytic", "fixed"]["p50_us"]) > 0

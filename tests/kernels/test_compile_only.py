@@ -31,13 +31,34 @@ def test_every_kernel_compiles_for_every_target(compiled):
     assert found == {(k, t) for k in kernels for t in ("sm_80", "sm_90", "gfx942")}
 
 
-# A few bytes a thread: where wide heads learn, and where ptxas stops at 168 registers to keep three blocks resident.
-SPILLED = {"_backward_heads-classification-64-bfloat16-sm_90": 64, "_forward_pooled-gaussian-1-bfloat16-sm_80": 16}
-
-
 def test_hardly_a_register_is_spilled(compiled):
     """A word or four may go: some versions of ptxas trade them for occupancy."""
-    assert not [x for x in compiled if x["spilled"] > SPILLED.get(x["case"], 16)]
+    assert not [x for x in compiled if x["spilled"] > 16]
+
+
+LIMITS = {"_forward": 25, "_forward_pooled": 25, "_backward": 12, "_backward_pooled": 12, "_backward_heads": 30}
+
+
+@pytest.mark.parametrize("kernel", LIMITS)
+def test_instructions_an_element(kernel, compiled):
+    """In the loops over D, by thread: three passes at the rate of a copy leave an H100 time for about 59 in all."""
+    ((count),) = [x["instructions"] for x in compiled if x["case"] == f"{kernel}-classification-4-bfloat16-sm_90"]
+    assert 2 < count <= LIMITS[kernel]
+
+
+def test_the_loops_that_are_counted():
+    code = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   FADD R2, R2, R3 ;
+        /*0020*/                   NOP ;
+        /*0030*/              @P1  FADD R2, R2, R3 ;
+        /*0040*/              @!P0 BRA 0x10 ;
+        /*0050*/              @P0  BRA 0x70 ;
+        /*0060*/                   FMUL R2, R2, R3 ;
+        /*0070*/                   BRA 0x60 ;
+        /*0080*/                   EXIT ;
+    """
+    assert compile_kernels.loops(code) == [3, 2]
 
 
 def test_no_dot_is_taken_in_tf32(compiled):

@@ -1,4 +1,4 @@
-"""What a model is told about a data set, and the batches it reads."""
+"""The specification of the data that a model was made for, and the batches it reads."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Batch:
             None if self.conversation is None else self.conversation.rows(rows),
         )
 
-    def showing(self, present: dict[str, Tensor]) -> Batch:
+    def with_present(self, present: dict[str, Tensor]) -> Batch:
         return replace(self, present=present)
 
 

@@ -1,4 +1,4 @@
-"""What must hold of any data set, whatever file it came from; and what the report should say about it."""
+"""What must hold of any data set, whatever file it came from; and findings for the report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
 from ebmc_msa.data.formats.clean import row_blocks
+from ebmc_msa.data.frames import frame_mask
 from ebmc_msa.data.task import MOSI
 from ebmc_msa.data.values import LARGEST, outliers
 
@@ -164,7 +165,7 @@ def _findings(dataset: Dataset) -> Iterator[str]:
     for name, x in split.features.items():
         columns = _constant_columns(x, split, name)
         if columns == x.shape[-1]:
-            yield f"{name} is constant in {fold}: it says nothing"
+            yield f"{name} is constant in {fold}: it is uninformative"
         elif columns:
             yield f"{name}: {columns} of {x.shape[-1]} columns constant in {fold}"
     yield from outliers(dataset)
@@ -203,7 +204,7 @@ def _constant_columns(x: torch.Tensor, split: Split, name: str) -> int:
     """Columns with one value over all frames that count."""
     counts = split.present[name]
     if name in split.lengths:
-        counts = torch.arange(x.shape[1]) < split.lengths[name][:, None]
+        counts = frame_mask(x.shape[1], split.lengths[name])
     low, high = np.full(x.shape[-1], np.inf), np.full(x.shape[-1], -np.inf)
     for rows in row_blocks(x):
         seen = x[rows][counts[rows]].numpy()

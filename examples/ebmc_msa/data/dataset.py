@@ -55,11 +55,11 @@ class Split:
 @dataclass(frozen=True)
 class Dataset:
     name: str
-    kind: Kind | None  # None: a file without labels that does not say what they would be
+    kind: Kind | None  # None: a file without labels that does not state what they would be
     classes: int  # number of classes or of labels, 1 for the other kinds, 0 for classes without labels
     splits: dict[str, Split] = field(repr=False)  # "train", "valid", "test", as far as they exist
     note: str = ""  # what the loader decided, for the report: layout, split off by seed, ...
-    labels: tuple[str, ...] = ()  # names of the labels or of the classes, as far as the file tells
+    labels: tuple[str, ...] = ()  # names of the labels or of the classes, as far as the file has them
     text: dict[str, str] | None = None  # the model whose token ids stand for text
     conversational: bool = False  # its rows are conversations in order: `--context auto` reads them so
     range: tuple[float, float] | None = None  # lowest and highest sentiment
@@ -97,3 +97,8 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
     names = [str(name) for name in names]
     shown = ", ".join(names[:limit]) or "nothing"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as problem:
         with suppress(OSError):
             partial.unlink()
-        # torch.save says RuntimeError, whatever went wrong in the file below it.
+        # torch.save raises RuntimeError for any error of the file below it.
         cause = problem.__context__ if isinstance(problem, RuntimeError) else problem
         if isinstance(cause, OSError):
             raise DataError(

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.dataset import DataError, canonical
+from ebmc_msa.data.frames import frame_mask, keep_frames
 from ebmc_msa.data.rng import uniform
+from modbalance.diagnostics import modality_subsets
 from modbalance.dropout import modality_dropout
+from modbalance.presence import select
 
 
 def conditions(modalities: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -24,11 +26,9 @@ def conditions(modalities: Iterable[str]) -> dict[str, tuple[str, ...]]:
     Up to three modalities: every subset. More: each alone, each left out, all.
     """
     names = list(modalities)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"conditions: modalities {names}, expected distinct names, at least one; correct them.")
-    names = canonical(names)
-    sizes = range(1, len(names) + 1) if len(names) <= 3 else (1, len(names) - 1, len(names))
-    return {"+".join(kept): kept for size in sizes for kept in combinations(names, size)}
+    modality_subsets(names, [1])  # refuses names that are not distinct
+    sizes = None if len(names) <= 3 else (1, len(names) - 1, len(names))
+    return {"+".join(kept): kept for kept in modality_subsets(canonical(names), sizes)}
 
 
 def dropout_rates(rate: float | tuple[tuple[str, float], ...], modalities: Iterable[str]) -> dict[str, float]:
@@ -99,15 +99,10 @@ def drop_frames(batch: Batch, modality: str, rate: float, rows: Tensor, seed: in
             f"drop_frames: {modality} has no time axis, expected one of {list(batch.lengths)}; name one of these."
         )
     x, lengths = batch.features[modality], batch.lengths[modality].cpu()
-    frame = torch.arange(x.shape[1])
-    draw = torch.where(frame < lengths[:, None], uniform(rows, x.shape[1], seed, f"frames {modality}"), 0)
+    draw = torch.where(frame_mask(x.shape[1], lengths), uniform(rows, x.shape[1], seed, f"frames {modality}"), 0)
     left = (lengths.double() * (1 - rate)).round().long().clamp(min=1).minimum(lengths)
     kept = draw.argsort(-1, descending=True).argsort(-1) < left[:, None]
-    # a stable sort brings the kept frames to the front, in their order
-    front = kept.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(x.device)
-    x = x[torch.arange(len(x), device=x.device)[:, None], front]
-    valid = (frame < left[:, None]).to(x.device)
-    x = torch.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
+    x = select(keep_frames(x, kept)[0], frame_mask(x.shape[1], left).to(x.device))
     features, lengths = batch.features | {modality: x}, batch.lengths | {modality: left.to(x.device)}
     return replace(batch, features=features, lengths=lengths)
 

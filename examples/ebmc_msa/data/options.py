@@ -15,7 +15,7 @@ def add_label_options(group: Any) -> None:
     """Add `--task`, `--range` and `--labels` to an argument group."""
     group.add_argument(
         "--task", choices=("auto", *TASKS), default="auto",
-        help="what the labels are; auto guesses, tells its guess, and refuses what is in doubt (%(default)s)",
+        help="what the labels are; auto guesses, prints its guess, and refuses an ambiguous one (%(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--range", nargs=2, type=float, metavar=("LOW", "HIGH"),

@@ -1,4 +1,4 @@
-"""Files that users have, read unchanged and told apart by content."""
+"""Files that users have, read unchanged and recognised by content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(
             `.safetensors`, `.h5` or `.mat` of the same fields, a CSV manifest, a bc-LSTM folder, an .npz of our own,
             or the folder that convert.py makes of any of them, whose features stay in their files.
         split_seed: draws the validation fold where the data have none.
-        options: what is known about the labels; by default all is guessed, and what is in doubt is refused.
+        options: what is known about the labels; by default all is guessed, and an ambiguous guess is refused.
         labels: False accepts data without labels and without all three folds, for prediction.
         assemble: where cleaned features go, block by block; into memory by default.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ebmc_msa.data import Split
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.conversation import Conversation, batches
+from ebmc_msa.data.frames import frame_mask
 
 
 @dataclass(frozen=True)
@@ -78,23 +79,23 @@ class Fold:
         there = rows.to(self.device)
         return {name: here[there] for name, here in self.present.items()}
 
-    def keep(self, which: Tensor) -> Fold:
-        """Only the samples where `which`, `(N,)` bool, is true."""
-        there = which.cpu()
+    def select(self, mask: Tensor) -> Fold:
+        """Only the samples where `mask`, `(N,)` bool, is true."""
+        there = mask.cpu()
         return replace(
             self,
             index=self.index[there],
             lengths={name: n[there] for name, n in self.lengths.items()},
-            present={name: here[which] for name, here in self.present.items()},
-            target=None if self.target is None else self.target[which],
-            conversation=None if self.conversation is None else self.conversation.rows(which),
+            present={name: here[mask] for name, here in self.present.items()},
+            target=None if self.target is None else self.target[mask],
+            conversation=None if self.conversation is None else self.conversation.rows(mask),
         )
 
     def with_any_modality(self) -> Fold:
         """Only the samples that have a modality; from the others a model learns nothing."""
-        return self.keep(torch.stack(list(self.present.values())).any(0))
+        return self.select(torch.stack(list(self.present.values())).any(0))
 
-    def showing(self, present: dict[str, Tensor]) -> Fold:
+    def with_present(self, present: dict[str, Tensor]) -> Fold:
         return replace(self, present=present)
 
     def frames(self, name: str, size: int = 64) -> Iterator[Tensor]:
@@ -103,13 +104,13 @@ class Fold:
         for rows in present.nonzero()[:, 0].split(size):
             where: tuple[Tensor, ...] = (self.index[rows],)
             if name in self.lengths:
-                row, frame = (torch.arange(x.shape[1]) < self.lengths[name][rows, None]).nonzero(as_tuple=True)
+                row, frame = frame_mask(x.shape[1], self.lengths[name][rows]).nonzero(as_tuple=True)
                 where = (self.index[rows[row]], frame)
             yield x[where].to(self.device, torch.float32)
 
 
 def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
-    """Every row once, the short ones together: what is said of a fold does not depend on its order.
+    """Every row once, bucketed by length, so that predictions do not depend on the order of the rows.
 
     With context whole conversations, the short ones together.
     """

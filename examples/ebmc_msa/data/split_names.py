@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ebmc_msa.data.dataset import DataError, listed
+from ebmc_msa.data.dataset import DataError, counted, listed
 
 NAMES = {
     "train": "train",
@@ -28,7 +28,7 @@ def split_of(name: object) -> str | None:
 def unknown_split(where: str, name: object, rows: int) -> DataError:
     near = get_close_matches(str(name).lower(), NAMES, 1)
     return DataError(
-        f"{where}: a split is called {str(name)[:40]!r} ({rows} rows), expected {_EXPECTED}; rename it"
+        f"{where}: a split is called {str(name)[:40]!r} ({counted(rows, 'row')}), expected {_EXPECTED}; rename it"
         + (f" to {near[0]!r}" if near else "")
         + ", or remove it."
     )

@@ -1,4 +1,4 @@
-"""Three modalities of sentiment whose worth is known, for tests and demonstrations without any file."""
+"""Three modalities of sentiment with known information, for tests and demonstrations without any file."""
 
 from __future__ import annotations
 

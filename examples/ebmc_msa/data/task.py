@@ -34,7 +34,7 @@ class LabelOptions:
         task: `auto` or one of `TASKS`.
         range: lowest and highest sentiment; it implies the task sentiment.
         labels: which labels, of a file that holds several kinds; the values depend on the file.
-        expected: kind and range that a trained model expects; taken where the labels leave them in doubt, or where
+        expected: kind and range that a trained model expects; taken where the labels are ambiguous, or where
             the file holds labels of several kinds.
     """
 
@@ -85,7 +85,7 @@ class Target(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where labels come from, and what the layout defines about them."""
+    """Where labels come from, and what the layout implies about them."""
 
     where: str  # for the messages
     what: str  # the field
@@ -107,7 +107,7 @@ def decide(source: Source, labels: Mapping[str, Any], options: LabelOptions) -> 
             `(N, C)`; MOSEI's 7 or 6 columns; MulT's `(N, 4, 2)` of IEMOCAP. Empty without labels.
 
     Raises:
-        DataError: the labels are of no such shape, contradict the stated task, or leave it in doubt.
+        DataError: the labels are of no such shape, contradict the stated task, or leave it ambiguous.
     """
     asked = TASKS.get(options.task) or ("sentiment" if options.range else source.stated)
     if not labels:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.frames import frame_mask
 from ebmc_msa.data.missing import drop_frames
 from ebmc_msa.data.rng import normal, order
 from ebmc_msa.data.split import Fold
@@ -76,7 +77,7 @@ def corrupt(
         x = batch.features[modality]
         corrupted = x + std.to(x) * normal(rows, tuple(x.shape[1:]), seed, f"noise {modality}").to(x.device)
         if length is not None:
-            valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
+            valid = frame_mask(x.shape[1], length)
             corrupted = torch.where(valid[..., None], corrupted, 0)
     elif kind == "frames":
         dropped = drop_frames(batch, modality, DROPPED, rows, seed)

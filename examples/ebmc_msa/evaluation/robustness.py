@@ -51,20 +51,22 @@ def levels(
     """
     if protocol == "conditions":
         found = sorted(conditions(present).items(), key=lambda item: -len(item[1]))
-        return [Level(name, [_showing(restrict(present, keep))], len(keep) < len(present)) for name, keep in found]
+        return [
+            Level(name, [_with_present(restrict(present, keep))], len(keep) < len(present)) for name, keep in found
+        ]
     if protocol == "random":
         return [
-            Level(f"{rate:.1f}", [_showing(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
+            Level(f"{rate:.1f}", [_with_present(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
             for rate, seeds in _rates(8, draws)
         ]
     if protocol == "unequal":
         masks = {
             " ".join(f"{name} {rate:.2g}" for name, rate in rates.items()): [
-                _showing(missing_at_random(present, rates, seed)) for seed in range(draws)
+                _with_present(missing_at_random(present, rates, seed)) for seed in range(draws)
             ]
             for rates in unequal_rates(present)
         }
-        untouched = Level("none missing", [_showing(present)], averaged=False)
+        untouched = Level("none missing", [_with_present(present)], averaged=False)
         return [untouched, *(Level(name, changes) for name, changes in masks.items())]
     if not sequences:
         raise DataError(
@@ -79,10 +81,10 @@ def _rates(count: int, draws: int) -> list[tuple[float, range]]:
     return [(i / 10, range(draws if i else 1)) for i in range(count)]
 
 
-def _showing(present: Mapping[str, Tensor]) -> Change:
+def _with_present(present: Mapping[str, Tensor]) -> Change:
     def change(batch: Batch, rows: Tensor) -> Batch:
         left = {name: present[name][rows].to(here.device) for name, here in batch.present.items() if name in present}
-        return batch.showing(batch.present | left)
+        return batch.with_present(batch.present | left)
 
     return change
 
@@ -137,8 +139,8 @@ def noise_size(modality: str, name: str, models: Sequence[Model], valid: Sequenc
     Args:
         name: of the models, which are one a seed.
     """
-    alone = [fold.keep(fold.present[modality]) for fold in valid]
-    alone = [fold.showing(restrict(fold.present, [modality])) for fold in alone]
+    alone = [fold.select(fold.present[modality]) for fold in valid]
+    alone = [fold.with_present(restrict(fold.present, [modality])) for fold in alone]
     std = corruption.feature_std(alone[0], modality)
     constants = [constant_score(model.spec, fold.target) for model, fold in zip(models, alone, strict=True)]
 

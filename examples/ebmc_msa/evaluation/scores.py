@@ -68,7 +68,7 @@ def by_condition(model: Model, fold: Fold, parts: Mapping[str, Tensor] | None = 
     """The metrics with only some of the modalities present."""
     found = {}
     for condition, keep in conditions(model.spec.dims).items():
-        found[condition] = evaluate(model, fold.showing(restrict(fold.present, keep)), parts=parts)
+        found[condition] = evaluate(model, fold.with_present(restrict(fold.present, keep)), parts=parts)
         del found[condition]["loss"]
     return found
 
@@ -81,7 +81,7 @@ def contribution(model: Model, fold: Fold) -> dict[str, float]:
     def value(subset: tuple[str, ...]) -> float:
         if not subset:
             return constant
-        return selection_score(spec.kind, evaluate(model, fold.showing(restrict(fold.present, subset))))[0]
+        return selection_score(spec.kind, evaluate(model, fold.with_present(restrict(fold.present, subset))))[0]
 
     return shares(shapley_values(value, list(spec.dims)))
 

@@ -66,8 +66,8 @@ class UMT(Balanced):
         self.teachers = {name: Teacher(encoder) for name, encoder in encoders.items()}
 
     def extra(self, batch: Batch) -> dict[str, Any]:
-        taught = {name: teacher(*batch.inputs(name)) for name, teacher in self.teachers.items()}
-        return {"teacher_features": taught}
+        teacher_features = {name: teacher(*batch.inputs(name)) for name, teacher in self.teachers.items()}
+        return {"teacher_features": teacher_features}
 
 
 def unimodal(model: Balanced) -> balancers.Balancer:

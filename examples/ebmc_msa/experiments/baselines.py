@@ -11,10 +11,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.frames import std_or_one
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.scores import evaluate, selection_score
 from ebmc_msa.experiments.balancers import UMT, Balanced, agm, blending, mmpareto, ogm, unimodal
-from ebmc_msa.experiments.stacking import fit_composite
+from ebmc_msa.experiments.stacking import fit_stacking
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ood import pooled
 from ebmc_msa.model.prediction import Model, Prediction
@@ -50,14 +51,14 @@ class Late(Model):
         self.spec, self.members = spec, nn.ModuleDict(members)
 
     def forward(self, batch: Batch) -> Prediction:
-        said = torch.stack([member(batch).outputs for member in self.members.values()])
+        outputs_of_each = torch.stack([member(batch).outputs for member in self.members.values()])
         here = torch.stack([batch.present[name] for name in self.members]).float()
         here = torch.where(here.any(0), here, 1.0)
         weights = (here / here.sum(0))[..., None]
         if self.spec.task == "classification":
-            outputs = ((said.log_softmax(-1)) + weights.log()).logsumexp(0)
+            outputs = ((outputs_of_each.log_softmax(-1)) + weights.log()).logsumexp(0)
         else:
-            mean, log_variance = split_gaussian(said)
+            mean, log_variance = split_gaussian(outputs_of_each)
             outputs = torch.cat([(weights * mean).sum(0), (weights * log_variance.exp()).sum(0).log()], -1)
         return Prediction(outputs, outputs, {}, {}, outputs.new_zeros(()), {})
 
@@ -95,9 +96,7 @@ def linear(work: Work) -> Linear:
     raw, here = (torch.cat(parts) for parts in zip(*map(side_by_side, batches), strict=True))
     count = here.sum(0).clamp(min=1)
     mean = select(raw, here).sum(0) / count
-    scale = (select(raw - mean, here).square().sum(0) / count).sqrt()
-    # A column that never moves says nothing: divide it by 1, not by almost zero.
-    scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
+    scale = std_or_one((select(raw - mean, here).square().sum(0) / count).sqrt(), mean)
     x, y = select((raw - mean) / scale, here).double().numpy(), work.train.target.numpy()
     for strength in STRENGTHS:
         model = Linear(spec, mean, scale)
@@ -162,7 +161,7 @@ def gradient_blending(work: Work) -> Model:
         folds = []
         for fold in (work.train, work.valid):
             rows = torch.stack([fold.present[name] for name in model.spec.dims]).any(0)
-            folds.append(evaluate(model, fold.keep(rows))["loss"])
+            folds.append(evaluate(model, fold.select(rows))["loss"])
         return folds[0], folds[1]
 
     before, after = {}, {}
@@ -195,7 +194,7 @@ CONTROLS: dict[str, Callable[[Work], Model]] = {
     "dropout-chosen": dropout_chosen,
     "auxiliary": lambda work: trained(Balanced(work.spec, work.settings, unimodal), work),
     "late": late,
-    "composite": lambda work: fit_composite(work.spec, work.settings, work.train, work.valid, work.seed),
+    "composite": lambda work: fit_stacking(work.spec, work.settings, work.train, work.valid, work.seed),
 }
 BALANCERS: dict[str, Callable[[Work], Model]] = {
     "ogm-ge": lambda work: trained(Balanced(work.spec, work.settings, ogm), work),

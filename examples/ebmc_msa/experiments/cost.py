@@ -34,11 +34,14 @@ from ebmc_msa.data import DataError, Split
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture
 from ebmc_msa.model.settings import Settings
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
+from modbalance.dropout import modality_dropout
 
 DIMS = {"text": 768, "audio": 74, "vision": 35}  # MOSEI's, with its 50 aligned frames
 Row = dict[str, Any]  # of the CSV
@@ -122,20 +125,27 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     spec, settings = Spec("sentiment", DIMS, tuple(DIMS), 1), Settings()
     fold = make_fold(size, frames, spec, device)
     batch = fold.rows(torch.arange(size))
+    # as in training: teachers read only what is there
+    dropped = modality_dropout(batch.present, settings.modality_dropout, generator=torch.Generator().manual_seed(0))
+    lacking = batch.with_present(dropped)
     plain, first, second = Concat(spec, settings), EBMC(spec, settings), EBMC(spec, settings)
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():
         model.to(device)
-    ensemble = second.finalize(fold, second.eval().start_balancing(fold, fold, {}))
-    steps = {name: stepper(m.train().parameters(), lambda m=m: m(batch).loss) for name, m in models.items()}
+    stage1 = second.eval().start_balancing(fold, fold, {})
+    steps = {name: stepper(m.train().parameters(), lambda m=m: m(lacking).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
     def answer(model: nn.Module) -> Callable[[], object]:
-        return torch.no_grad()(lambda: model(replace(batch, target=None)))
+        return torch.no_grad()(lambda: model.answer(replace(batch, target=None)))
 
+    answers = {}
+    for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
+        answers[name] = second.finalize(fold, stage1)
+        answers[name].mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys(experts, 0.0))}
     student = copy.deepcopy(second)
     student.teachers = None
-    answering = {"concatenation": plain, "EBMC, its student alone": student, "EBMC": ensemble}
+    answering = {"concatenation": plain, "EBMC, its student alone": student, **answers}
     return rows + table(
         "inference", interleaved({name: answer(m.eval()) for name, m in answering.items()}, rounds, device)
     )
@@ -222,7 +232,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmark.py cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -12,6 +12,7 @@ import torch
 
 from ebmc_msa.data import DataError, Dataset, LabelOptions, Split, load, synthetic
 from ebmc_msa.data.dataset import FOLDS
+from ebmc_msa.data.frames import frame_mask
 
 
 class Source(NamedTuple):
@@ -65,7 +66,7 @@ def _std(train: Split, name: str) -> torch.Tensor:
     here = train.present[name]
     x = train.features[name][here].float()
     if name in train.lengths:
-        x = x[torch.arange(x.shape[1]) < train.lengths[name][here, None]]
+        x = x[frame_mask(x.shape[1], train.lengths[name][here])]
     return x.std(0, correction=0)
 
 

@@ -44,7 +44,7 @@ def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
         "teachers": {},
     }
     for name, temperature in student.temperatures().items():
-        here = held.keep(held.present[name])
+        here = held.select(held.present[name])
         stated, target = outputs_and_targets(here, lambda batch, m=name: student.teachers.predict(m, batch))
         found["teachers"][name] = {
             "as stated": reliability(spec, stated, target),

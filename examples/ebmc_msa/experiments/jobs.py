@@ -94,7 +94,7 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
         model = trained(Concat(spec, settings), work) if method.modality else METHODS[method.name](work)
     for name in splits.keys() & {"valid", "test"}:
         split = splits[name]
-        views = [split.showing(restrict(split.present, names)) for names in conditions(spec.dims).values()]
+        views = [split.with_present(restrict(split.present, names)) for names in conditions(spec.dims).values()]
         outputs = [predict(model, view).outputs for view in views]
         result[name] = torch.stack([label_predictions(spec, x) for x in outputs])
         result |= {f"{name}_target": label_targets(spec, split.target), f"{name}_outputs": outputs[-1]}

@@ -7,6 +7,7 @@ flattened, `(B, dim)`: the conversations of a batch one after the other, in any 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -93,6 +94,10 @@ class Contextual(nn.Module):
     def standardise(self, blocks: Iterable[Tensor]) -> None:
         self.encoder.standardise(blocks)
 
+    def load(self, folder: Path) -> None:
+        """Of a text encoder: take the weights of the folder."""
+        self.encoder.load(folder)
+
     def forward(self, x: Tensor, lengths: Tensor | None, present: Tensor, conversation: Conversation) -> Tensor:
         return self.context(self.encoder(x, lengths), conversation, present)
 
@@ -100,7 +105,7 @@ class Contextual(nn.Module):
 class Recurrent(nn.Module):
     """A GRU over padded windows `(S, L, dim)` of `size` `(S,)` to `(S, L, width)`.
 
-    Unless `causal`, the same GRU reads them backwards too, in the same pass, with an input that tells the direction:
+    Unless `causal`, the same GRU reads them backwards too, in the same pass, with an input that marks the direction:
     steps in time are what costs on a CPU. Its other inputs are the features and whether the speaker stays the same.
     """
 

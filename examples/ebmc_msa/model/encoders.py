@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.frames import frame_mask, std_or_one
 from ebmc_msa.model.attention import Block, positions
 from ebmc_msa.model.context import ContextEncoder, Contextual
 from ebmc_msa.model.settings import Settings
@@ -52,14 +53,13 @@ class Encoder(nn.Module):
         """Set mean and scale from `(n, D)` blocks of what is really there in the training fold."""
         mean, scale = moments(blocks, len(self.mean))
         self.mean.copy_(mean)
-        # A column that never moves says nothing: divide it by 1, not by almost zero.
-        self.scale.copy_(torch.where(scale > 1e-6 * mean.abs(), scale, 1.0))
+        self.scale.copy_(std_or_one(scale, mean))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         x = (x - self.mean) / self.scale
         if self.frames is not None:
             assert lengths is not None
-            valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+            valid = frame_mask(x.shape[1], lengths)
             x = masked_mean(self.frames(select(x, valid), valid), valid, dim=1)
         return self.body(x)
 
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         x = self.embed(x)
         x = self.dropout(x + positions(x.shape[1], x.shape[2]).to(x))
-        # An empty sequence attends to its first frame, which nobody reads: a softmax over nothing is NaN.
+        # An empty sequence attends to its first frame, whose output is masked: a softmax over nothing is NaN.
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
         for block in self.blocks:
             x = block(x, keys[:, None, None])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import Fold, by_length
@@ -23,7 +23,7 @@ from modbalance.functional import fit_temperature, scale_temperature, trust_fusi
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
 STAGE1, STAGE2 = "fused.stage1", "fused.stage2"  # a dot: no modality is named so
-NEGLIGIBLE = 0.15  # weight of an expert that is left out, and where it is needed nowhere not evaluated
+NEGLIGIBLE = 0.2  # weight of an expert that is left out, and where it is needed nowhere not evaluated
 
 
 class TrustEnsemble(Model):
@@ -49,16 +49,24 @@ class TrustEnsemble(Model):
         return self.student.encoders
 
     def forward(self, batch: Batch) -> Prediction:
-        mixture = mixture_of_each(self.mixtures, batch.present)
         teachers = self.student.teachers(batch)
         out = self.student(batch, teachers)
+        return out._replace(outputs=self._mix(batch, teachers, out))
+
+    def answer(self, batch: Batch) -> Tensor:
+        used = mixture_of_each(self.mixtures, batch.present).used
+        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
+        return self._mix(batch, teachers, self.student(batch, trust=False))
+
+    def _mix(self, batch: Batch, teachers: TeacherOutputs, out: Prediction) -> Tensor:
+        mixture = mixture_of_each(self.mixtures, batch.present)
+        fused = self._fused_experts(batch, out, mixture.used)
         experts = teachers.outputs | {
             name: scale_temperature(self.spec.task, outputs, self.fused_temperatures[name])
-            for name, outputs in self._fused_experts(batch, out, mixture.used).items()
+            for name, outputs in fused.items()
         }
         experts = {name: outputs for name, outputs in experts.items() if name in mixture.used}
-        outputs = mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
-        return out._replace(outputs=outputs)
+        return mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
 
     @torch.no_grad()
     def fit(self, valid: Fold) -> None:
@@ -71,7 +79,7 @@ class TrustEnsemble(Model):
         target = torch.cat([valid.target[rows] for rows in by_length(valid)] * 2)
         weight = torch.tensor([0.8, 0.2]).repeat_interleave(count).to(target.device)
         subsets = list(conditions(self.spec.dims).values())
-        experts = [self._expert_outputs(valid.showing(restrict(valid.present, names))) for names in subsets]
+        experts = [self._expert_outputs(valid.with_present(restrict(valid.present, names))) for names in subsets]
         whole = experts[-1].outputs
         self.fused_temperatures = {
             name: fit_temperature(task, whole[name][:count], target[:count]) for name in self.fused_temperatures
@@ -88,7 +96,7 @@ class TrustEnsemble(Model):
             self.mixtures[names] = fit(kept)
 
     def _fused_experts(self, batch: Batch, out: Prediction, used: Collection[str]) -> dict[str, Tensor]:
-        stage1 = {STAGE1: self.stage1(batch).outputs} if STAGE1 in used else {}
+        stage1 = {STAGE1: self.stage1(batch, trust=False).outputs} if STAGE1 in used else {}
         return stage1 | {STAGE2: out.outputs}
 
     def _expert_outputs(self, fold: Fold) -> ExpertOutputs:
@@ -96,7 +104,9 @@ class TrustEnsemble(Model):
         generator, parts = torch.Generator().manual_seed(0), []
         for rate in (0.0, 0.5):
             for rows in by_length(fold):
-                batch = spoil(replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator)
+                batch = corrupt_at_random(
+                    replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator
+                )
                 teachers: TeacherOutputs = self.student.teachers(batch)
                 outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers), (STAGE1,))
                 parts.append((outputs, _available(batch.present), teachers.log_in_distribution))
@@ -168,7 +178,9 @@ class Mixture(NamedTuple):
 
     @property
     def used(self) -> list[str]:
-        """The experts that count in any sample."""
+        """The experts that count in any sample; all of them in a traced graph, which is the same for every batch."""
+        if torch.compiler.is_compiling():
+            return list(self.bias)
         return [name for name, b in self.bias.items() if not isinstance(b, Tensor) or bool((b > -math.inf).any())]
 
     def weights(

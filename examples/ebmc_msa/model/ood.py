@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.augment import corrupt_at_random
+from ebmc_msa.data.frames import frame_mask, std_or_one
 from ebmc_msa.data.split import Fold, by_length
 from modbalance import masked_mean
 
@@ -53,14 +54,12 @@ class OODScore(nn.Module):
 
     def fit(self, name: str, train: Fold, valid: Fold) -> None:
         """Fit on the samples of two splits that have the modality `name`; does nothing with fewer than two."""
-        train, valid = (fold.keep(fold.present[name]) for fold in (train, valid))
+        train, valid = (fold.select(fold.present[name]) for fold in (train, valid))
         if len(train) < 2 or not len(valid):
             return
         batches = (train.rows(rows) for rows in by_length(train))
         x = torch.cat([pooled(batch.features[name], batch.lengths.get(name)) for batch in batches]).cpu().double()
-        spread = x.std(0)
-        # A column that never moves says nothing: divide it by 1, not by almost zero.
-        spread = torch.where(spread > 1e-6 * x.mean(0).abs(), spread, 1.0)
+        spread = std_or_one(x.std(0), x.mean(0))
         covariance = torch.from_numpy(LedoitWolf().fit(((x - x.mean(0)) / spread).numpy()).covariance_)
         root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)))  # of a constant modality it is 0
         self.mean.copy_(x.mean(0))
@@ -68,7 +67,7 @@ class OODScore(nn.Module):
 
         generator, features, clean = torch.Generator().manual_seed(0), [], []
         for batch in (valid.rows(rows) for rows in by_length(valid)):
-            for one in (batch, spoil(batch, {name: self.feature_std}, 1.0, generator)):
+            for one in (batch, corrupt_at_random(batch, {name: self.feature_std}, 1.0, generator)):
                 features.append(self.features(one.features[name], one.lengths.get(name)).cpu())
                 clean += [one is batch] * len(one)
         fitted = LogisticRegression(fit_intercept=False).fit(torch.cat(features).double().numpy(), clean)
@@ -79,4 +78,4 @@ def pooled(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the valid frames, `(B, D)`."""
     if lengths is None:
         return x
-    return masked_mean(x, torch.arange(x.shape[1], device=x.device) < lengths[:, None], dim=1)
+    return masked_mean(x, frame_mask(x.shape[1], lengths), dim=1)

@@ -40,6 +40,10 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         raise NotImplementedError
 
+    def answer(self, batch: Batch) -> Tensor:
+        """The outputs of `forward`, `(B, width)`, without the cost of what only the rest of a `Prediction` needs."""
+        return self(batch).outputs
+
     def backward(self, out: Prediction) -> None:
         """Compute gradients; a balancer that changes gradients overrides this."""
         out.loss.backward()
@@ -90,7 +94,7 @@ def task_term(model: Model, outputs: Tensor, target: Tensor | None) -> Tensor:
 
 
 def weighted_loss(spec: Spec, outputs: Tensor, target: Tensor) -> Tensor:
-    """The task loss of each sample, `(B,)`, weighted by class where the spec says so."""
+    """The task loss of each sample, `(B,)`, weighted by class where the spec has weights."""
     return task_loss(spec.task, outputs, target, class_weight=weight_of(spec, outputs.device))
 
 

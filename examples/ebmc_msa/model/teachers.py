@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from ebmc_msa.model.ood import OODScore
 from modbalance import Teacher
 from modbalance.functional import fit_temperature, scale_temperature
 from modbalance.presence import select
+from modbalance.tasks import output_width
 
 
 class UnimodalBranch(nn.Module):
@@ -42,30 +43,38 @@ class Teachers(nn.Module):
 
     def __init__(self, spec: Spec, branches: Mapping[str, nn.Module], feature_std: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.task = spec.task
+        self.task, self.width = spec.task, output_width(spec.task, spec.num_outputs)
         self.branches = nn.ModuleDict({name: Teacher(branch) for name, branch in branches.items()})
         self.temperatures = dict.fromkeys(branches, 1.0)
         self.ood = nn.ModuleDict({name: OODScore(std) for name, std in feature_std.items()})
 
-    def forward(self, batch: Batch) -> TeacherOutputs:
+    def forward(self, batch: Batch, names: Collection[str] | None = None) -> TeacherOutputs:
+        """Of all modalities, or only of `names`."""
+        names = list(self.branches) if names is None else names
         outputs = {
-            name: scale_temperature(self.task, self.predict(name, batch), self.temperatures[name])
-            for name in self.branches
+            name: scale_temperature(self.task, self.predict(name, batch), self.temperatures[name]) for name in names
         }
         scores = {name: torch.zeros_like(here, dtype=torch.float32) for name, here in batch.present.items()}
-        for name, score in self.ood.items():
+        for name, score in ((name, score) for name, score in self.ood.items() if name in names):
             scores[name] = select(score(batch.features[name], batch.lengths.get(name)), batch.present[name])
         return TeacherOutputs(outputs, scores)
 
     def predict(self, name: str, batch: Batch) -> Tensor:
-        """Outputs of one teacher, `(B, width)`, not calibrated."""
-        return self.branches[name](*batch.inputs(name))
+        """Outputs of one teacher, `(B, width)`, not calibrated; 0 for rows without the modality, which it skips."""
+        here = batch.present[name]
+        if torch.compiler.is_compiling() or batch.conversation is not None or bool(here.all()):
+            return select(self.branches[name](*batch.inputs(name)), here)
+        outputs = torch.zeros(len(here), self.width, device=here.device)
+        if here.any():
+            x, lengths = batch.inputs(name)
+            outputs[here] = self.branches[name](x[here], None if lengths is None else lengths[here])
+        return outputs
 
     @torch.no_grad()
     def fit(self, train: Fold, valid: Fold) -> None:
         """Fit temperatures on validation, and the scores on both splits."""
         for name in self.branches:
-            rows = valid.keep(valid.present[name])
+            rows = valid.select(valid.present[name])
             if len(rows):
                 outputs, target = outputs_and_targets(rows, lambda batch, name=name: self.predict(name, batch))
                 self.temperatures[name] = fit_temperature(self.task, outputs, target)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data import DataError
+from ebmc_msa.data.frames import frame_mask
 from ebmc_msa.data.tokens import EXPECTED, import_transformers, unreadable
 from modbalance import masked_mean
 
@@ -60,9 +61,9 @@ class TextEncoder(nn.Module):
         """Nothing: ids have no scale."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        valid = frame_mask(x.shape[1], lengths)
         ids = torch.where(valid, x[..., 0], 0).long()
-        # An empty utterance attends to its first token, which nobody reads: a softmax over nothing is NaN.
+        # An empty utterance attends to its first token, whose output is masked: a softmax over nothing is NaN.
         keys = valid | (torch.arange(x.shape[1], device=x.device) == 0)
         states = self.bert(input_ids=ids, attention_mask=keys.long()).last_hidden_state
         return self.body(masked_mean(states, valid, dim=1))

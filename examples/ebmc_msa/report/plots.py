@@ -13,7 +13,7 @@ import numpy as np
 INK, FAINT = "#1f2933", "#9aa5b1"
 WIDTH, SMALL = 4.8, 3.2  # inches: two large or three small figures side by side on a desktop
 
-# Okabe and Ito's colours, told apart with any colour vision; yellow is left out, it fades on white.
+# Okabe and Ito's colours, distinct for any colour vision; yellow is left out, it fades on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#5D4037", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))

@@ -1,4 +1,4 @@
-"""What the robustness protocols found, to look at: terminal tables, one page, one picture, the numbers as JSON."""
+"""Results of the robustness protocols: terminal tables, one page, one picture, the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ebmc_msa.report.run_view import protocol
 Results = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]  # heads, rows
 AUROC = Metric("AUROC", percent=False)
-WORTH = "What a modality is worth: its gain over the constant prediction, on validation."
+GAIN = "Gain of a modality alone over the constant prediction, on validation."
 TITLES = {
     "conditions": "Modalities missing from the whole test fold",
     "random": "Modalities missing at random",
     "unequal": "Modalities missing at unequal rates",
     "frames": "Frames missing at random",
-    "noise": "One modality spoilt in half of the samples",
+    "noise": "One modality corrupted in half of the samples",
 }
 
 
@@ -38,16 +38,16 @@ def about(results: Results) -> str:
     stays = f" {', '.join(pooled)} have no time axis and stay as they are." if pooled else ""
     return {
         "conditions": "Only the named modalities are there. avg: the mean of the conditions that lack something. A "
-        "model that reads none of what is left answers from nothing.",
+        "model that reads none of what is left predicts from nothing.",
         "random": f"Each utterance lacks each modality with that probability and keeps at least one; {draws}. avg: "
         "0.1 to 0.7. A model that reads none of what is left answers from nothing.",
         "unequal": "Each utterance lacks each modality with the probability beside its name and keeps at least one; "
         f"{draws}. avg: both rows. A model that reads none of what is left answers from nothing.",
         "frames": f"That share of each sequence's valid frames is gone, at least one is kept; {draws}. avg: all ten "
         f"rates.{stays}",
-        "noise": f"Of the samples that have the modality half have it spoilt; {draws}. noise: Gaussian, at the size "
-        "that halves what the modality is worth alone, and x2 at twice that (tokens get none); frames: 70 % of its "
-        "frames are gone; swap: it is another utterance's. The loss is that of the spoilt half.",
+        "noise": f"Half of the samples that have the modality have it corrupted; {draws}. noise: Gaussian, at the "
+        "size that halves the gain of the modality alone, and x2 at twice that (tokens get none); frames: 70 % of "
+        "its frames are gone; swap: it is another utterance's. The loss is that of the corrupted half.",
     }[results["protocol"]]
 
 
@@ -66,15 +66,15 @@ def write(run: Path, results: Results) -> list[Path]:
 
 
 def print_tables(results: Results, console: Console) -> None:
-    """The two metrics that the report shows too, each with its loss; and whether trust told the spoilt ones."""
+    """The two metrics that the report shows too, each with its loss; and how well low trust detects corruption."""
     metrics = metrics_of(results)
     console.print(Text(TITLES[results["protocol"]], "bold"), Text(about(results)), Text(protocol(results)))
     for key in [key for key in shown_in_figures(results["kind"], metrics) if key in metrics]:
         _print(f"{metrics[key].arrowed}, in brackets the loss", *scores(results, key, brackets=True), console)
     if results.get("sizes"):
-        _print(WORTH, *sizes(results), console)
+        _print(GAIN, *sizes(results), console)
     if any("detection" in found for found in results["models"].values()):
-        _print("Low trust tells spoilt from clean: AUROC, chance .5", *detection(results), console)
+        _print("Low trust as a detector of corruption: AUROC, chance .5", *detection(results), console)
 
 
 def _print(title: str, head: list[str], rows: list[list[str]], console: Console) -> None:
@@ -113,11 +113,11 @@ def detection(results: Results) -> Cells:
     models = {name: found["detection"] for name, found in results["models"].items() if "detection" in found}
     levels = dict.fromkeys(level for found in models.values() for level in found)
     rows = [[level, *(AUROC.cell(found[level]["auroc"]) for found in models.values())] for level in levels]
-    return ["spoilt", *(_names(results)[name] for name in models)], rows
+    return ["corrupted", *(_names(results)[name] for name in models)], rows
 
 
 def sizes(results: Results) -> Cells:
-    """Modalities down: how much noise halves what each is worth."""
+    """Modalities down: how much noise halves the gain of each."""
     metric = METRICS[results["selection"]["metric"]]
     rows = [
         [
@@ -137,13 +137,13 @@ def render(results: Results) -> str:
     figures = [html.figure(draw(results, key), f"{metric.name}{_what(results)}") for key, metric in metrics.items()]
     sections = {"curves": (TITLES[results["protocol"]], html.p(about(results)) + html.grid(figures))}
     if results.get("sizes"):
-        sections["sizes"] = ("How much noise", html.p(WORTH) + html.table(*sizes(results)))
+        sections["sizes"] = ("How much noise", html.p(GAIN) + html.table(*sizes(results)))
     if any("detection" in found for found in results["models"].values()):
         text = html.p(
-            "Area under the ROC of low trust in the modality: spoilt against clean samples, of those that have "
+            "Area under the ROC of low trust in the modality: corrupted against clean samples, of those that have "
             "another modality too. 0.5 is chance."
         )
-        sections["trust"] = ("Does trust tell which are spoilt?", text + html.table(*detection(results)))
+        sections["trust"] = ("Does low trust detect corruption?", text + html.table(*detection(results)))
     for key, metric in metrics.items():
         loss = html.p("By how much it is worse than untouched; below zero it is better:")
         tables = html.table(*scores(results, key)) + loss + html.table(*scores(results, key, part="loss"))
@@ -162,9 +162,11 @@ def picture(results: Results) -> bytes:
 
 
 def _what(results: Results) -> str:
-    return {"random": " by missing rate", "frames": " by share of frames gone", "noise": ": loss where spoilt"}.get(
-        results["protocol"], ""
-    )
+    return {
+        "random": " by missing rate",
+        "frames": " by share of frames gone",
+        "noise": ": loss where corrupted",
+    }.get(results["protocol"], "")
 
 
 def _panels(results: Results, keys: Iterable[str]) -> dict[str, plots.Panel]:

@@ -42,7 +42,7 @@ def expected(run: Path) -> tuple[Any, tuple[float, float] | None] | None:
     for path in sorted(run.glob("*.pt")):
         try:
             spec = Spec.from_dict(read_tensors(path)["spec"])
-        except Exception:  # told when it is read as a whole
+        except Exception:  # reported when it is read as a whole
             return None
         return spec.kind, spec.range
     return None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
@@ -148,7 +148,7 @@ def run_stage(
     while len(history) < epochs and schedule.go_on(*_progress(model, history), settings.patience):
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
-        # alike on all processes, being those of the whole batch; spoilt samples and dropout in the model are not.
+        # alike on all processes, being those of the whole batch; corrupted samples and dropout in the model are not.
         alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
@@ -198,7 +198,7 @@ def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
     """Keep each unimodal branch from its own best epoch, because these epochs differ."""
     model.eval()
     for name, branch in model.unimodal_branches().items():
-        rows = valid.keep(valid.present[name])
+        rows = valid.select(valid.present[name])
         if len(rows):
             outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
             now = outputs_score(model.spec, outputs, target)
@@ -229,9 +229,9 @@ def _epoch(
             rates = dropout_rates(settings.modality_dropout, present)
             rates = {name: model.strength * rate for name, rate in rates.items()}
             present = modality_dropout(present, rates, generator=alike)
-        batch = batch.showing({name: here[places.to(here.device)] for name, here in present.items()})
+        batch = batch.with_present({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
-            batch = spoil(batch, std, model.strength * settings.corruption, own)
+            batch = corrupt_at_random(batch, std, model.strength * settings.corruption, own)
         out = step(batch)
         optimizer.zero_grad()
         model.backward(out)

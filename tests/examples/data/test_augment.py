@@ -2,7 +2,7 @@
 
 import torch
 
-from ebmc_msa.data.augment import spoil, thinned
+from ebmc_msa.data.augment import corrupt_at_random, drop_frames_at_random
 from ebmc_msa.data.batch import Batch
 
 N = 4000
@@ -17,7 +17,7 @@ def make():
 
 def spoilt(rate, seed=0):
     scales = {"flat": torch.tensor([1.0, 10.0]), "frames": torch.ones(3)}
-    return spoil(make(), scales, rate, torch.Generator().manual_seed(seed))
+    return corrupt_at_random(make(), scales, rate, torch.Generator().manual_seed(seed))
 
 
 def test_rate_and_size():
@@ -39,7 +39,7 @@ def test_the_same_seed_spoils_the_same_and_rate_zero_nothing():
 
 def test_the_order_of_the_scales_does_not_matter():
     scales = {"frames": torch.ones(3), "flat": torch.tensor([1.0, 10.0])}
-    other = spoil(make(), scales, 0.5, torch.Generator().manual_seed(0))
+    other = corrupt_at_random(make(), scales, 0.5, torch.Generator().manual_seed(0))
     assert all(torch.equal(x, other.features[name]) for name, x in spoilt(0.5).features.items())
 
 
@@ -55,7 +55,7 @@ def test_sequences_lose_frames_or_get_noise_but_not_both():
 def test_thinned_keeps_order_and_at_least_one_frame():
     x = torch.arange(1.0, 6).expand(200, 5)[..., None]
     lengths = torch.full((200,), 4)
-    kept, left = thinned(x, lengths, torch.full((200,), 0.4), torch.Generator().manual_seed(0))
+    kept, left = drop_frames_at_random(x, lengths, torch.full((200,), 0.4), torch.Generator().manual_seed(0))
     for row, n in zip(kept[..., 0].tolist(), left.tolist(), strict=True):
         assert 1 <= n <= 4
         assert row[:n] == sorted(row[:n])

@@ -206,7 +206,7 @@ def test_one_utterance_that_is_far_longer_than_all_others():
 
 def test_text_that_is_no_table(tmp_path):
     for text, message in [
-        ("split,label\ntrain\n", r"line 2 has 1 cells, expected 2"),
+        ("split,label\ntrain\n", r"line 2 has 1 cell, expected 2"),
         ("split,split\ntrain,1\n", r"has columns split, split, expected each named once"),
         ("split,label\n", r"holds no rows"),
         ("split,label\ntrain,1\n", r"has columns split, label, expected one per modality"),
@@ -263,7 +263,7 @@ def test_frames_of_minus_infinity_and_utterances_without_frames(tmp_path, fields
         ({"dev": [(("so", "good"), 1.0, "a")]}, r"\['valid'\]\[0\]: is a tuple of another form, expected \(\(words"),
         ({"test": [((np.ones((1, 5)), np.ones((1, 2)), np.ones((1, 3))), "good", "a")]}, r"labels are not numbers"),
         ({"test": [((np.ones((1, 5)), np.ones((1, 2)), np.ones((1, 3))), None, "a")]}, r"utterances without a label"),
-        ({"hold": [1]}, r"a split is called 'hold' \(1 rows\), expected train"),
+        ({"hold": [1]}, r"a split is called 'hold' \(1 row\), expected train"),
     ],
 )
 def test_errors_of_tuples(tmp_path, fields, changes, message):

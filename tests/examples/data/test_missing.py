@@ -37,7 +37,7 @@ def test_one_modality():
 
 @pytest.mark.parametrize("names", [[], ["text", "text"]])
 def test_conditions_refuses_none_and_repeated(names):
-    with pytest.raises(ValueError, match=r"conditions: modalities \[.*\], expected distinct names.*correct"):
+    with pytest.raises(ValueError, match=r"modality_subsets: modalities is \[.*\], expected distinct names.*correct"):
         conditions(names)
 
 

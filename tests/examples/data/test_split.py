@@ -49,12 +49,12 @@ def test_rows_are_those_of_the_split_cropped_to_the_longest(dataset):
 
 def test_keep_and_showing_follow_the_rows(dataset):
     split, which = dataset.splits["train"], torch.arange(96) % 3 == 1
-    kept = fold_of(dataset).keep(which)
+    kept = fold_of(dataset).select(which)
     assert len(kept) == 32
     assert torch.equal(
         kept.rows(torch.tensor([4])).features["text"][0], split.features["text"][13, : split.lengths["text"][13]]
     )
-    hidden = kept.showing({name: torch.zeros_like(here) for name, here in kept.present.items()})
+    hidden = kept.with_present({name: torch.zeros_like(here) for name, here in kept.present.items()})
     assert not any(here.any() for here in hidden.rows(torch.arange(5)).present.values())
 
 
@@ -75,7 +75,7 @@ def test_a_modality_the_data_lack_is_absent(dataset):
 
 def test_a_fold_of_nothing(dataset):
     fold = fold_of(dataset)
-    nothing = fold.keep(torch.zeros(96, dtype=torch.bool))
+    nothing = fold.select(torch.zeros(96, dtype=torch.bool))
     assert len(nothing.rows(by_length(nothing)[0])) == 0
 
 
@@ -155,7 +155,7 @@ def test_predictions_come_in_the_order_of_the_fold(dataset):
 
 def test_a_modality_absent_from_validation_still_has_a_teacher(dataset):
     valid = fold_of(dataset, "valid")
-    gone = valid.showing(valid.present | {"vision": torch.zeros(40, dtype=torch.bool)})
+    gone = valid.with_present(valid.present | {"vision": torch.zeros(40, dtype=torch.bool)})
     model = EBMC(Spec.of(dataset), Settings())
     model.start_balancing(gone, gone, {})
     assert model.temperatures()["vision"] == 1

@@ -45,7 +45,7 @@ def test_absurd_frames_of_a_sequence(tmp_path):
 
 def test_outliers_are_noted_and_kept(tmp_path):
     data = load(write(tmp_path / "d.npz", [3], 1e5))
-    assert "a: 1 columns with outliers (column 2 reaches" in data.note
+    assert "a: 1 column with outliers (column 2 reaches" in data.note
     assert data.splits["train"].features["a"][1, 2] == 1e5
 
 

@@ -15,7 +15,9 @@ NAMES = {
         "concatenation", "EBMC, enhance", "EBMC, balance",
         "SemanticDecoupler", "ComplementaryEnhancer", "EnergyCoordinator", "TrustDistiller",
     ],
-    "inference": ["concatenation", "EBMC, its student alone", "EBMC"],
+    "inference": [
+        "concatenation", "EBMC, its student alone", "EBMC with the stage-1 model", "EBMC without it",
+    ],
     "1 layers, 64 wide, batch 8 x 64": ["encoder", "encoder + EnergyCoordinator", "EnergyCoordinator alone"],
 }  # fmt: skip
 

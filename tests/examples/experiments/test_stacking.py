@@ -8,7 +8,7 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation.predict import predict
-from ebmc_msa.experiments.stacking import fit_composite, mixing_weights
+from ebmc_msa.experiments.stacking import fit_stacking, mixing_weights
 from ebmc_msa.model.settings import Settings
 
 SPEC = Spec("classes", {"good": 4, "noise": 4}, (), 3)
@@ -29,7 +29,7 @@ def fold(rows, seed):
 def composite():
     torch.manual_seed(0)
     settings = Settings(stage1_epochs=4, stage2_epochs=0, dim=8, batch_size=16, lr=1e-2)
-    return fit_composite(SPEC, settings, fold(90, 0), fold(60, 1), 0)
+    return fit_stacking(SPEC, settings, fold(90, 0), fold(60, 1), 0)
 
 
 def simplex(steps):
@@ -77,7 +77,7 @@ def test_each_set_of_modalities_has_its_own_mixture(composite):
 
 def test_a_missing_modality_changes_nothing_beyond_its_absence(composite):
     data = fold(30, 2).rows(torch.arange(30))
-    hidden = data.showing(restrict(data.present, ("good",)))
+    hidden = data.with_present(restrict(data.present, ("good",)))
     poisoned = Batch({**hidden.features, "noise": torch.full((30, 4), 1e4)}, {}, hidden.present, hidden.target)
     said = predict(composite, hidden).outputs
     assert torch.equal(said, predict(composite, poisoned).outputs)
@@ -88,4 +88,4 @@ def test_a_missing_modality_changes_nothing_beyond_its_absence(composite):
 
 def test_nothing_present_gives_a_number(composite):
     data = fold(8, 4).rows(torch.arange(8))
-    assert torch.isfinite(predict(composite, data.showing(restrict(data.present, ()))).outputs).all()
+    assert torch.isfinite(predict(composite, data.with_present(restrict(data.present, ()))).outputs).all()

@@ -11,7 +11,7 @@ from ebmc_msa.data import Dataset, Split
 from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import Fold, by_length, shuffled
 from ebmc_msa.evaluation.scores import by_condition, predict
-from ebmc_msa.experiments.stacking import fit_composite
+from ebmc_msa.experiments.stacking import fit_stacking
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.context import ContextEncoder, windows
 from ebmc_msa.model.ebmc import EBMC
@@ -196,7 +196,7 @@ def test_causal_predictions_do_not_know_the_future(kind):
     test = folds["test"]
     before = predict(network, test).outputs
     later = test.conversation.order >= 5
-    hidden = test.showing({name: here & ~later for name, here in test.present.items()})
+    hidden = test.with_present({name: here & ~later for name, here in test.present.items()})
     for other in (changed(test, later), hidden):
         after = predict(network, other).outputs
         torch.testing.assert_close(before[~later], after[~later], rtol=0, atol=1e-6)
@@ -209,7 +209,7 @@ def test_a_modality_reads_no_other_before_the_components(model):
     network = out.student.eval()
     batch = folds["test"].rows(torch.arange(23))
     other = changed(folds["test"], slice(None), ["audio"]).rows(torch.arange(23))
-    hidden = batch.showing(batch.present | {"audio": torch.zeros(23, dtype=torch.bool)})
+    hidden = batch.with_present(batch.present | {"audio": torch.zeros(23, dtype=torch.bool)})
     text = encode(network.encoders, batch)["text"]
     for one in (other, hidden):
         assert torch.equal(text, encode(network.encoders, one)["text"])
@@ -267,5 +267,5 @@ def test_conditions_and_stacking_work_with_it(kind):
     found = by_condition(out.model, folds["test"])
     assert set(found) == {"text", "audio", "text+audio"}
     settings = Settings(context=kind, **SMALL)
-    stacked = fit_composite(out.model.spec, settings, folds["train"], folds["valid"], 0)
+    stacked = fit_stacking(out.model.spec, settings, folds["train"], folds["valid"], 0)
     assert predict(stacked, folds["test"]).outputs.shape == (23, 3)

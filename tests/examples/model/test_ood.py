@@ -8,7 +8,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from ebmc_msa.data.augment import spoil
+from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.ood import OODScore, pooled
@@ -36,7 +36,7 @@ def fitted(length=True):
 
 def test_distance_is_that_of_mahalanobis():
     score, train = fitted()
-    batch = train.keep(train.present["a"]).rows(torch.arange(160))
+    batch = train.select(train.present["a"]).rows(torch.arange(160))
     x = pooled(batch.features["a"], batch.lengths["a"]).double()
     spread = x.std(0)
     spread[5] = 1.0
@@ -52,7 +52,7 @@ def test_distance_is_that_of_mahalanobis():
 def test_separates_corrupted_from_clean_samples_it_never_saw(length):
     score, _ = fitted(length)
     clean = fold(200, 2, length).rows(torch.arange(200))
-    corrupted = spoil(clean, {"a": score.feature_std}, 1.0, torch.Generator().manual_seed(0))
+    corrupted = corrupt_at_random(clean, {"a": score.feature_std}, 1.0, torch.Generator().manual_seed(0))
     scores = torch.cat([score(b.features["a"], b.lengths.get("a")) for b in (clean, corrupted)])
     assert (scores <= 0).all()
     assert roc_auc_score([1] * 200 + [0] * 200, scores) > 0.8
@@ -60,7 +60,7 @@ def test_separates_corrupted_from_clean_samples_it_never_saw(length):
 
 def test_an_empty_split_changes_nothing():
     score = OODScore(torch.ones(6))
-    none = fold(20, 0).showing({"a": torch.zeros(20, dtype=torch.bool)})
+    none = fold(20, 0).with_present({"a": torch.zeros(20, dtype=torch.bool)})
     score.fit("a", none, fold(20, 1))
     score.fit("a", fold(20, 1), none)
     assert score(torch.randn(3, 4, 6), torch.tensor([4, 2, 1])).abs().max() < 1e-9

@@ -10,9 +10,9 @@ import torch
 transformers = pytest.importorskip("transformers", reason="fine-tuning text needs transformers: modbalance[bert]")
 
 from ebmc_msa.data import DataError, load  # noqa: E402
-from ebmc_msa.model import text_encoder  # noqa: E402
+from ebmc_msa.data.tokens import describe, tokenised  # noqa: E402
 from ebmc_msa.model.concat import Concat  # noqa: E402
-from ebmc_msa.model.text_encoder import TextEncoder, describe, parameter_groups, tokenised  # noqa: E402
+from ebmc_msa.model.text_encoder import TextEncoder, parameter_groups  # noqa: E402
 from ebmc_msa.training import command  # noqa: E402
 
 SHORT = ["--stage1-epochs", "1", "--stage2-epochs", "1", "--device", "cpu", "--batch-size", "8"]
@@ -118,6 +118,31 @@ def test_the_bert_has_its_own_learning_rate(bert, mmsa):
     assert len(rest["params"]) + len(text["params"]) == len(list(model.parameters()))
 
 
+def test_with_context_it_reads_weights_and_learns_too(bert, mmsa):
+    from dataclasses import replace
+
+    from ebmc_msa.data.conversation import Conversation
+    from ebmc_msa.data.split import Fold
+    from ebmc_msa.model.prediction import spec_of
+    from ebmc_msa.model.settings import Settings
+
+    data = tokenised(load(mmsa()), describe(bert))
+    splits = {
+        fold: replace(split, conversation=Conversation(torch.arange(len(split)) // 3, torch.arange(len(split))))
+        for fold, split in data.splits.items()
+    }
+    settings = Settings(context="gru", dim=8)
+    model = Concat(spec_of(replace(data, splits=splits), settings), settings)
+    model.encoders["text"].load(bert)
+    weight = model.encoders["text"].encoder.bert.embeddings.word_embeddings.weight
+    start = transformers.AutoModel.from_pretrained(bert).embeddings.word_embeddings.weight
+    torch.testing.assert_close(weight, start)
+    fold = Fold.of(splits["train"], model.spec, torch.device("cpu"))
+    model(fold.rows(torch.arange(len(fold)))).loss.backward()
+    assert weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["raw_text", "text_bert"])
 def test_trains_and_is_evaluated_without_the_folder(bert, mmsa, tmp_path, monkeypatch, source):
     monkeypatch.setattr("ebmc_msa.training.run.write_report", lambda *_: None)
@@ -168,7 +193,7 @@ def test_data_without_words(bert, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("corrupt_at_random", "message"),
     [
         (lambda x: x.__setitem__((0, 0, 1), 99), "ids from 2 to 99, expected 0 to 11"),
         (lambda x: x.__setitem__((0, 2, 1), 1), "more than one segment"),
@@ -188,4 +213,4 @@ def test_tokens_of_another_model(bert, mmsa, spoil, message):
 def test_without_transformers(bert, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(DataError, match=r"transformers is not installed.*pip install 'modbalance\[bert\]'"):
-        text_encoder.describe(bert)
+        describe(bert)

@@ -61,7 +61,7 @@ def test_training_follows_the_schedule(monkeypatch):
     monkeypatch.setattr(
         stages, "modality_dropout", lambda present, rate, generator: seen.append(["drop", rate["first"]]) or present
     )
-    monkeypatch.setattr(stages, "spoil", lambda batch, std, rate, _: seen[-1].append(rate) or batch)
+    monkeypatch.setattr(stages, "corrupt_at_random", lambda batch, std, rate, _: seen[-1].append(rate) or batch)
     settings = Settings(stage1_epochs=4, stage2_epochs=4, batch_size=32, warmup_steps=10)
     model = EBMC(spec, settings)
     train(model, training, valid, settings, 0, lambda *_: None)
@@ -99,7 +99,7 @@ def accuracy():
             ebmc = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
             models = {"ebmc": ebmc.model, "student": ebmc.student, "stage1": ebmc.stage1}
             scores = {name: evaluate(model, valid)["acc"] for name, model in models.items()}
-            first = valid.showing(restrict(valid.present, ["first"]))
+            first = valid.with_present(restrict(valid.present, ["first"]))
             found[kind] = scores | {"first": evaluate(ebmc.model, first)["acc"]}
         return found[kind]
 

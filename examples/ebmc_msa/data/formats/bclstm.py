@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed
+from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, counted, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.gcnet import modality_of
@@ -82,7 +82,7 @@ def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: 
     }
     left = len(names) - len({i for split in splits.values() for i in split.id})
     note = "bc-LSTM layout: 0 negative, 1 positive"
-    note += f"; {left} utterances of no split left out" if left > 0 else ""
+    note += f"; {counted(left, 'utterance')} of no split left out" if left > 0 else ""
     if found.kind == "classes":
         found = found._replace(classes=2, names=("negative", "positive"))
     return replace(found.dataset(name, splits, note), conversational=bool(conversations))
@@ -99,7 +99,7 @@ def _first_column(file: Path) -> list[str]:
 def _table(file: Path) -> np.ndarray[Any, Any]:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # that it is empty is said below
+            warnings.simplefilter("ignore")  # an empty file is reported below
             return np.loadtxt(file, np.float32, comments=None, delimiter=",", ndmin=2, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(

@@ -36,7 +36,7 @@ def numbered(
     pairs = {} if speakers is None else {s: list(zip(names[s], speakers[s], strict=True)) for s in names}
     spoken = {pair for split in pairs.values() for pair in split if pair[0]}
     several = len(spoken) > len({name for name, _ in spoken})
-    voice = _numbers(speaker for split in pairs.values() for _, speaker in split)
+    number_of = _numbers(speaker for split in pairs.values() for _, speaker in split)
     found = {}
     for split, of in names.items():
         place = np.asarray(list(order[split]), np.float64)
@@ -56,7 +56,7 @@ def numbered(
         found[split] = Conversation(
             torch.tensor([number[name] if name else next(alone) for name in of], dtype=torch.int64),
             torch.from_numpy(rank),
-            torch.tensor([voice[one] for one in speakers[split]]) if speakers is not None and several else None,
+            torch.tensor([number_of[one] for one in speakers[split]]) if speakers is not None and several else None,
         )
     return found
 

@@ -1,6 +1,6 @@
 """Our own layout as a folder, what `convert.py` writes: one .npy per array, mapped instead of read.
 
-`manifest.json` tells name, kind and labels, and of each array shape, dtype and SHA-256; the folders `train`, `valid`
+`manifest.json` holds name, kind and labels, and of each array shape, dtype and SHA-256; the folders `train`, `valid`
 and `test` hold `x_<modality>.npy`, `length_<modality>.npy`, `present_<modality>.npy`, `y.npy`, `id.npy`, `group.npy`,
 `conversation.npy`, `order.npy`, `speaker.npy`.
 All is clean already. Names, sizes and headers are checked whenever it is read, and the content of every file up to
@@ -42,7 +42,7 @@ def read_folder(path: Path) -> Dataset:
     """The data set, its features mapped.
 
     Raises:
-        DataError: a file is missing, or is not what the manifest says.
+        DataError: a file is missing, or is not what the manifest states.
     """
     manifest = _manifest(path)
     splits = {fold: _fold(path / fold, manifest["folds"][fold]) for fold in FOLDS if fold in manifest["folds"]}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, listed
+from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, counted, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.npy import open_npy
 from ebmc_msa.data.formats.npz import conversations_of
@@ -109,7 +109,9 @@ def _columns(file: Path) -> dict[str, list[str]]:
         raise DataError(f"{file}: has columns {listed(header)}, expected each named once; rename them.")
     for number, row in enumerate(table, 2):
         if len(row) != len(header):
-            raise DataError(f"{file}: line {number} has {len(row)} cells, expected {len(header)}; complete it.")
+            raise DataError(
+                f"{file}: line {number} has {counted(len(row), 'cell')}, expected {len(header)}; complete it."
+            )
     if not table:
         raise DataError(f"{file}: holds no rows, expected one per utterance; write them.")
     return {name: [row[i].strip() for row in table] for i, name in enumerate(header)}

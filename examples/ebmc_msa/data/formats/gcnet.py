@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, listed, scalars
+from ebmc_msa.data.dataset import DataError, Dataset, Split, canonical, counted, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.emotions import iemocap
@@ -86,7 +86,7 @@ def read_gcnet(
         )
     used = ", ".join(f"{name} from {folders[name].name}" for name in canonical(folders))
     left = sum(map(len, utterances.values())) - len(ids)
-    note = f"GCNet layout: {used}" + (f"; {left} utterances of no split left out" if left > 0 else "")
+    note = f"GCNet layout: {used}" + (f"; {counted(left, 'utterance')} of no split left out" if left > 0 else "")
     if target.kind == "classes":
         target = target._replace(names=iemocap(utterances, target.classes))
     return replace(target.dataset(path.resolve().parent.name, splits, note), conversational=True)
@@ -118,7 +118,7 @@ def _labels(path: Path, utterances: Any, values: Any, labels: bool) -> dict[tupl
 
 
 def _speakers(utterances: dict[str, list[str]], speakers: Any) -> dict[tuple[str, str], str] | None:
-    """By video and utterance; None where they are not told."""
+    """By video and utterance; None where the file lacks them."""
     found = {str(video): names for video, names in speakers.items()} if isinstance(speakers, dict) else {}
     if any(len(found.get(video, ())) != len(names) for video, names in utterances.items()):
         return None
@@ -150,7 +150,7 @@ def _folders(root: Path) -> dict[str, Path]:
         if name in found:
             raise DataError(
                 f"{root}: {found[name].name} and {folder.name} both hold {name}, expected one folder per "
-                f"modality; move the one you do not want (say {folder.name}) out of {root.name}/."
+                f"modality; move the one you do not want (for example {folder.name}) out of {root.name}/."
             )
         found[name] = folder
     if not found:

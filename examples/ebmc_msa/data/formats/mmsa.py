@@ -113,7 +113,7 @@ def _split(who: str, fields: dict[str, Any], assemble: Assemble) -> Split:
     for name in names:
         given = text_lengths if name == "text" else fields.get(f"{name}_lengths")
         x = fields[name]
-        # files whose utterances are single vectors carry lengths of 1 nobody needs
+        # files whose utterances are single vectors carry lengths of 1 that are not needed
         given = None if x.ndim == 2 else given
         features[name], length, present[name] = clean(
             f"{who}[{name!r}]", x, lengths=given, ids=ids, assemble=assemble

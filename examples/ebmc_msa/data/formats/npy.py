@@ -27,7 +27,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
     """Of a .npy of `size` bytes.
 
     Raises:
-        ValueError: it is none, holds objects or structures, or has another size than it says.
+        ValueError: it is none, holds objects or structures, or has another size than its header states.
     """
     magic = file.read(8)
     width = {1: 2, 2: 4}.get(magic[6]) if len(magic) == 8 and magic[:6] == b"\x93NUMPY" else None
@@ -46,7 +46,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
     start = 8 + width + length
     if math.prod(shape) * dtype.itemsize != size - start:
         raise ValueError(f"shape {shape} of {dtype} does not fit its {size - start} bytes")
-    if size == start and sum(shape) > 10_000:  # no memory, but whoever counts its rows would never end
+    if size == start and sum(shape) > 10_000:  # no memory, but a loop over its rows would never end
         raise ValueError(f"shape {shape} of {dtype} holds nothing")
     return Header(shape, dtype, found[2] == b"True", start)
 

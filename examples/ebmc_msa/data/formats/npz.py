@@ -230,7 +230,7 @@ def conversations_of(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]
     if fields["order"].ndim != 1 or fields["order"].dtype.kind not in "fiu":
         raise DataError(
             f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers "
-            "(N,), greater for what was said later; recode it."
+            "(N,), greater for later utterances; recode it."
         )
     texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
 

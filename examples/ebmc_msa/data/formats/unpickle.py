@@ -70,7 +70,7 @@ def _array(shape: Any, dtype: Any, order: str, data: Any) -> np.ndarray[Any, Any
         array = np.empty(0 if dtype.itemsize else count, dtype)
     else:
         array = readable(np.frombuffer(data, dtype))
-    if not len(data) and sum(shape) > 10_000:  # no memory, but whoever counts its rows would never end
+    if not len(data) and sum(shape) > 10_000:  # no memory, but a loop over its rows would never end
         raise DataError(f"array of shape {short(shape)} holds nothing")
     return array.reshape(shape, order=order)
 
@@ -92,7 +92,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _empty_bytes() -> bytes:
-    return b""  # bytes(n) would allocate whatever n says
+    return b""  # bytes(n) would allocate n bytes, however many
 
 
 def _list(items: Any = ()) -> list[Any]:
