@@ -38,8 +38,6 @@ RATHER = {
     "obstacle": "unsupported_reason",
 }
 LEFT = {  # still to be renamed
-    "modbalance/balancers/umt.py",
-    "modbalance/balancers/unimodal.py",
     "modbalance/coordinator.py",
     "modbalance/diagnostics/measure.py",
     "modbalance/diagnostics/monitor.py",
@@ -58,7 +56,6 @@ LEFT = {  # still to be renamed
     "modbalance/tasks.py",
     "modbalance/teacher.py",
     "docs/balance.md",
-    "docs/balancers.md",
     "docs/benchmarks.md",
     "docs/components.md",
     "docs/conversations.md",
