@@ -272,6 +272,7 @@ def fuzz(seconds, seed, most):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 def test_strangers_files(tmp_path):
     command = [sys.executable, "-W", "error", __file__, "6", "0", "1500"]

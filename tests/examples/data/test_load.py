@@ -240,7 +240,9 @@ def test_gcnet_without_labels_to_predict(tmp_path):
 
 def test_gcnet_two_folders_of_one_modality(tmp_path):
     path = gcnet(tmp_path, features={"bert": (3,), "minilm-UTT": (4,)})
-    with pytest.raises(DataError, match=r"bert and minilm-UTT both hold text, expected one.*move .*say minilm-UTT"):
+    with pytest.raises(
+        DataError, match=r"bert and minilm-UTT both hold text, expected one.*move .*for example minilm-UTT"
+    ):
         load(path)
 
 
@@ -540,6 +542,7 @@ def test_clean_leaves_valid_frames_of_present_rows_and_nothing_else(case):
 REAL = os.environ.get("MODBALANCE_DATA")
 
 
+@pytest.mark.data
 @pytest.mark.skipif(not REAL, reason="MODBALANCE_DATA does not name a folder of real data sets")
 @pytest.mark.parametrize(
     ("name", "kind", "classes", "rows", "dims"),

@@ -142,6 +142,7 @@ def test_with_context_it_reads_weights_and_learns_too(bert, mmsa):
     assert weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["raw_text", "text_bert"])
 def test_trains_and_is_evaluated_without_the_folder(bert, mmsa, tmp_path, monkeypatch, source):
     monkeypatch.setattr("ebmc_msa.training.run.write_report", lambda *_: None)
