@@ -68,7 +68,6 @@ LEFT = {  # still to be renamed
     "docs/trainers.md",
     "docs/versions.md",
     "docs/weights.md",
-    "docs/your-data.md",
 }
 PYTHON = sorted(path for part in ("examples", "modbalance", "docs") for path in (ROOT / part).rglob("*.py"))
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"), ROOT / "README.md"])

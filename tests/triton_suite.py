@@ -186,10 +186,10 @@ def test_all_rows_masked(task, device):
 
 
 @pytest.mark.parametrize("label", [-100, -1, CLASSES, 2**40])
-def test_a_row_without_a_valid_label_counts_as_absent(label, device):
+def test_a_row_with_an_ignored_label_counts_as_absent(label, device):
     inputs = make_inputs("classification")._replace(target=torch.tensor([0, label, 2, 1]))
-    check(inputs.to(torch.float32, device), class_weight=CLASS_WEIGHT.to(device))
-    assert (ours(inputs.to(torch.float32, device)).penalty[:, 1] == 0).all()
+    check(inputs.to(torch.float32, device), class_weight=CLASS_WEIGHT.to(device), ignore_index=label)
+    assert (ours(inputs.to(torch.float32, device), ignore_index=label).penalty[:, 1] == 0).all()
 
 
 @each_task

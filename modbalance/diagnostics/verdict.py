@@ -37,12 +37,13 @@ def verdict(found: Diagnosis) -> str:
         f"{m} is starved: its encoder is {found.lag[m]:.3f} behind the same one trained alone. Try EnergyCoordinator."
         for m in sorted(starved, key=lambda m: -found.lag[m])
     ]
-    unused = {m: found.probe[m] - found.alone.get(m, math.nan) for m in found.probe}
+    guess = found.coalitions.get((), -math.inf)  # a model that is worse than a guess leaves that gap to no modality
+    unused = {m: found.probe[m] - max(found.alone.get(m, math.nan), guess) for m in found.probe}
     for m, gap in unused.items():
         if m not in starved and _counts(found, "unused", m, gap):
             lines.append(
                 f"{m} is not used as it could be: a probe on its features scores {gap:.3f} more than the model given "
-                f"{m} alone. Try ModalityDropout in training, or ComplementaryEnhancer."
+                f"{m} alone, or than a constant guess. Try ModalityDropout in training, or ComplementaryEnhancer."
             )
     for m, drop in found.drop.items():
         if m in found.ignored:
@@ -51,7 +52,7 @@ def verdict(found: Diagnosis) -> str:
             )
         elif _counts(found, "drop", m, -drop):
             lines.append(f"{m} does harm: the score rises by {-drop:.3f} without it. Try TrustDistiller, or drop it.")
-        elif not _counts(found, "drop", m, drop) and abs(found.shapley[m]) < SMALL:
+        elif not _counts(found, "drop", m, drop) and found.shapley[m] < SMALL:
             lines.append(
                 f"{m} contributes nothing that can be measured: drop {drop:.3f}, Shapley value "
                 f"{found.shapley[m]:.3f}." + _why(found, m)

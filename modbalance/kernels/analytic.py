@@ -28,6 +28,7 @@ from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.presence import select
 from modbalance.task_formulas import HeadOutputs
 
+FEW = 1 << 16  # feature entries a modality
 BLOCK = 1 << 20  # feature entries, all modalities together: measured best for 1 and for 2 threads
 
 
@@ -107,6 +108,8 @@ def forward(
     Where `differentiable` also what the backward needs, v and J W g, `(width, M, B)`.
     """
     weights, biases = heads[: len(features)], heads[len(features) :]
+    if _few(features):
+        return _forward_stacked(terms, differentiable, mask, features, weights, biases)
     if mask is not None:
         features = [select(z, here) for z, here in zip(features, mask, strict=True)]
     triples = zip(features, weights, biases, strict=True)
@@ -128,6 +131,29 @@ def forward(
     else:
         size = torch.zeros_like(penalty)
     return (value, size, penalty, v, terms.curvature(at, torch.stack(t, 1))) if t else (value, size, penalty)
+
+
+def _forward_stacked(
+    terms: EnergyTerms,
+    differentiable: bool,
+    mask: Tensor | None,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """As `forward`, all modalities by each operation: on a few rows it is starting one that takes the time."""
+    z, w = torch.stack(list(features)), torch.stack(list(weights))
+    if mask is not None:
+        z = select(z, mask)
+    at = HeadOutputs(torch.baddbmm(torch.stack(list(biases))[:, :, None], w, z.mT).transpose(0, 1))
+    value, v = terms.value(at), terms.slope(at)
+    if mask is not None:
+        value, v = select(value, mask), torch.where(mask, v, 0.0)
+    alpha = terms.norm_weight(z.shape[2])
+    g = torch.baddbmm(z, v.permute(1, 2, 0), w, beta=2 * alpha)
+    penalty, size = (torch.linalg.vector_norm(x, dim=2).square() for x in (g, z))
+    values = value, size * alpha, penalty
+    return (*values, v, terms.curvature(at, (w @ g.mT).transpose(0, 1))) if differentiable else values
 
 
 def _backward(
@@ -178,6 +204,8 @@ def _backward_block(
     h, k = h * w, _scale(w, [2 * alpha for alpha in alphas])
     k = k if a is None else k + a
     u = torch.addcmul(h, k, v)
+    if _few(features) and all(into is None for into in out):
+        return _gradients_stacked(alphas[0], needs_z, needs, a, w, v, h, k, u, features, weights)
     columns = zip(alphas, features, weights, u.unbind(1), k, needs_z, out, strict=True)
     dz = [
         torch.addmm(z * c[:, None], row.T, weight, beta=2 * alpha, out=into) if need else None
@@ -196,6 +224,42 @@ def _backward_block(
             if needs[modalities + m]:
                 db[m] = row.sum(-1)
     return dz, [*dw, *db]
+
+
+def _gradients_stacked(
+    alpha: float,
+    needs_z: Sequence[bool],
+    needs_heads: Sequence[bool],
+    a: Tensor | None,
+    w: Tensor,
+    v: Tensor,
+    h: Tensor,
+    k: Tensor,
+    u: Tensor,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """As the loop of `_backward_block`, all modalities by each operation."""
+    modalities = len(features)
+    z, weight = torch.stack(list(features)), torch.stack(list(weights))
+    gradients: list[Any] = [None] * 3 * modalities
+    if any(needs_z):
+        gradients[:modalities] = torch.baddbmm(z * k[:, :, None], u.permute(1, 2, 0), weight, beta=2 * alpha).unbind()
+    if any(needs_heads):
+        g = torch.baddbmm(z, v.permute(1, 2, 0), weight, beta=2 * alpha)
+        pull = (h if a is None else torch.addcmul(h, a, v)).transpose(0, 1)
+        gradients[modalities : 2 * modalities] = torch.baddbmm((w * v).transpose(0, 1) @ g, pull, z).unbind()
+        gradients[2 * modalities :] = pull.sum(-1).unbind()
+    kept: list[Tensor | None] = [
+        x if need else None for x, need in zip(gradients, (*needs_z, *needs_heads), strict=True)
+    ]
+    return kept[:modalities], kept[modalities:]
+
+
+def _few(features: Sequence[Tensor]) -> bool:
+    """Whether there is so little that a copy of all features costs less than an operation on each."""
+    first = features[0]
+    return first.numel() <= FEW and on_cpu(first) and all(z.shape == first.shape for z in features)
 
 
 def _scale(x: Tensor, weights: Sequence[float]) -> Tensor:

@@ -235,6 +235,16 @@ WORDS = {
         {"probe": {"b": 0.8}, "alone": {"b": 0.4}},
         "b is not used as it could be.*scores 0.400.*ModalityDropout",
     ),
+    "noise alone": (
+        {
+            "drop": {"b": 0.0},
+            "shapley": {"b": -0.1},
+            "probe": {"b": -0.03},
+            "alone": {"b": -0.2},
+            "coalitions": {(): 0.0},
+        },
+        r"^b contributes nothing that can be measured: drop 0.000, Shapley value -0.100. A probe .* finds nothing",
+    ),
     "nothing": ({"drop": {"a": 0.2, "b": 0.0}, "shapley": {"a": 0.5, "b": 0.0}}, "b contributes nothing that can be"),
     "covered": (
         {"drop": {"b": 0.0}, "shapley": {"b": 0.0}, "probe": {"b": 0.7}, "coalitions": {(): 0.3}},

@@ -46,14 +46,18 @@ def operations(function, *leaves):
     return count.calls
 
 
+# With heads that learn, and with fixed ones: a gate, to be lowered.
+OPERATIONS = {"classification": (87, 72), "multilabel": (83, 68), "regression": (61, 46), "gaussian": (119, 104)}
+
+
 @pytest.mark.parametrize("heads", [True, False], ids=["trained", "fixed"])
 @pytest.mark.parametrize("task", TASKS)
-def test_half_the_operations_of_double_backward(task, heads):
+def test_a_third_of_the_operations_of_double_backward(task, heads):
     z, w, b, y = make_inputs(task, heads=heads)
     leaves = [x for x in (*z, *w, *b) if x.requires_grad]
     ours = operations(lambda: energy_penalty(z, w, b, y, task=task, backend="analytic").penalty.sum(), *leaves)
     theirs = operations(lambda: double_backward(task, z, w, b, y), *leaves)
-    assert ours < (0.5 if task == "classification" else 0.75) * theirs
+    assert ours <= OPERATIONS[task][not heads] < 0.36 * theirs
 
 
 def test_fixed_heads_and_no_grad_cost_less():
@@ -70,6 +74,25 @@ def test_fixed_heads_and_no_grad_cost_less():
     with Count() as no_graph, torch.no_grad():
         penalty()
     assert no_graph.calls < graph.calls
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("heads", [False, True], ids=["fixed", "trained"])
+@pytest.mark.parametrize("task", TASKS)
+def test_all_modalities_at_once_change_nothing(task, heads, masked, monkeypatch):
+    z, w, b, y = make_inputs(task, batch=23, heads=heads, dtype=torch.float64)
+    present = torch.rand(MODALITIES, 23) < 0.7 if masked else None
+    leaves = [x for x in (*z, *w, *b) if x.requires_grad]
+
+    def run():
+        result = energy_penalty(z, w, b, y, task=task, present=present, backend="analytic")
+        upstream = torch.linspace(-1, 1, 23, dtype=torch.float64)
+        return *result, *gradients(((result.energy + 2 * result.penalty) * upstream).sum(), leaves)
+
+    assert analytic._few(z)
+    stacked = run()
+    monkeypatch.setattr(analytic, "FEW", 0)
+    torch.testing.assert_close(stacked, run(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
@@ -115,7 +138,7 @@ def test_near_the_minimum_gradients_stay_as_exact_as_those_of_double_backward():
 @compiles
 @pytest.mark.parametrize("task", TASKS)
 def test_compiles_to_one_graph(task):
-    z, w, b, y = make_inputs(task)
+    z, w, b, y = make_inputs(task, dtype=torch.float64)
     leaves = [*z, *w, *b]
 
     def penalty(*x):

@@ -120,9 +120,9 @@ def test_all_rows_masked(task, backend):
 
 @each_backend
 @pytest.mark.parametrize("label", [-100, -1, CLASSES, 2**40])
-def test_a_row_without_a_valid_label_counts_as_absent(label, backend):
+def test_a_row_with_an_ignored_label_counts_as_absent(label, backend):
     inputs = make_inputs("classification")._replace(target=torch.tensor([0, label, 2, 1]))
-    result = energy_penalty(*inputs, class_weight=CLASS_WEIGHT, backend=backend)
+    result = energy_penalty(*inputs, class_weight=CLASS_WEIGHT, ignore_index=label, backend=backend)
     present = torch.ones(2, 4, dtype=torch.bool)
     present[:, 1] = False
     masked = inputs._replace(target=torch.tensor([0, 1, 2, 1]))

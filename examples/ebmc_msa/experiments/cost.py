@@ -34,6 +34,7 @@ from ebmc_msa.data import DataError, Split
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
@@ -136,7 +137,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
     def answer(model: nn.Module) -> Callable[[], object]:
-        return torch.no_grad()(lambda: model(replace(batch, target=None)))
+        return torch.no_grad()(lambda: model.answer(replace(batch, target=None)))
 
     answers = {}
     for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
@@ -231,7 +232,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmark.py cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

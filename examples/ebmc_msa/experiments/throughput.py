@@ -25,6 +25,7 @@ from ebmc_msa.data import Dataset, Split, load
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.formats.converted import on_disk, write_folder
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold, shuffled
 from ebmc_msa.model.settings import ENCODERS, Settings
 from ebmc_msa.training import checkpoint
@@ -168,7 +169,7 @@ class Memory:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmark.py data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("make", "measure"))

@@ -93,7 +93,10 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     columns = {"prediction": label_predictions(spec, out.outputs), "variance": label_variance(spec, out.outputs)}
     if test.target is not None:
-        columns = {"label": label_targets(spec, test.target), **columns}
+        labels = label_targets(spec, test.target)
+        if spec.task == "gaussian":  # float32, standardised and back: 2.0999999 was 2.1
+            labels = labels.double().round(decimals=5)
+        columns = {"label": labels, **columns}
     if spec.kind == "multilabel":
         columns = {f"{name}_{m}": x[:, i] for name, x in columns.items() for i, m in enumerate(spec.labels)}
     columns |= {f"trust_{m}": w for m, w in out.trust.items()}

@@ -240,7 +240,9 @@ def test_gcnet_without_labels_to_predict(tmp_path):
 
 def test_gcnet_two_folders_of_one_modality(tmp_path):
     path = gcnet(tmp_path, features={"bert": (3,), "minilm-UTT": (4,)})
-    with pytest.raises(DataError, match=r"bert and minilm-UTT both hold text, expected one.*move .*say minilm-UTT"):
+    with pytest.raises(
+        DataError, match=r"bert and minilm-UTT both hold text, expected one.*move .*for example minilm-UTT"
+    ):
         load(path)
 
 

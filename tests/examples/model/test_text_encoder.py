@@ -10,9 +10,9 @@ import torch
 transformers = pytest.importorskip("transformers", reason="fine-tuning text needs transformers: modbalance[bert]")
 
 from ebmc_msa.data import DataError, load  # noqa: E402
-from ebmc_msa.model import text_encoder  # noqa: E402
+from ebmc_msa.data.tokens import describe, tokenised  # noqa: E402
 from ebmc_msa.model.concat import Concat  # noqa: E402
-from ebmc_msa.model.text_encoder import TextEncoder, describe, parameter_groups, tokenised  # noqa: E402
+from ebmc_msa.model.text_encoder import TextEncoder, parameter_groups  # noqa: E402
 from ebmc_msa.training import command  # noqa: E402
 
 SHORT = ["--stage1-epochs", "1", "--stage2-epochs", "1", "--device", "cpu", "--batch-size", "8"]
@@ -213,4 +213,4 @@ def test_tokens_of_another_model(bert, mmsa, spoil, message):
 def test_without_transformers(bert, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(DataError, match=r"transformers is not installed.*pip install 'modbalance\[bert\]'"):
-        text_encoder.describe(bert)
+        describe(bert)
