@@ -60,11 +60,12 @@ LEFT = {  # still to be renamed
     "docs/components.md",
     "docs/conversations.md",
     "docs/diagnose.md",
-    "docs/index.md",
+    "docs/faq.md",
     "docs/models.md",
     "docs/trainers.md",
     "docs/versions.md",
     "docs/weights.md",
+    "docs/when_it_helps.md",
 }
 PYTHON = sorted(path for part in ("examples", "modbalance", "docs") for path in (ROOT / part).rglob("*.py"))
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"), ROOT / "README.md"])
