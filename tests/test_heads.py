@@ -193,7 +193,7 @@ def test_hooks_on_the_coordinators_own_heads_count():
 
 
 class Noisy(nn.Module):
-    """Everything that a call can leave behind: running statistics, dropout, an attribute."""
+    """Everything that a call can leave behind: running statistics, dropout, an attribute, a count."""
 
     def __init__(self, d):
         super().__init__()
@@ -201,9 +201,11 @@ class Noisy(nn.Module):
             nn.Linear(d, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, CLASSES)
         )
         self.calls = 0
+        self.register_buffer("rows", torch.zeros(()))
 
     def forward(self, x):
         self.calls += 1
+        self.rows += len(x)
         return self.net(x)
 
 
