@@ -90,7 +90,7 @@ class EnergyCoordinator(nn.Module):
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
         step: lambda of the label-free descent of the returned features; 0 returns the input itself.
-        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise a gap has gained or cost some
+        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise a gap has gained or cost
             points, depending on the modality. With `joint=True`, `paper` is the paper's own form.
         temperature: T of the entropy, > 0.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
