@@ -176,7 +176,7 @@ class TrustDistiller(nn.Module):
         return torch.full((self.num_outputs,), 1.0 if p is None else p * (1 - p))
 
     def fuse(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        """MaskedSum of `tensors` by `weights`, per sample; see `functional.trust_fusion`."""
+        """Sum of `tensors` weighted by `weights`, per sample; see `functional.trust_fusion`."""
         return trust_fusion(tensors, weights)
 
     def extra_repr(self) -> str:
