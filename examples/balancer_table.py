@@ -129,9 +129,9 @@ def draw(source: Path, control: str, methods: list[str], file: Path) -> None:
     image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for i, j in product(*map(range, values.shape)):
         if not np.isnan(values[i, j]):
-            dark = abs(values[i, j]) > 4
+            dark = abs(values[i, j]) > 3.2
             weight = "bold" if sure[i, j] else "normal"
-            colour = "white" if dark else "black" if sure[i, j] else "0.45"
+            colour = "white" if dark else "black" if sure[i, j] else "0.3"
             axes.text(j, i, f"{values[i, j]:+.1f}", ha="center", va="center", fontsize=7, color=colour, weight=weight)
     axes.set_yticks(range(len(shown)), shown)
     axes.set_xticks(
@@ -144,6 +144,6 @@ def draw(source: Path, control: str, methods: list[str], file: Path) -> None:
         if places[0]:
             axes.axvline(places[0] - 0.5, color="black", linewidth=1.5)
     axes.tick_params(length=0, labelsize=8)
-    figure.colorbar(image, ax=axes, label=f"points above `{control}`", extend="both", pad=0.01)
+    figure.colorbar(image, ax=axes, label=f"points above {control} losses", extend="both", pad=0.01)
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -204,9 +204,9 @@ def draw(found: dict[Case, dict[str, np.ndarray]]) -> Figure:
         axes.hlines(
             [i - 0.5 for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]], -0.5, len(arms) - 0.5, "k", lw=0.8
         )
-    figure.colorbar(
-        picture, ax=figure.axes, label="points above the better of joint and unimodal", shrink=0.4, extend="both"
-    )
+    bar = figure.colorbar(picture, ax=figure.axes, shrink=0.4, extend="both")
+    bar.set_label("points above the better of joint and unimodal", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -217,12 +217,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="DATA", help="of the data sets: " + ", ".join(TUNING | CONFIRMATION)
     )
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1111, 1112, 1113])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="all; with --test the first two and the last two")
+    parser.add_argument("--seeds", nargs="+", type=int, help="1111 to 1113; with --test to 1115")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--test", action="store_true", help="score the test folds, once everything is settled")
     parser.add_argument("--together", type=int, default=4, help="arms trained at once (4)")
     args = parser.parse_args(argv)
+    args.arms = args.arms or [*list(ARMS)[:2], *list(ARMS)[-2 if args.test else 2 :]]
+    args.seeds = args.seeds or list(range(1111, 1116 if args.test else 1114))
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     found = {}

@@ -80,7 +80,7 @@ class EnergyCoordinator(Balancer):
       (`functional.gate_weights`). ||z||^2 has the largest weight of any modality: it restrains one that over-fits
       in favour of those that do not.
     - `fit` trains the heads T_m, which are probes: it sees detached features, while gap, penalty and descent
-      see fixed heads. Otherwise the cheapest way to close the gap is to spoil the strong head.
+      see fixed heads. Otherwise the cheapest way to close the gap is to make the strong head worse.
 
     No returned feature depends on the target. Add the loss to your own with weight 1.
 
@@ -96,8 +96,8 @@ class EnergyCoordinator(Balancer):
         descent: lambda of energy descent as a gradient. With `descent=1, alpha=0, delta=0, gap=None` the
             coordinator is the plain unimodal auxiliary loss.
         step: lambda of the label-free descent of the returned features; 0 returns the input itself.
-        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise every gap has cost points,
-            and nowhere has it gained what the others had not. With `joint=True`, `paper` is the paper's own form.
+        gap: `pull`, `paper`, `paper_per_sample` or None, the default: under strong noise a gap has gained or cost
+            some points, depending on the modality. With `joint=True`, `paper` is the paper's own form.
         temperature: T of the entropy, > 0.
         normalize: `||z||^2 / D` in place of `||z||^2`, so that alpha means the same for every D.
         backend: of `kernels.energy_penalty`; heads that are not linear need `auto` or `reference`.
@@ -191,7 +191,7 @@ class EnergyCoordinator(Balancer):
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
         pick_backend(backend)
-        self._say_route, self._training_check = True, TrainingCheck()
+        self._warn_of_route, self._training_check = True, TrainingCheck()
         self._by_weights()
 
     def forward(
@@ -304,7 +304,7 @@ class EnergyCoordinator(Balancer):
         )
 
     def _by_weights(self) -> bool:
-        """Whether all heads may be taken as their weights and biases; else they are called, which is said once."""
+        """Whether all heads may be taken as their weights and biases; else they are called, with one warning."""
         reasons = {name: not_plain(self.heads[name]) for name in self.dims}
         name, reason = next(((name, why) for name, why in reasons.items() if why), ("", ""))
         if not reason:
@@ -314,13 +314,13 @@ class EnergyCoordinator(Balancer):
                 f"EnergyCoordinator: backend is {self.backend!r} and heads[{name!r}] {reason}, expected a plain "
                 'nn.Linear, since this backend reads weights and calls no module; pass backend="reference".'
             )
-        if self._say_route and self.backend != "reference" and isinstance(self.heads[name], nn.Linear):
+        if self._warn_of_route and self.backend != "reference" and isinstance(self.heads[name], nn.Linear):
             warnings.warn(
                 f"EnergyCoordinator: heads[{name!r}] {reason}, so the heads are called as modules by the reference "
                 'backend, which is slower; pass backend="reference" if that is what you want.',
                 stacklevel=5,
             )
-            self._say_route = False
+            self._warn_of_route = False
         return False
 
     def _kept(
@@ -339,7 +339,7 @@ class EnergyCoordinator(Balancer):
     def _rows(
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Features with zeros for whoever is absent, and who counts, `(M, B)`."""
+        """Features with zeros where a modality is absent, and the rows that count, `(M, B)`."""
         z = {name: select(x, masks[name]) for name, x in features.items()}
         mask = torch.stack(list(masks.values()))
         valid = labelled(self.task, problem.target, self.num_outputs, self.ignore_index)

@@ -123,8 +123,8 @@ class TrustDistiller(nn.Module):
                 f"TrustDistiller: student has shape {tuple(student.shape)}, expected "
                 f"({len(next(iter(teachers.values())))}, {width}) as the teachers; pass the fused model's outputs."
             )
-        taught = torch.stack(list(weights.values())).any(0)
-        _check_nan("student", {"": student}, {"": taught})
+        guided = torch.stack(list(weights.values())).any(0)
+        _check_nan("student", {"": student}, {"": guided})
         terms = distillation_sum(student, teachers, weights, self.task, self.temperature, self.direction)
         (terms,) = reduce([terms], self.training and self.sync)
         loss = terms.mean()

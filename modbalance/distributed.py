@@ -74,7 +74,7 @@ def gather(x: Tensor, rows: int, *, sync: Sync = True) -> Tensor:
 
     Args:
         x: `(B, ...)`; B may differ between processes, the rest may not.
-        rows: what each is padded to with zeros, the same on every process; `most_rows` tells it.
+        rows: what each is padded to with zeros, the same on every process; `most_rows` finds it.
         sync: as in `mean`.
 
     Returns:

@@ -37,7 +37,7 @@ def linear_heads(dims: Mapping[str, int], num_outputs: int, task: Task) -> nn.Mo
 def not_plain(head: nn.Module) -> str | None:
     """Why calling `head` may differ from its weight and bias; None where it is provably the same.
 
-    A hook may only watch, or may change the output: nothing tells, so any hook counts.
+    A hook may only watch, or may change the output; that cannot be detected, so any hook counts.
     """
     if type(head) is not nn.Linear:
         return f"is a {type(head).__name__}"

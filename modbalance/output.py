@@ -19,7 +19,7 @@ def scalars(result: _Result) -> dict[str, Tensor]:
 
 
 def no_tensor(cls: type[T]) -> type[T]:
-    """Of a result: adding to it and what only tensors have are errors that say to write `.loss`."""
+    """Of a result: adding to it and what only tensors have are errors whose remedy is `.loss`."""
 
     def arithmetic(self: object, other: object) -> NoReturn:
         raise TypeError(f"{cls.__name__} is no tensor, expected its loss; write .loss, as in task_loss + out.loss.")

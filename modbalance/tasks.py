@@ -175,7 +175,7 @@ def check_task(owner: str, task: str, num_outputs: int, class_weight: Tensor | N
 
 
 def check_target(owner: str, task: Task, target: Tensor, batch: int, num_outputs: int) -> None:
-    """Type and shape of the target, or one error that says what to pass for what came."""
+    """Type and shape of the target, or one error that names what came and what to pass."""
     if not isinstance(target, Tensor):
         raise TypeError(
             f"{owner}: target is a {type(target).__name__}, expected a tensor; pass torch.as_tensor(target)."
@@ -309,7 +309,7 @@ def check_labels(
     counted: Tensor | None = None,
     validate: bool = False,
 ) -> None:
-    """The target of the rows that are counted is in range, as `check_values` says."""
+    """The target of the rows that are counted is in range, as `check_values` checks."""
     if not target.numel() or (traced(target) and not validate):
         return
     looks = validate or readable(target)

@@ -14,7 +14,7 @@ __all__ = ["Teacher"]
 
 
 class Teacher(nn.Module):
-    """A frozen copy of `module`: what it says does not drift while the original goes on learning.
+    """A frozen copy of `module`: its outputs do not drift while the original goes on learning.
 
     The copy is always in eval mode, whatever `train()` is called on the model around it; it gets no
     gradient; it is no part of `parameters()` or `state_dict()`. It follows `.to(device)`. Save it with

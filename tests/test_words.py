@@ -37,38 +37,6 @@ RATHER = {
     "showing": "with_present",
     "obstacle": "unsupported_reason",
 }
-LEFT = {  # still to be renamed
-    "modbalance/balancers/umt.py",
-    "modbalance/balancers/unimodal.py",
-    "modbalance/coordinator.py",
-    "modbalance/diagnostics/measure.py",
-    "modbalance/diagnostics/monitor.py",
-    "modbalance/diagnostics/permutation.py",
-    "modbalance/diagnostics/score.py",
-    "modbalance/diagnostics/unimodal.py",
-    "modbalance/diagnostics/verdict.py",
-    "modbalance/distiller.py",
-    "modbalance/distributed.py",
-    "modbalance/functional/trust.py",
-    "modbalance/heads.py",
-    "modbalance/kernels/autograd.py",
-    "modbalance/kernels/dispatch.py",
-    "modbalance/kernels/energy_terms.py",
-    "modbalance/output.py",
-    "modbalance/tasks.py",
-    "modbalance/teacher.py",
-    "docs/balance.md",
-    "docs/balancers.md",
-    "docs/benchmarks.md",
-    "docs/components.md",
-    "docs/conversations.md",
-    "docs/diagnose.md",
-    "docs/index.md",
-    "docs/models.md",
-    "docs/trainers.md",
-    "docs/versions.md",
-    "docs/weights.md",
-}
 PYTHON = sorted(path for part in ("examples", "modbalance", "docs") for path in (ROOT / part).rglob("*.py"))
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"), ROOT / "README.md"])
 
@@ -95,19 +63,16 @@ def private(pieces):
     ]
 
 
-def files(paths):
-    """Parameters; a file of `LEFT` is expected to fail, and must leave the list when it does not."""
-    left = pytest.mark.xfail(reason="still to be renamed")
-    names = {path: str(path.relative_to(ROOT)) for path in paths}
-    return [pytest.param(path, id=name, marks=left if name in LEFT else ()) for path, name in names.items()]
+def named(paths):
+    return {"argvalues": paths, "ids": [str(path.relative_to(ROOT)) for path in paths]}
 
 
-@pytest.mark.parametrize("path", files(PYTHON))
+@pytest.mark.parametrize("path", **named(PYTHON))
 def test_code(path):
     assert private(tokens(path.read_text())) == []
 
 
-@pytest.mark.parametrize("path", files(PAGES))
+@pytest.mark.parametrize("path", **named(PAGES))
 def test_pages(path):
     assert private(enumerate(path.read_text().splitlines(), 1)) == []
 

@@ -74,13 +74,13 @@ class UMT(Balancer):
             )
         sums = []
         for name, x in features.items():
-            taught = teachers[name].detach()
-            if taught.shape != x.shape:
+            wanted = teachers[name].detach()
+            if wanted.shape != x.shape:
                 raise ValueError(
-                    f"UMT: teacher_features[{name!r}] has shape {tuple(taught.shape)}, expected {tuple(x.shape)} as "
+                    f"UMT: teacher_features[{name!r}] has shape {tuple(wanted.shape)}, expected {tuple(x.shape)} as "
                     "in features; train the teacher with the same feature size."
                 )
-            difference = upcast(select(x, masks[name])) - upcast(select(taught, masks[name]))
+            difference = upcast(select(x, masks[name])) - upcast(select(wanted, masks[name]))
             sums.append(masked_sum(difference.square().mean(-1), masks[name]))
         means = [s.mean() for s in reduce(sums, self.training and self.sync)]
         loss = self.weight * torch.stack(means).sum()

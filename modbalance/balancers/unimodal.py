@@ -147,8 +147,8 @@ class DetachedFusion(UnimodalLosses):
     modality without information by itself stays untrained. Arguments as for `UnimodalLosses`.
 
     Experimental: of the paper the abstract was read, which states both cuts: the fused loss sends no gradient to the
-    encoders, the unimodal losses none to the fusion. The paper is said to get its unimodal outputs from the fusion
-    with the other modalities dropped; heads of their own satisfy both cuts without access to yours.
+    encoders, the unimodal losses none to the fusion. By a public note the paper takes its unimodal outputs from the
+    fusion with the other modalities dropped; heads of their own satisfy both cuts without access to yours.
 
     Args:
         dims: feature size by modality, at least two.

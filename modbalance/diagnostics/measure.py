@@ -72,7 +72,9 @@ class Measure:
         for coalition in self.coalitions:
             something = torch.stack([there[m] for m in coalition]).any(0)
             outputs[coalition] = torch.where(something[:, None], seen[key("outputs", *coalition)], constant)
-        worth = {coalition: self.score(said, target) for coalition, said in {(): constant, **outputs}.items()}
+        worth = {
+            coalition: self.score(predicted, target) for coalition, predicted in {(): constant, **outputs}.items()
+        }
         everything = self.modalities
         if blind:
             worth = {s: x if s in ((), everything) else math.nan for s, x in worth.items()}
@@ -86,8 +88,8 @@ class Measure:
 
         probes = self._probes(seen, "features", there)
         found = self._probes(seen, "alone", there)
-        probe = {m: self._score(said, target[there[m]]) for m, said in probes.items()}
-        reference = {m: self._score(said, target[there[m]]) for m, said in found.items()}
+        probe = {m: self._score(predicted, target[there[m]]) for m, predicted in probes.items()}
+        reference = {m: self._score(predicted, target[there[m]]) for m, predicted in found.items()}
         errors |= self._probe_errors(probes, found, {m: outputs[(m,)][there[m]] for m in everything}, target, there)
         return Diagnosis(
             score=worth[everything],
@@ -101,8 +103,8 @@ class Measure:
             reference=reference,
             lag={m: x - probe[m] for m, x in reference.items() if m in probe},
             energy={
-                m: self._energy(seen[key("features", m)][there[m]], said, target[there[m]])
-                for m, said in probes.items()
+                m: self._energy(seen[key("features", m)][there[m]], predicted, target[there[m]])
+                for m, predicted in probes.items()
             },
             gradient=gradient,
             calibration=self._calibration(
@@ -179,13 +181,13 @@ class Measure:
         weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
         return energy(z[: len(outputs)], loss, uncertainty, normalize=True, **weights).mean().item()
 
-    def _calibration(self, said: dict[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, float]]:
+    def _calibration(self, predicted: dict[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, float]]:
         if self.task == "regression":
             return {}
         if self.task == "gaussian":
-            nll = {m: task_loss("gaussian", *pair).mean().item() for m, pair in said.items()}
-            return {"nll": nll, "coverage": {m: gaussian_coverage(*pair) for m, pair in said.items()}}
-        return {"ece": {m: calibration_error(self.task, *pair) for m, pair in said.items()}}
+            nll = {m: task_loss("gaussian", *pair).mean().item() for m, pair in predicted.items()}
+            return {"nll": nll, "coverage": {m: gaussian_coverage(*pair) for m, pair in predicted.items()}}
+        return {"ece": {m: calibration_error(self.task, *pair) for m, pair in predicted.items()}}
 
 
 def key(kind: str, *modalities: str) -> str:

@@ -44,7 +44,7 @@ class ModalityMonitor:
     r"""Find out what each modality knows, what the fused model makes of it, and what is lost on the way.
 
     `update` with every batch of held-out data, `compute` at the end, `reset` before the next epoch; in the training
-    loop, if you like, `update_gradients` after `backward()`. The model stays as it is: `predict` says how it fuses.
+    loop, if you like, `update_gradients` after `backward()`. The model stays as it is: `predict` states how it fuses.
 
     - One modality alone, the drop when one is removed and Shapley values come from the outputs for every coalition:
       2^M - 1 calls of `predict` a batch. Beyond 8 modalities Shapley values are estimated from `orders` orders of

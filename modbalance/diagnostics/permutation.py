@@ -65,8 +65,8 @@ def trust_permutation_test(
         seed: of the permutations.
 
     Returns:
-        the score, its mean and spread over permutations, and p. A small p says that the weights know something of
-        their sample; it does not say that they are the best ones.
+        the score, its mean and spread over permutations, and p. A small p means that the weights know something of
+        their sample, not that they are the best ones.
 
     Raises:
         ValueError: the weights differ in length, or no two samples have the same modalities.

@@ -1,4 +1,4 @@
-"""How good predictions are, in one number where higher is better; and the best that can be said without looking."""
+"""How good predictions are, in one number where higher is better; and the best constant prediction."""
 
 from __future__ import annotations
 

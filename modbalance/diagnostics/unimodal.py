@@ -30,7 +30,7 @@ def train_alone(
     """Copies of the encoders, each trained by itself with a linear head, in eval mode: `alone=` wants their features.
 
     An approximation: `steps` of AdamW with a constant learning rate are not your schedule. A lag under it is a lower
-    bound where more steps would have taught the copy more, so raise `steps` until the probe on it stops rising. Your
+    bound where more steps would have trained the copy further, so raise `steps` until its probe stops rising. Your
     encoders, their gradients and torch's random numbers stay as they are.
 
     Args:

@@ -19,7 +19,7 @@ def verdict(found: Diagnosis) -> str:
         found: a diagnosis.
 
     Returns:
-        one line for each remark, most important first; one line that says so where there is none.
+        one line for each remark, most important first; one line that states so where there is none.
 
     Examples:
         >>> from modbalance.diagnostics import Diagnosis

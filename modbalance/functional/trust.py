@@ -35,7 +35,7 @@ def trust_weights(
     With `chance`, the variance $\sigma^2_0$ of a prediction that knows nothing, $c_m \rho_m$ becomes
     $\max(c_m\rho_m - c_0\rho_0,\ 10^{-3} c_m\rho_m)$: what a modality knows beyond chance. The paper's form alone
     leaves a modality that knows nothing half the weight of one that explains half the variance. `power` $\kappa$
-    and `bias` b, 1 and 0 in the paper, say how far to go by samples and how far by modalities as wholes; both can
+    and `bias` b, 1 and 0 in the paper, set how far weights follow samples and how far whole modalities; both can
     be fitted on held-out data.
 
     Args:
@@ -114,7 +114,7 @@ def distillation_loss(
     Args:
         student: outputs of the fused model, `(B, width)`.
         teachers: outputs by modality, `(B, width)`; detached.
-        weights: trust by modality, `(B,)`; 0 leaves a teacher out, whatever it says.
+        weights: trust by modality, `(B,)`; 0 leaves a teacher out, whatever it predicts.
         task: see `modbalance.tasks`.
         temperature: T of the softened probabilities, > 0; classification and multilabel only.
         direction: `paper` is KL(student || teacher), `forward` is KL(teacher || student) as in Hinton et al.
@@ -152,7 +152,7 @@ def distillation_sum(
     total = select(student, torch.zeros_like(student, dtype=torch.bool)).sum(
         -1
     )  # a zero in the graph, whatever it holds
-    taught = torch.zeros_like(total, dtype=torch.bool)
+    guided = torch.zeros_like(total, dtype=torch.bool)
     for name, outputs in teachers.items():
         if outputs.shape != student.shape:
             raise ValueError(
@@ -165,8 +165,8 @@ def distillation_sum(
         teacher = select(outputs.detach().to(student.dtype), here)
         pair = (student, teacher) if direction == "paper" else (teacher, student)
         total = total + select(weight * _divergence(task, *pair, temperature), here)
-        taught = taught | here
-    return masked_sum(total, taught)
+        guided = guided | here
+    return masked_sum(total, guided)
 
 
 def trust_fusion(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ def forbid_double_backward(
 ) -> tuple[Tensor | None, ...]:
     """`backward(*arguments)`, all of them positional and no tensor inside a container."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        # Compiled or without a graph there is no second backward, and torch says so itself.
+        # Compiled or without a graph there is no second backward, and torch raises that error itself.
         return backward(*arguments)
     gradients: tuple[Tensor | None, ...] = _ForbidDoubleBackward.apply(backend, backward, *arguments)  # type: ignore[no-untyped-call]
     return gradients

@@ -90,7 +90,7 @@ def energy_penalty(
         and get no gradient, whatever they hold.
 
     Raises:
-        ValueError: a shape, task or backend does not fit; the message says which and what would.
+        ValueError: a shape, task or backend does not fit; the message names it and what would.
         RuntimeError: the analytic or triton result is differentiated twice (the reference backend allows it), the
             reference backend meets a loss that is not twice differentiable, or under `triton` a kernel cannot be
             compiled or launched. Under `auto` the analytic path then takes over, for this kernel and device, with

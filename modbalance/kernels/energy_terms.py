@@ -1,4 +1,4 @@
-"""What every backend of the penalty is told besides features and heads."""
+"""The terms of the energy: what every backend of the penalty takes besides features and heads."""
 
 from __future__ import annotations
 

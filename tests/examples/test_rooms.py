@@ -1,6 +1,8 @@
 """The rooms of the pipeline stand in one line: none imports from one to its right, and the library has no circle."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,14 @@ def test_no_circle(root, package):
 def test_a_circle_is_seen():
     assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
     assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+
+
+def test_help_and_a_misspelt_option_do_not_wait_for_torch():
+    code = (
+        "import sys; sys.argv = ['train.py', *sys.argv[1:]]; from ebmc_msa.training.command import main\ntry: main()"
+    )
+    code += "\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    for option, status in (("--help", 0), ("--epochz", 2)):
+        command = [sys.executable, "-c", code, option]
+        run = subprocess.run(command, cwd=ROOT / "examples", capture_output=True, text=True, check=True)
+        assert run.stdout.splitlines()[-1] == f"{status} False False"

@@ -46,14 +46,18 @@ def operations(function, *leaves):
     return count.calls
 
 
+# With heads that learn, and with fixed ones: a gate, to be lowered.
+OPERATIONS = {"classification": (111, 92), "multilabel": (107, 88), "regression": (85, 66), "gaussian": (143, 124)}
+
+
 @pytest.mark.parametrize("heads", [True, False], ids=["trained", "fixed"])
 @pytest.mark.parametrize("task", TASKS)
-def test_half_the_operations_of_double_backward(task, heads):
+def test_the_operations_against_those_of_double_backward(task, heads):
     z, w, b, y = make_inputs(task, heads=heads)
     leaves = [x for x in (*z, *w, *b) if x.requires_grad]
     ours = operations(lambda: energy_penalty(z, w, b, y, task=task, backend="analytic").penalty.sum(), *leaves)
     theirs = operations(lambda: double_backward(task, z, w, b, y), *leaves)
-    assert ours < (0.5 if task == "classification" else 0.75) * theirs
+    assert ours <= OPERATIONS[task][not heads] < 0.4 * theirs
 
 
 def test_fixed_heads_and_no_grad_cost_less():
@@ -115,7 +119,7 @@ def test_near_the_minimum_gradients_stay_as_exact_as_those_of_double_backward():
 @compiles
 @pytest.mark.parametrize("task", TASKS)
 def test_compiles_to_one_graph(task):
-    z, w, b, y = make_inputs(task)
+    z, w, b, y = make_inputs(task, dtype=torch.float64)
     leaves = [*z, *w, *b]
 
     def penalty(*x):

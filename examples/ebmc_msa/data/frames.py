@@ -12,12 +12,12 @@ def frame_mask(frames: int, lengths: Tensor) -> Tensor:
 
 
 def keep_frames(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The frames of `x` `(B, T, D)` where `mask` `(B, T)` is true, moved to the front in order, and their number.
+    """The frames of `x` `(B, T, ...)` where `mask` `(B, T)` is true, moved to the front in order, and their number.
 
     What follows them is the rest of the frames.
     """
     order = (~mask).byte().argsort(dim=1, stable=True).to(x.device)
-    return x.gather(1, order[..., None].expand_as(x)), mask.sum(1)
+    return x[torch.arange(len(x), device=x.device)[:, None], order], mask.sum(1)
 
 
 def std_or_one(std: Tensor, mean: Tensor) -> Tensor:

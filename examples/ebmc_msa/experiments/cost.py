@@ -127,7 +127,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     batch = fold.rows(torch.arange(size))
     # as in training: teachers read only what is there
     dropped = modality_dropout(batch.present, settings.modality_dropout, generator=torch.Generator().manual_seed(0))
-    lacking = batch.showing(dropped)
+    lacking = batch.with_present(dropped)
     plain, first, second = Concat(spec, settings), EBMC(spec, settings), EBMC(spec, settings)
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():
@@ -137,7 +137,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
     def answer(model: nn.Module) -> Callable[[], object]:
-        return torch.no_grad()(lambda: model(replace(batch, target=None)))
+        return torch.no_grad()(lambda: model.answer(replace(batch, target=None)))
 
     answers = {}
     for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():

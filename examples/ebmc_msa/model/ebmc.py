@@ -60,19 +60,22 @@ class EBMC(Model):
         rates = dropout_rates(settings.modality_dropout, spec.dims)
         self.hide = statistics.fmean(rates.values())
         self.enhance = ComplementaryEnhancer(dims, settings.dim, **task, hide=self.hide)
-        self.coordinate = EnergyCoordinator(dims, **task, gap="pull")
+        # Without a weight of EMC only its probes learn: they measure the energies.
+        emc = {"gap": "pull"} if settings.gamma else {"gap": None, "delta": 0.0}
+        self.coordinate = EnergyCoordinator(dims, **task, **emc)
         self.distill = TrustDistiller(spec.num_outputs, spec.task, beyond_chance=True)
         self.mix = nn.ModuleDict({name: nn.Linear(settings.dim, settings.dim) for name in spec.dims})
         self.head = make_head(spec, settings)
         self.teachers: Teachers | None = None  # from stage II on
         self.log_trust = dict.fromkeys(spec.dims, 0.0)  # of the mean trust on validation
         self.fused_trust = 0.0
+        self.explained: dict[str, float] = {}  # share of the variance that each teacher explains on validation
         self.enhancing = settings.order != "balance-enhance"
         self.balancing = settings.order != "enhance-balance"
 
-    def forward(self, batch: Batch, teachers: TeacherOutputs | None = None) -> Prediction:
-        """`teachers` are the outputs of `self.teachers` where the caller has them already."""
-        if self.teachers is not None and teachers is None:
+    def forward(self, batch: Batch, teachers: TeacherOutputs | None = None, *, trust: bool = True) -> Prediction:
+        """`teachers` are the outputs of `self.teachers` where the caller has them; only `trust` needs them."""
+        if self.teachers is not None and teachers is None and trust:
             teachers = self.teachers(batch)
         settings, weights = self.settings, self.fusion_weights(batch.present)
         strength = self.strength if self.training else 1.0
@@ -90,7 +93,7 @@ class EBMC(Model):
                 lambda z: self.head(self._fuse(z, weights)),
                 batch.target,
                 batch.present,
-                gates=None if teachers is None else self._explained_variance(teachers.outputs, batch.present),
+                gates=self._gates(batch.present),
             )
             features = {
                 name: select((balanced.features[name] + x) / 2, batch.present[name])
@@ -100,7 +103,7 @@ class EBMC(Model):
         outputs = self.head(fused)
 
         loss = task_term(self, outputs, batch.target)
-        terms, trust = {"task": loss}, {}
+        terms, trusted = {"task": loss}, {}
         if "msd" in settings.without or not self.enhancing:
             loss = loss + self._private_heads_alone(parts.private, batch)
         else:
@@ -116,15 +119,18 @@ class EBMC(Model):
             loss = loss + strength * settings.beta * enhanced.loss
             terms |= {"reconstruction": enhanced.reconstruction, "enhancement": enhanced.task}
         if "emc" not in settings.without:
-            loss = loss + (strength * settings.gamma * balanced.loss if self.balancing else balanced.fit)
-            terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
+            if settings.gamma:
+                loss = loss + (strength * settings.gamma * balanced.loss if self.balancing else balanced.fit)
+                terms |= {"gap": balanced.gap, "penalty": balanced.penalty, "descent": balanced.descent}
+            else:
+                loss = loss + balanced.fit
             terms["fit"] = balanced.fit
         if teachers is not None:
             distilled = self.distill(outputs, teachers.outputs, None, batch.present, teachers.log_in_distribution)
-            trust = distilled.weights
+            trusted = distilled.weights
             loss = loss + strength * (1 - self.fused_trust) * settings.eta * distilled.loss
             terms["distillation"] = distilled.loss
-        return Prediction(outputs, fused, trust, balanced.energy, loss, terms)
+        return Prediction(outputs, fused, trusted, balanced.energy, loss, terms)
 
     def fusion_weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of mean 1 over the present modalities, `(B,)`: the softmax of `log_trust` times their number.
@@ -140,11 +146,18 @@ class EBMC(Model):
         # Twice: one half of each feature is rebuilt, and that half is near 0 at first.
         return 2 * self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
 
-    def _explained_variance(self, outputs: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Share of the target's variance that each teacher explains, `(B,)` in [0, 1]."""
-        chance = self.distill.chance().sum()
-        variance = {name: prediction_variance(self.spec.task, x).sum(-1) for name, x in outputs.items()}
-        return {name: select((1 - v / chance).clamp(0, 1), present[name]) for name, v in variance.items()}
+    def _gates(self, present: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """How much the generators may use each modality, `(B,)`: the explained variance; None in stage I."""
+        return {name: self.explained[name] * here for name, here in present.items()} if self.explained else None
+
+    def _explained_variance_on(self, valid: Fold) -> dict[str, float]:
+        """Share of the target's variance that each teacher explains, in [0, 1]: the mean over validation."""
+        chance, shares = self.distill.chance().sum(), {name: [torch.zeros(0)] for name in self.spec.dims}
+        for batch in (valid.rows(rows) for rows in by_length(valid)):
+            for name, outputs in self.teachers(batch).outputs.items():
+                variance = prediction_variance(self.spec.task, outputs).sum(-1)[batch.present[name]]
+                shares[name].append((1 - variance / chance).clamp(0, 1).cpu())
+        return {name: torch.cat(parts).mean().nan_to_num(0.0).item() for name, parts in shares.items()}
 
     def _private_heads_alone(self, private: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Without MSD the heads T_m still learn, on detached private parts, because teachers are made of them."""
@@ -178,6 +191,7 @@ class EBMC(Model):
             self.teachers.fit(train, valid)
             self.fused_trust = self._fused_trust_on(valid, stage1)
             self.log_trust = self._log_trust_on(valid)
+            self.explained = self._explained_variance_on(valid)
         self.enhancing = self.balancing = True
         return stage1
 
@@ -235,12 +249,14 @@ class EBMC(Model):
             "balancing": self.balancing,
             "log_trust": dict(self.log_trust),
             "fused_trust": self.fused_trust,
+            "explained": dict(self.explained),
             "teachers": self.teachers is not None,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.enhancing, self.balancing = state["enhancing"], state["balancing"]
         self.log_trust, self.fused_trust = dict(state["log_trust"]), state["fused_trust"]
+        self.explained = dict(state["explained"])
         if not state["teachers"]:
             self.teachers = None
         elif self.teachers is None:

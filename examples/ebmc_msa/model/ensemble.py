@@ -23,7 +23,7 @@ from modbalance.functional import fit_temperature, scale_temperature, trust_fusi
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
 STAGE1, STAGE2 = "fused.stage1", "fused.stage2"  # a dot: no modality is named so
-NEGLIGIBLE = 0.15  # weight of an expert that is left out, and where it is needed nowhere not evaluated
+NEGLIGIBLE = 0.2  # weight of an expert that is left out, and where it is needed nowhere not evaluated
 
 
 class TrustEnsemble(Model):
@@ -49,16 +49,24 @@ class TrustEnsemble(Model):
         return self.student.encoders
 
     def forward(self, batch: Batch) -> Prediction:
-        mixture = mixture_of_each(self.mixtures, batch.present)
         teachers = self.student.teachers(batch)
         out = self.student(batch, teachers)
+        return out._replace(outputs=self._mix(batch, teachers, out))
+
+    def answer(self, batch: Batch) -> Tensor:
+        used = mixture_of_each(self.mixtures, batch.present).used
+        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
+        return self._mix(batch, teachers, self.student(batch, trust=False))
+
+    def _mix(self, batch: Batch, teachers: TeacherOutputs, out: Prediction) -> Tensor:
+        mixture = mixture_of_each(self.mixtures, batch.present)
+        fused = self._fused_experts(batch, out, mixture.used)
         experts = teachers.outputs | {
             name: scale_temperature(self.spec.task, outputs, self.fused_temperatures[name])
-            for name, outputs in self._fused_experts(batch, out, mixture.used).items()
+            for name, outputs in fused.items()
         }
         experts = {name: outputs for name, outputs in experts.items() if name in mixture.used}
-        outputs = mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
-        return out._replace(outputs=outputs)
+        return mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
 
     @torch.no_grad()
     def fit(self, valid: Fold) -> None:
@@ -88,7 +96,7 @@ class TrustEnsemble(Model):
             self.mixtures[names] = fit(kept)
 
     def _fused_experts(self, batch: Batch, out: Prediction, used: Collection[str]) -> dict[str, Tensor]:
-        stage1 = {STAGE1: self.stage1(batch).outputs} if STAGE1 in used else {}
+        stage1 = {STAGE1: self.stage1(batch, trust=False).outputs} if STAGE1 in used else {}
         return stage1 | {STAGE2: out.outputs}
 
     def _expert_outputs(self, fold: Fold) -> ExpertOutputs:

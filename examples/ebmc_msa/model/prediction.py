@@ -40,6 +40,10 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         raise NotImplementedError
 
+    def answer(self, batch: Batch) -> Tensor:
+        """The outputs of `forward`, `(B, width)`, without the cost of what only the rest of a `Prediction` needs."""
+        return self(batch).outputs
+
     def backward(self, out: Prediction) -> None:
         """Compute gradients; a balancer that changes gradients overrides this."""
         out.loss.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -48,13 +48,14 @@ class Teachers(nn.Module):
         self.temperatures = dict.fromkeys(branches, 1.0)
         self.ood = nn.ModuleDict({name: OODScore(std) for name, std in feature_std.items()})
 
-    def forward(self, batch: Batch) -> TeacherOutputs:
+    def forward(self, batch: Batch, names: Collection[str] | None = None) -> TeacherOutputs:
+        """Of all modalities, or only of `names`."""
+        names = list(self.branches) if names is None else names
         outputs = {
-            name: scale_temperature(self.task, self.predict(name, batch), self.temperatures[name])
-            for name in self.branches
+            name: scale_temperature(self.task, self.predict(name, batch), self.temperatures[name]) for name in names
         }
         scores = {name: torch.zeros_like(here, dtype=torch.float32) for name, here in batch.present.items()}
-        for name, score in self.ood.items():
+        for name, score in ((name, score) for name, score in self.ood.items() if name in names):
             scores[name] = select(score(batch.features[name], batch.lengths.get(name)), batch.present[name])
         return TeacherOutputs(outputs, scores)
 

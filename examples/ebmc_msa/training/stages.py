@@ -13,6 +13,7 @@ from torch import nn
 
 from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.dataset import DataError
 from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
 from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
@@ -232,7 +233,12 @@ def _epoch(
         batch = batch.with_present({name: here[places.to(here.device)] for name, here in present.items()})
         if settings.corruption:
             batch = corrupt_at_random(batch, std, model.strength * settings.corruption, own)
-        out = step(batch)
+        try:
+            out = step(batch)
+        except ValueError as problem:  # the components check values, and the inputs are finite
+            if "NaN or inf" not in str(problem):
+                raise
+            raise DataError("training diverged: features are NaN or infinite; pass a smaller --lr.") from problem
         optimizer.zero_grad()
         model.backward(out)
         _add(sums["gradient"], gradient_norms(model.encoders))

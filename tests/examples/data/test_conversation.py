@@ -102,6 +102,7 @@ def test_without_conversations_auto_reads_none_and_others_are_refused(tmp_path):
         context_of(data, "auto", causal=True)
 
 
+@pytest.mark.data
 @pytest.mark.skipif("MODBALANCE_DATA" not in os.environ, reason="needs the real sets")
 def test_actors_are_no_conversation_and_their_rows_are_sorted():
     path = Path(os.environ["MODBALANCE_DATA"], "ravdess", "ravdess.npz")
@@ -112,6 +113,7 @@ def test_actors_are_no_conversation_and_their_rows_are_sorted():
         context_of(data, "gru")
 
 
+@pytest.mark.data
 @pytest.mark.skipif("MODBALANCE_DATA" not in os.environ, reason="needs the real sets")
 def test_rows_sorted_by_label_are_noted(tmp_path):
     path = Path(os.environ["MODBALANCE_DATA"], "ravdess", "ravdess.npz")
@@ -128,6 +130,7 @@ def test_rows_sorted_by_label_are_noted(tmp_path):
     assert "sorted" not in real.note
 
 
+@pytest.mark.data
 @pytest.mark.skipif("MODBALANCE_DATA" not in os.environ, reason="needs the real sets")
 def test_mmsa_has_an_order_by_clip_and_no_context_unless_asked():
     data = load(Path(os.environ["MODBALANCE_DATA"], "mosi"))

@@ -51,7 +51,18 @@ def pickles():
     frames = [(["so", "good"], rng.normal(size=(n, 2)), rng.normal(size=(n, 3))) for n in (1, 2, 3)]
     rows = [(x, np.array([[0.5]]), f"v{i}[{i}]") for i, x in enumerate(frames)]
     tuples = dict.fromkeys(("train", "dev", "test"), rows)
-    return [pickle.dumps(x, p) for x in (mmsa, mult, iemocap, gcnet, tuples) for p in (0, 2, 4, 5)]
+    talks = {"d0": 2, "d1": 1}
+    vectors = [{k: np.ones((n, 3)) * n for k, n in talks.items()}, {k: [np.ones(2)] * n for k, n in talks.items()}]
+    names = [{k: [f"{k}_{i}" for i in range(n)] for k, n in talks.items()}, {k: ["M"] * n for k, n in talks.items()}]
+    erc = (
+        *names,
+        {k: [1] * n for k, n in talks.items()},
+        *vectors,
+        {"d0"},
+        ["d1"],
+        {k: [0] * n for k, n in talks.items()},
+    )
+    return [pickle.dumps(x, p) for x in (mmsa, mult, iemocap, gcnet, tuples, erc) for p in (0, 2, 4, 5)]
 
 
 class Call:
@@ -261,6 +272,7 @@ def fuzz(seconds, seed, most):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 def test_strangers_files(tmp_path):
     command = [sys.executable, "-W", "error", __file__, "6", "0", "1500"]

@@ -542,6 +542,7 @@ def test_clean_leaves_valid_frames_of_present_rows_and_nothing_else(case):
 REAL = os.environ.get("MODBALANCE_DATA")
 
 
+@pytest.mark.data
 @pytest.mark.skipif(not REAL, reason="MODBALANCE_DATA does not name a folder of real data sets")
 @pytest.mark.parametrize(
     ("name", "kind", "classes", "rows", "dims"),

@@ -18,6 +18,8 @@ from ebmc_msa.model.settings import PROTOCOLS, Settings
 from ebmc_msa.report import robustness as degradation
 from ebmc_msa.training import checkpoint, command
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -14,6 +14,8 @@ from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.summary import measured
 from figures import drawn
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--set", "stage1_epochs=1", "stage2_epochs=1", "dim=8"]
 METHODS = ["ebmc -cce", "single", "late", "composite", "linear", "g-blend", "umt", "mmpareto"]
 

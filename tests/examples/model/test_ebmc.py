@@ -132,17 +132,42 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fo
         handle.remove()
 
 
+@pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
+def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(names, balanced, fold):
+    batch = fold[3].rows(torch.arange(32))
+    batch = batch.showing(restrict(batch.present, names))
+    kept, calls = dict(balanced.mixtures), []
+    handles = [
+        teacher.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, teacher in balanced.student.teachers.branches.items()
+    ]
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(balanced.answer(batch), balanced(batch).outputs)
+            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.5, {"audio": 0.0, STAGE2: 0.0}))
+            calls.clear()
+            answer = balanced.answer(batch)
+            assert set(calls) <= {"audio"}
+            torch.testing.assert_close(answer, balanced(batch).outputs)
+    finally:
+        balanced.mixtures = kept
+        for handle in handles:
+            handle.remove()
+
+
 def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
     batch = fold[2].rows(torch.arange(16))
     here = torch.arange(16) % 3 == 0
-    batch = batch.showing({**batch.present, "text": here})
+    batch = batch.with_present({**batch.present, "text": here})
     branch, seen = balanced.student.teachers.branches["text"], []
     handle = branch.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     with torch.no_grad():
         outputs = balanced.student.teachers.predict("text", batch)
         whole = branch(batch.features["text"], batch.lengths["text"])
         handle.remove()
-        nothing = balanced.student.teachers.predict("text", batch.showing({**batch.present, "text": here & ~here}))
+        nothing = balanced.student.teachers.predict(
+            "text", batch.with_present({**batch.present, "text": here & ~here})
+        )
     assert seen[0] == here.sum()
     torch.testing.assert_close(outputs[here], whole[here])
     assert not outputs[~here].any()
@@ -214,6 +239,23 @@ def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
     torch.testing.assert_close(expected, got.outputs, atol=1e-5, rtol=1e-5)
 
 
+def test_without_weight_emc_moves_nothing_but_its_probes(fold):
+    spec, train_fold, valid, _ = fold
+    batch, grads, fits = train_fold.rows(torch.arange(32)), {}, {}
+    for name, settings in {"0": Settings(), "none": Settings(without=("emc",)), "paper": Settings(gamma=0.1)}.items():
+        torch.manual_seed(0)
+        model = EBMC(spec, settings)
+        model.start_balancing(train_fold, valid, {})
+        torch.manual_seed(0)
+        out = model.train()(batch)
+        out.loss.backward()
+        grads[name] = torch.cat([p.grad.flatten() for p in model.encoders.parameters()])
+        fits[name] = "fit" in out.terms
+    torch.testing.assert_close(grads["0"], grads["none"])
+    assert not torch.allclose(grads["paper"], grads["none"], atol=1e-6)
+    assert fits == {"0": True, "none": False, "paper": True}
+
+
 @pytest.mark.parametrize(
     ("order", "first"),
     [
@@ -225,7 +267,7 @@ def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
 def test_order_of_the_stages(order, first, fold):
     spec, train_fold, valid, _ = fold
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order))
+    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order, gamma=0.1))
     trained = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
     stages = trained.stages
     assert "-".join(stage.name for stage in stages) == order

@@ -23,6 +23,7 @@ class Inference(nn.Module):
         return out.outputs, out.trust
 
 
+@pytest.mark.slow
 # torch.export's own: it warns of constants that it lifts.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_both_stages_are_exported_for_any_batch_size():

@@ -142,6 +142,7 @@ def test_with_context_it_reads_weights_and_learns_too(bert, mmsa):
     assert weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["raw_text", "text_bert"])
 def test_trains_and_is_evaluated_without_the_folder(bert, mmsa, tmp_path, monkeypatch, source):
     monkeypatch.setattr("ebmc_msa.training.run.write_report", lambda *_: None)
@@ -192,16 +193,16 @@ def test_data_without_words(bert, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("corrupt_at_random", "message"),
+    ("corrupt", "message"),
     [
         (lambda x: x.__setitem__((0, 0, 1), 99), "ids from 2 to 99, expected 0 to 11"),
         (lambda x: x.__setitem__((0, 2, 1), 1), "more than one segment"),
     ],
 )
-def test_tokens_of_another_model(bert, mmsa, spoil, message):
+def test_tokens_of_another_model(bert, mmsa, corrupt, message):
     def spoilt(n):
         x = tokens(n)
-        spoil(x)
+        corrupt(x)
         return x
 
     dataset = load(mmsa(raw_text=lambda n: None, text_bert=spoilt))

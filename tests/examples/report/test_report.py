@@ -27,6 +27,8 @@ from ebmc_msa.training.results import summary
 from figures import drawn
 from modbalance.diagnostics import imbalance
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SIX = ("fou", "fac", "kar", "mor", "pix", "zer")
 

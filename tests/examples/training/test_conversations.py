@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ebmc_msa.data import files
 from ebmc_msa.model.prediction import spec_of, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import checkpoint, command, resume, run
@@ -106,7 +105,7 @@ def test_a_checkpoint_with_context_needs_conversations(compared, data, tmp_path,
 
 def test_resumed_it_ends_at_the_same_bits(data, tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "SHARE", float("inf"))
-    monkeypatch.setattr(run, "write_report", lambda path, _, records: files.write_text(path, json.dumps(records)))
+    monkeypatch.setattr(run, "write_report", lambda *_: None)
     options = ["--data", str(data), "--model", "concat", "--context", "transformer", "--causal", *SHORT]
     assert command.main([*options, "--out", str(tmp_path / "whole"), "--name", "a"]) == 0
     with monkeypatch.context() as patch:

@@ -20,6 +20,8 @@ from ebmc_msa.training.checkpoint import build
 from ebmc_msa.training.command import main
 from ebmc_msa.training.stages import train
 
+pytestmark = pytest.mark.slow
+
 SIZE = 2
 
 

@@ -17,6 +17,8 @@ import torch
 from ebmc_msa.data import files
 from ebmc_msa.training import command, resume, run
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--batch-size", "8", "--device", "cpu"]
 BRIEF = ["--stage1-epochs", "1", "--stage2-epochs", "1"]
 COMPARE = ["--compare"]

@@ -173,6 +173,7 @@ def test_enhancement_alone(compared, tmp_path):
     assert found["contribution"]["before"] == found["contribution"]["after"]
 
 
+@pytest.mark.slow
 def test_synthetic_without_arguments_but_epochs(tmp_path):
     assert call("--out", tmp_path / "runs", *SHORT) == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -308,6 +309,8 @@ def test_help_is_quick_and_complete():
     assert all(f"--{option}" in text for option in options.split())
 
 
+@pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mosi", "mosi_overfit_vision", "iemocap", "mfeat/mfeat.npz"])
 def test_real_data(name, tmp_path):
     home = os.environ.get("MODBALANCE_DATA")

@@ -129,25 +129,35 @@ def _by_name(who: str, ids: Mapping[str, Sequence[str]], part: Any, what: str) -
     """An entry by conversation, one value an utterance."""
     found = {str(key): value for key, value in part.items()}
     for video, names in ids.items():
-        if len(found.get(video, ())) != len(names):
+        if (count := _count(found.get(video))) != len(names):
             raise DataError(
-                f"{who}: {video} has {len(found.get(video, ()))} {what} for {len(names)} utterances, expected one "
+                f"{who}: {video} has {count} {what} for {len(names)} utterances, expected one "
                 "each; correct that entry of the pickle."
             )
     return {video: found[video] for video in ids}
 
 
-def _speakers(ids: Mapping[str, Sequence[str]], part: Any) -> dict[str, list[str]] | None:
-    """Names of speakers, of strings or of one-hot rows; None where an entry fits no utterances."""
-    if any(len(part.get(key, ())) != len(ids[str(key)]) for key in part) or len(part) != len(ids):
+def _speakers(ids: Mapping[str, Sequence[str]], part: Mapping[Any, Any]) -> dict[str, list[str]] | None:
+    """Names of speakers, of strings or of one-hot rows; None where they do not fit the utterances."""
+    found = {str(key): value for key, value in part.items()}
+    if any(_count(found.get(video)) != len(names) for video, names in ids.items()):
         return None
-    return {
-        str(key): [
-            str(int(np.argmax(one))) if isinstance(one, (list, tuple, np.ndarray)) and np.size(one) > 1 else str(one)
-            for one in values
-        ]
-        for key, values in part.items()
-    }
+    return {video: [_speaker(one) for one in found[video]] for video in ids}
+
+
+def _speaker(one: Any) -> str:
+    if isinstance(one, (list, tuple, np.ndarray)) and np.size(one) > 1:
+        try:
+            return str(int(np.argmax(one)))
+        except (ValueError, TypeError):
+            pass
+    return one.decode("latin1") if isinstance(one, bytes) else str(one)
+
+
+def _count(value: Any) -> int:
+    """Of utterances, 0 where it is no sequence."""
+    sequence = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    return len(value) if sequence else 0
 
 
 def _mean(tables: list[list[Any]]) -> np.ndarray[Any, Any] | list[Any]:
@@ -160,20 +170,21 @@ def _mean(tables: list[list[Any]]) -> np.ndarray[Any, Any] | list[Any]:
 
 
 def _first(part: Mapping[Any, Any]) -> Any:
-    return next((value for value in part.values() if isinstance(value, (list, tuple, np.ndarray)) and len(value)), ())
+    """Its first value of an utterance; None without any."""
+    return next((value[0] for value in part.values() if _count(value)), None)
 
 
 def _is_features(part: Mapping[Any, Any]) -> bool:
-    value = _first(part)
-    return bool(len(value)) and isinstance(value[0], (list, tuple, np.ndarray)) and np.size(value[0]) > 1
+    return _count(_first(part)) > 1
 
 
 def _is_labels(part: Mapping[Any, Any]) -> bool:
-    value = _first(part)
-    return bool(len(value)) and np.size(value[0]) == 1 and not isinstance(np.ravel(value)[0], (str, bytes))
+    return isinstance(_first(part), (int, float, np.number)) or _count(_first(part)) == 1
 
 
 def _is_split(part: Any) -> bool:
+    if isinstance(part, np.ndarray) and part.ndim != 1:
+        return False
     return isinstance(part, (list, tuple, set, frozenset, np.ndarray)) and all(
         isinstance(one, (str, bytes, int, np.integer)) for one in part
     )
