@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from modbalance.checks import traced
+
 CALLS = 300  # training calls before untrained parameters are reported: beyond any accumulation of gradients
 DETACHED = 10  # in a row
 
@@ -26,7 +28,8 @@ class TrainingCheck:
         self.before: list[tuple[int, int]] = []
 
     def count(self, owner: str, module: nn.Module, features: Mapping[str, Tensor] | None = None) -> None:
-        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        parameter = next(module.parameters(), None)
+        if not module.training or not torch.is_grad_enabled() or (parameter is not None and traced(parameter)):
             return
         if features is not None and self.detached < DETACHED:
             self.detached = 0 if any(x.requires_grad for x in features.values()) else self.detached + 1
