@@ -29,7 +29,9 @@ def quick():
     """Save after each epoch; write what the report would show instead of drawing it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume, "SHARE", float("inf"))
-        patch.setattr(run, "write_report", lambda path, _, records: files.write_text(path, json.dumps(records)))
+        patch.setattr(
+            run, "write_report", lambda path, _, records: files.write_text(path, json.dumps(records, default=vars))
+        )
         yield patch
 
 
