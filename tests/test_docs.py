@@ -47,7 +47,7 @@ def test_commands_exist(page):
     """Scripts, options, extras and paths that a bash block names are there; comments are not read."""
     for block in SHELL.findall(page.read_text()):
         assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
-        for command in re.split(r"\n|&&|;", block):
+        for command in re.split(r"\n|&&|;", block.replace("\\\n", "")):
             words = shlex.split(command, comments=True)
             if words[:1] == ["python"]:
                 assert (ROOT / words[1]).exists()
@@ -66,6 +66,12 @@ def options_of(*command):
     """Those of its --help, and those that the script names itself, should it need what is not here."""
     help_text = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     return set(re.findall(r"--[a-z][a-z0-9-]*", help_text + (ROOT / command[0]).read_text()))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples/ebmc_msa/README.md"], ids=lambda page: page.name)
+def test_code_fits_a_narrow_page(page):
+    code = "".join(re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    assert [line for line in code.splitlines() if len(line) > 72] == []
 
 
 def test_readme_runs_code_within_twenty_lines():
