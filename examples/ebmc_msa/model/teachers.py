@@ -62,12 +62,13 @@ class Teachers(nn.Module):
     def predict(self, name: str, batch: Batch) -> Tensor:
         """Outputs of one teacher, `(B, width)`, not calibrated; 0 for rows without the modality, which it skips."""
         here = batch.present[name]
-        if torch.compiler.is_compiling() or batch.conversation is not None or bool(here.all()):
+        whole = torch.compiler.is_compiling() or batch.conversation is not None
+        if whole or here.device.type != "cpu" or here.all():  # elsewhere asking would wait for the device
             return select(self.branches[name](*batch.inputs(name)), here)
-        outputs = torch.zeros(len(here), self.width, device=here.device)
+        x, lengths = batch.inputs(name)
+        outputs = torch.zeros(len(here), self.width, dtype=x.dtype)
         if here.any():
-            x, lengths = batch.inputs(name)
-            outputs[here] = self.branches[name](x[here], None if lengths is None else lengths[here])
+            outputs[here] = self.branches[name](x[here], None if lengths is None else lengths[here]).to(x.dtype)
         return outputs
 
     @torch.no_grad()

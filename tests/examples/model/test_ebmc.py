@@ -135,7 +135,7 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fo
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
 def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(names, balanced, fold):
     batch = fold[3].rows(torch.arange(32))
-    batch = batch.showing(restrict(batch.present, names))
+    batch = batch.with_present(restrict(batch.present, names))
     kept, calls = dict(balanced.mixtures), []
     handles = [
         teacher.register_forward_hook(lambda *_, name=name: calls.append(name))

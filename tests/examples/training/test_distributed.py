@@ -172,5 +172,5 @@ def test_an_error_of_one_ends_all(call, capfd, failing):
     assert codes[failing] == 2
     assert codes[1 - failing] == 130
     assert error.count("sector 7 is gone") == 1
-    assert error.count("go on with: torchrun --nproc-per-node 2") == 1
+    assert error.count("continue with: torchrun --nproc-per-node 2") == 1
     assert "Traceback" not in error
