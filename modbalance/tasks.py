@@ -10,6 +10,7 @@ r"""What a task is: head width, loss, uncertainty and their derivatives with res
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import get_args
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modbalance.checks import assert_on_device, check_finite, readable, traced
+from modbalance.checks import all_finite, assert_on_device, check_finite, readable, traced
 from modbalance.presence import select, upcast
 from modbalance.task_formulas import HeadOutputs, Task, loss_value, split_gaussian, uncertainty_value
 
@@ -308,23 +309,31 @@ def check_labels(
     ignore_index: int = IGNORE_INDEX,
     counted: Tensor | None = None,
     validate: bool = False,
-) -> None:
-    """The target of the rows that are counted is in range, as `check_values` checks."""
+) -> bool:
+    """The target of the rows that are counted is in range, as `check_values` checks.
+
+    Whether every row is known to have a label that counts: on a CPU, where looking at values is free.
+    """
     if not target.numel() or (traced(target) and not validate):
-        return
+        return False
     looks = validate or readable(target)
     if task == "classification" and not target.is_floating_point():
-        low, high = target.aminmax()
-        if looks and int(low) >= 0 and int(high) < num_outputs:
-            return
+        low, high = (int(x) for x in target.aminmax()) if looks else (0, num_outputs)
+        if low >= 0 and high < num_outputs:
+            return not low <= ignore_index <= high
         bad = (target != ignore_index) & ((target < 0) | (target >= num_outputs))
         want = f"classes 0 to {num_outputs - 1} or ignore_index={ignore_index}"
         remedy = "correct the labels"
-        if looks and int(high) >= num_outputs:
-            remedy += f", or build it with num_outputs={int(high) + 1}"
+        if looks and high >= num_outputs:
+            remedy += f", or build it with num_outputs={high + 1}"
     elif task in ("classification", "multilabel"):
+        least, most = (x.item() for x in target.aminmax()) if looks and task == "multilabel" else (0.0, math.inf)
+        if least >= 0 and most <= 1:
+            return True
         bad = ~((target >= 0) & (target <= 1))
         want, remedy = "values in [0, 1]", "clean the labels"
+    elif looks and all_finite(target):
+        return True
     else:
         bad = ~torch.isfinite(target)
         want, remedy = "finite numbers", "clean the labels"
@@ -338,6 +347,7 @@ def check_labels(
         raise ValueError(f"{owner}: target holds {target[bad].flatten()[0].item()}, expected {want}; {remedy}.")
     elif task == "classification" and target.is_floating_point():
         _check_sums(owner, target if counted is None else target[counted])
+    return False
 
 
 def _check_sums(owner: str, target: Tensor) -> None:

@@ -79,7 +79,7 @@ def test_two_thousand_steps_of_mixed_patterns_keep_nothing():
 
 def mixed_step(rig, optimiser, chance):
     rows, names = chance.randint(0, 3), chance.sample(list(DIMS), chance.randint(1, 3))
-    features = {name: torch.randn(rows, DIMS[name]) for name in names}
+    features = {name: torch.randn(rows, DIMS[name], requires_grad=True) for name in names}
     present = {name: torch.rand(rows) < 0.7 for name in chance.sample(names, chance.randint(0, len(names)))}
     loss = rig(features, make_target(rig.task, rows, dtype=torch.float32), present).loss
     loss.backward()

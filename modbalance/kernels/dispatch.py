@@ -105,8 +105,9 @@ def energy_penalty(
         EnergyPenalty(energy=tensor([[25.6931]]), penalty=tensor([[100.]]))
     """
     num_outputs = _check(features, weights, biases, target, task, present, class_weight)
-    if target is not None:
-        check_labels("energy_penalty", task, target, num_outputs, ignore_index, _somewhere(present))
+    every = target is not None and check_labels(
+        "energy_penalty", task, target, num_outputs, ignore_index, _somewhere(present)
+    )
     name = pick_backend(backend)
     terms = EnergyTerms.of(task, alpha, beta, gamma, temperature, normalize, target, class_weight)
     if torch.compiler.is_compiling():
@@ -125,7 +126,6 @@ def energy_penalty(
                 *triton_ops.energy(terms, present, ignore_index, features, weights, biases, fall_back=name == "auto")
             )
     kernel = BACKENDS["analytic" if name == "auto" else name]
-    every = _every_label_counts(task, target, num_outputs, ignore_index)
     mask = None if every else labelled(task, target, num_outputs, ignore_index)
     if present is not None:
         mask = present if mask is None else present & mask
@@ -178,16 +178,6 @@ def coordination(
 def _tries_triton(name: str, features: Sequence[Tensor]) -> bool:
     """On a CPU the kernels are interpreted: for tests, and only when asked for by name."""
     return name == "triton" or (name == "auto" and features[0].device.type != "cpu")
-
-
-def _every_label_counts(task: Task, target: Tensor | None, num_outputs: int, ignore_index: int) -> bool:
-    """Known at once on a CPU, where looking at values is free: then no mask need be made."""
-    if task != "classification" or target is None or target.is_floating_point():
-        return False
-    if not analytic.on_cpu(target) or target.numel() == 0:
-        return False
-    low, high = (int(x) for x in torch.aminmax(target))
-    return low >= 0 and high < num_outputs and not low <= ignore_index <= high
 
 
 def _unsupported_reason(
