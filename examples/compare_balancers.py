@@ -4,7 +4,7 @@ python examples/compare_balancers.py --data FOLDER --out runs/balancers --jobs 2
 
 FOLDER holds mfeat/mfeat.npz, ravdess/ravdess.npz, iemocap/ and mosi/; what it lacks is left out. Runs that are there
 already are not run again. Methods stand at their defaults and have one learning rate for all, which was chosen on
-validation; with --tune each chooses among three in every cell, on validation. Then the test fold is opened, once.
+validation; with --tune each chooses among three in every cell, on validation. Then the test split is opened, once.
 """
 
 from __future__ import annotations

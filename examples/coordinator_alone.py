@@ -1,7 +1,7 @@
 """EnergyCoordinator by itself in a plain two-encoder loop, beside joint training and unimodal auxiliary losses.
 
-python examples/coordinator_alone.py --data mfeat.npz                   on the validation fold
-python examples/coordinator_alone.py --data mfeat.npz --test --jobs 2   on the test fold, once everything is settled
+python examples/coordinator_alone.py --data mfeat.npz                   on the validation split
+python examples/coordinator_alone.py --data mfeat.npz --test --jobs 2   on the test split, once everything is settled
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adam"], choices=["sgd", "adam"])
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--test", action="store_true", help="report the test fold instead of validation")
+    parser.add_argument("--test", action="store_true", help="report the test split instead of validation")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     args = parser.parse_args(argv)
     if not args.data.is_file():
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"argument --pairs: {pair}, expected two of {', '.join(sorted(known))} as WEAK+STRONG")
 
     cases = [Case(*case) for case in product(args.pairs, args.conditions, args.optimizers)]
-    print(f"{'test' if args.test else 'validation'} fold, {len(args.seeds)} seeds, noise {args.noise:g}\n")
+    print(f"{'test' if args.test else 'validation'} split, {len(args.seeds)} seeds, noise {args.noise:g}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     one = partial(run, path=args.data, fold=2 if args.test else 1, noise=args.noise, epochs=args.epochs)
     tasks = [(case, seed) for case in cases for seed in args.seeds]

@@ -75,7 +75,7 @@ def synthetic(imbalance: float, seed: int) -> tuple[dict[str, Tensor], Tensor, T
 
 
 def folds(folder: Path, case: Case, test: bool) -> Folds:
-    """Standardised, noisy features. Without `test` the test fold is left alone and the others are cut anew."""
+    """Standardised, noisy features. Without `test` the test split is left alone and the others are cut anew."""
     if case.data.startswith("synthetic"):
         x, y, split = synthetic(float(case.data.split()[1]), seed=8 if test else 7)
     else:
@@ -93,7 +93,7 @@ def folds(folder: Path, case: Case, test: bool) -> Folds:
 
 
 def developed(split: Tensor, group: Tensor, recut: bool) -> Tensor:
-    """Three folds without the test fold, by whole groups: all cut anew, or the validation fold in two."""
+    """Three folds without the test split, by whole groups: all cut anew, or the validation split in two."""
     old = split < 2 if recut else split == 1
     groups = group[old].unique()
     groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(12345))]

@@ -1,7 +1,7 @@
 """When balancing helps and when it harms: the parts of EnergyCoordinator, one by one, on many cases.
 
 python examples/coordinator_map.py --data FOLDER --out map          development folds; goes on where it was stopped
-python examples/coordinator_map.py --data FOLDER --out map --test   test folds, once everything is settled
+python examples/coordinator_map.py --data FOLDER --out map --test   test splits, once everything is settled
 
 FOLDER holds mfeat/mfeat.npz, ravdess/ravdess.npz, iemocap, mosi and mosi_overfit_vision; what is missing is left out.
 All arms and seeds of a case train at once, as one batch of models: tests compare it with EnergyCoordinator.
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="all; with --test the first two and the last two")
     parser.add_argument("--seeds", nargs="+", type=int, help="1111 to 1113; with --test to 1115")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--test", action="store_true", help="score the test folds, once everything is settled")
+    parser.add_argument("--test", action="store_true", help="score the test splits, once everything is settled")
     parser.add_argument("--together", type=int, default=4, help="arms trained at once (4)")
     args = parser.parse_args(argv)
     args.arms = args.arms or [*list(ARMS)[:2], *list(ARMS)[-2 if args.test else 2 :]]

@@ -36,7 +36,7 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, 
     assert f"{tuned} of {tuned} runs to do: digits, tuning" in capsys.readouterr().out
     lines = (out / "runs.jsonl").read_text().splitlines()
     assert len(lines) == tuned + final
-    assert not any("correct" in line for line in lines[:tuned])  # settings are chosen without the test fold
+    assert not any("correct" in line for line in lines[:tuned])  # settings are chosen without the test split
     with (out / "balancers.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == final / 2

@@ -21,7 +21,7 @@ def data(tmp_path_factory):
 def test_a_row_for_each_case(data, capsys):
     main(["--data", str(data), "--pairs", "a+b", "--optimizers", "sgd", "--seeds", "1", "2", "--epochs", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "validation fold, 2 seeds, noise 1"
+    assert lines[0] == "validation split, 2 seeds, noise 1"
     rows = [line.split(" | ") for line in lines if line.startswith("| a+b")]
     assert [row[1] for row in rows] == list(CONDITIONS)
     assert all(len(row) == len(coordinator_alone.COLUMNS) for row in rows)

@@ -19,13 +19,13 @@ def check(dataset: Dataset, *, labels: bool) -> Dataset:
     """The data set itself, if it can be trained on, or with `labels=False` predicted.
 
     Raises:
-        DataError: a fold is empty, folds or fields disagree, a label is out of range, a row has nothing.
+        DataError: a split is empty, folds or fields disagree, a label is out of range, a row has nothing.
     """
     for fold in FOLDS if labels else dataset.splits:
         if not len(dataset.splits.get(fold, ())):
             have = listed(f"{name} {len(split)}" for name, split in dataset.splits.items())
             raise DataError(
-                f"{dataset.name}: fold {fold!r} is empty (rows: {have}), expected utterances in train, valid "
+                f"{dataset.name}: split {fold!r} is empty (rows: {have}), expected utterances in train, valid "
                 "and test; assign some to it."
             )
     if not dataset.splits:
@@ -123,7 +123,7 @@ def _check_like_first(who: str, dataset: Dataset, split: Split) -> None:
             came, expected = (tuple(shape) if shape else "missing" for shape in shapes)
             raise DataError(
                 f"{who}: {name} is {came}, expected the same modalities and features as in {first!r}, where "
-                f"it is {expected}; extract all folds with one extractor."
+                f"it is {expected}; extract all splits with one extractor."
             )
 
 
@@ -178,7 +178,7 @@ def _findings(dataset: Dataset) -> Iterator[str]:
     groups = [set(split.group) for split in dataset.splits.values() if split.group is not None]
     shared = sum(map(len, groups)) - len(set().union(*groups))
     if shared:
-        yield f"{shared} groups occur in more than one fold"
+        yield f"{shared} groups occur in more than one split"
 
 
 def _sorted_share(dataset: Dataset) -> float | None:

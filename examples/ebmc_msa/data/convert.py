@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="only check the content of a converted SOURCE")
     parser.add_argument(
         "--split-seed", type=int, default=0, metavar="N",
-        help="draws the validation fold where the data have none (%(default)s)",
+        help="draws the validation split where the data have none (%(default)s)",
     )  # fmt: skip
     add_label_options(parser)
     parser.add_argument("--no-labels", action="store_true", help="to be predicted: labels may be missing")

@@ -13,7 +13,7 @@ ROWS = 256
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of kind, sizes, ids, labels, presence and lengths, and of the features of 256 rows a fold.
+    """SHA-256 of kind, sizes, ids, labels, presence and lengths, and of the features of 256 rows a split.
 
     Not of all features: those may be larger than memory, and this is read before every resumed run.
     """

@@ -66,7 +66,7 @@ def restrict(present: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, 
 def missing_at_random(
     present: Mapping[str, Tensor], rate: float | Mapping[str, float], seed: int
 ) -> dict[str, Tensor]:
-    """Presence of a whole fold with each modality missing with probability `rate`; every row keeps one it had.
+    """Presence of a whole split with each modality missing with probability `rate`; every row keeps one it had.
 
     The draw of a modality does not depend on the others or on the rate: what is missing at a rate is missing at
     every higher one. See `modbalance.modality_dropout`.

@@ -30,7 +30,7 @@ def load(
         path: a pickle in the layout of MMSA, MulT, GCNet or BERT-based projects, their folder, a `.pt`,
             `.safetensors`, `.h5` or `.mat` of the same fields, a CSV manifest, a bc-LSTM folder, an .npz of our own,
             or the folder that convert.py makes of any of them, whose features stay in their files.
-        split_seed: draws the validation fold where the data have none.
+        split_seed: draws the validation split where the data have none.
         options: what is known about the labels; by default all is guessed, and an ambiguous guess is refused.
         labels: False accepts data without labels and without all three folds, for prediction.
         assemble: where cleaned features go, block by block; into memory by default.
@@ -47,7 +47,7 @@ def load(
         dataset = read(_find(path), labels=labels, options=options, assemble=assemble)
     if labels and "valid" not in dataset.splits and len(dataset.splits.get("train", ())):
         dataset = split_off_valid(dataset, split_seed)
-    if not labels:  # to predict, one fold is enough
+    if not labels:  # to predict, one split is enough
         dataset = replace(dataset, splits={fold: split for fold, split in dataset.splits.items() if len(split)})
     return described(check(dataset, labels=labels))
 

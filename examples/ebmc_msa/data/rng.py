@@ -1,6 +1,6 @@
-"""Random numbers by utterance, which depend on seed, purpose and the row's place in its fold, and on nothing else.
+"""Random numbers by utterance, which depend on seed, purpose and the row's place in its split, and on nothing else.
 
-So a fold read in any chunks, padded to any length and on any device is masked alike. Each row has a stream of its own
+So a split read in any chunks, padded to any length and on any device is masked alike. Each row has its own stream
 out of Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011), whose integers numpy guarantees for
 all its versions and machines; what becomes of them here is exact, `normal` excepted.
 """

@@ -1,4 +1,4 @@
-"""The rows of a split, read batch by batch: a fold may be larger than the memory."""
+"""The rows of a split, read batch by batch: a split may be larger than the memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Fold:
     """
 
     features: dict[str, Tensor]  # of the split, all its rows
-    index: Tensor  # (N,) int64, the rows that belong to this fold
+    index: Tensor  # (N,) int64, the rows that belong to this split
     lengths: dict[str, Tensor]  # (N,) int64, on the CPU
     present: dict[str, Tensor]  # (N,) bool, on the device
     target: Tensor | None  # (N,), on the device; standardised for both regressions
@@ -120,7 +120,7 @@ def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
 
 
 def outputs_and_targets(fold: Fold, predict: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of a whole fold."""
+    """Outputs and targets of a whole split."""
     chunks = (fold.rows(rows) for rows in by_length(fold))
     outputs, targets = zip(*((predict(batch), batch.target) for batch in chunks), strict=True)
     return torch.cat(outputs), torch.cat(targets)

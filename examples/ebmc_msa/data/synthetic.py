@@ -29,7 +29,7 @@ def synthetic(*, n: tuple[int, int, int] = (1200, 300, 400), imbalance: float = 
         seed: same seed, same data, on any machine.
 
     Raises:
-        DataError: `imbalance` is outside [0, 1] or a fold is empty.
+        DataError: `imbalance` is outside [0, 1] or a split is empty.
     """
     if not 0 <= imbalance <= 1 or len(n) != 3 or min(n) < 1:
         raise DataError(

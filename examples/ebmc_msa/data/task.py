@@ -100,7 +100,7 @@ class Source(NamedTuple):
 
 
 def decide(source: Source, labels: Mapping[str, Any], options: LabelOptions) -> Target:
-    """Kind and values of the labels of all folds.
+    """Kind and values of the labels of all splits.
 
     Args:
         labels: by fold, or all under an empty name: `(N,)`, `(N, 1)`, `(N, 1, 1)`; one-hot `(N, C)`; 0 and 1

@@ -1,4 +1,4 @@
-"""A validation fold for data that come without one."""
+"""A validation split for data that come without one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SHARE = 0.15
 
 
 def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
-    """About 15 % of the training utterances, in whole groups drawn by `seed`, become the validation fold.
+    """About 15 % of the training utterances, in whole groups drawn by `seed`, become the validation split.
 
     Raises:
-        DataError: the training fold is a single group.
+        DataError: the training split is a single group.
     """
     train = dataset.splits["train"]
     names = units(train)
     sizes = Counter(names)
     if len(sizes) < 2:
         raise DataError(
-            f"{dataset.name}: there is no validation fold and the training fold has {len(sizes)} group, "
-            "expected at least two to split one off; mark a validation fold in the file."
+            f"{dataset.name}: there is no validation split and the training split has {len(sizes)} group, "
+            "expected at least two to split one off; mark a validation split in the file."
         )
     groups = sorted(sizes)
     drawn = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -40,7 +40,7 @@ def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
     splits = {"train": _rows(train, ~chosen), "valid": _rows(train, chosen)}
     what = "utterances" if train.group is None and train.conversation is None else "groups"
     note = (
-        f"no validation fold: {len(taken)} of {len(groups)} {what} ({int(chosen.sum())} of {len(train)} "
+        f"no validation split: {len(taken)} of {len(groups)} {what} ({int(chosen.sum())} of {len(train)} "
         f"utterances) split off train by seed {seed}"
     )
     return replace(

@@ -35,7 +35,7 @@ def half(present: Tensor, seed: int, modality: str) -> Tensor:
 
 
 def partners(present: Tensor, seed: int, modality: str) -> Tensor:
-    """For each sample of a fold that has the modality another one that has it, `(N,)`; each is taken once."""
+    """For each sample of a split that has the modality another one that has it, `(N,)`; each is taken once."""
     there = order(present.cpu().nonzero()[:, 0], seed, f"partner {modality}")
     partner = torch.arange(len(present))
     partner[there] = there.roll(1)
@@ -94,7 +94,7 @@ def corrupt(
 
 
 def corruption(fold: Fold, modality: str, kind: str, seed: int, std: Tensor | None = None) -> Change:
-    """`corrupt` for half of a fold, for `predict`: `predict(model, fold, corruption(fold, "audio", "swap", 0))`.
+    """`corrupt` for half of a split, for `predict`: `predict(model, fold, corruption(fold, "audio", "swap", 0))`.
 
     Which half: `half(fold.present[modality], seed, modality)`, the same for every kind.
     """

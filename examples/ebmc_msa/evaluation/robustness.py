@@ -28,7 +28,7 @@ Degradation = dict[str, dict[str, Scores]]  # test, loss and detection, by level
 
 
 class Level(NamedTuple):
-    """One row of the table: what is done to the test fold, once per draw."""
+    """One row of the table: what is done to the test split, once per draw."""
 
     name: str
     changes: list[Change]
@@ -38,11 +38,11 @@ class Level(NamedTuple):
 def levels(
     protocol: str, present: Mapping[str, Tensor], sequences: Collection[str], draws: int = DRAWS
 ) -> list[Level]:
-    """The rows of `conditions`, `random`, `unequal` or `frames`, the untouched fold first.
+    """The rows of `conditions`, `random`, `unequal` or `frames`, the untouched split first.
 
     Args:
         protocol: one of these four.
-        present: of the whole fold, with all modalities that any of the models reads: all lose the same.
+        present: of the whole split, with all modalities that any of the models reads: all lose the same.
         sequences: modalities with a time axis.
         draws: masks to average over.
 

@@ -1,4 +1,4 @@
-"""A data set as a comparison sees it: some of its modalities, noise on others, the test fold shut if so wished."""
+"""A data set as a comparison sees it: some of its modalities, noise on others, the test split shut if so wished."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 @cache
 def read(source: Source) -> Dataset:
-    """The data set, read once a process; without `test` it holds no test fold.
+    """The data set, read once a process; without `test` it holds no test split.
 
     Raises:
         DataError: a modality that the data do not have, or fewer than two left.

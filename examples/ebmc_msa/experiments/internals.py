@@ -26,12 +26,12 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @torch.no_grad()
 def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
-    """Numbers by modality of a trained model, on the test fold where there is one, else on validation.
+    """Numbers by modality of a trained model, on the test split where there is one, else on validation.
 
     Returns:
         contribution: Shapley shares, of the model `before` balancing and `after`.
         gradient: share of the encoders' gradient in training, by stage.
-        energy: mean energy on the training fold and on the validation fold.
+        energy: mean energy on the training split and on the validation split.
         teachers: negative log-likelihood, calibration and reliability of each, `as stated` and `calibrated`.
         silhouette, fused, group: of the fused features, and by what they are grouped.
     """
@@ -60,7 +60,7 @@ def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
 
 @torch.no_grad()
 def energies(model: EBMC, fold: Fold) -> dict[str, float]:
-    """Mean energy of each modality over the samples of a fold that have it."""
+    """Mean energy of each modality over the samples of a split that have it."""
     model.eval()
     values: dict[str, list[Tensor]] = {name: [] for name in fold.present}
     for batch in (fold.rows(rows) for rows in by_length(fold)):

@@ -23,7 +23,7 @@ Sequence = Literal["transformer", "mean"]
 class Encoder(nn.Module):
     """`(B, D)`, or `(B, T, D)` with lengths `(B,)`, to `(B, dim)`.
 
-    Inputs are standardised by statistics of the training fold, kept in the checkpoint. The frames of a sequence see
+    Inputs are standardised by statistics of the training split, kept in the checkpoint. The frames of a sequence see
     each other in a small transformer, or pass one layer each (`sequence="mean"`), and are averaged where valid:
     padding never counts.
     """
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def standardise(self, blocks: Iterable[Tensor]) -> None:
-        """Set mean and scale from `(n, D)` blocks of what is really there in the training fold."""
+        """Set mean and scale from `(n, D)` blocks of what is really there in the training split."""
         mean, scale = moments(blocks, len(self.mean))
         self.mean.copy_(mean)
         self.scale.copy_(std_or_one(scale, mean))

@@ -22,7 +22,7 @@ Cells = tuple[list[str], list[list[str]]]  # heads, rows
 AUROC = Metric("AUROC", percent=False)
 GAIN = "Gain of a modality alone over the constant prediction, on validation."
 TITLES = {
-    "conditions": "Modalities missing from the whole test fold",
+    "conditions": "Modalities missing from the whole test split",
     "random": "Modalities missing at random",
     "unequal": "Modalities missing at unequal rates",
     "frames": "Frames missing at random",
@@ -31,7 +31,7 @@ TITLES = {
 
 
 def about(results: Results) -> str:
-    """What was done to the test fold, in words."""
+    """What was done to the test split, in words."""
     draws = f"mean of {results['draws']} draws of the masks"
     sequences = [name for name, has_time in results["modalities"].items() if has_time]
     pooled = [name for name in results["modalities"] if name not in sequences]

@@ -220,7 +220,7 @@ def test_meld_with_seven_emotions(tmp_path):
     assert (data.kind, data.classes, data.labels) == ("classes", 7, MELD)
     assert data.modalities == ["text", "audio"]
     assert context_of(data, "auto") == "gru"
-    assert "no validation fold" in data.note
+    assert "no validation split" in data.note
     for split in data.splits.values():
         for row, name in enumerate(split.id):
             video, i = (int(part) for part in name.split("_"))

@@ -75,7 +75,7 @@ def test_to_predict(source, tmp_path):
     np.savez(tmp_path / "d.npz", x_a=np.eye(3))
     assert convert.main([str(tmp_path / "d.npz"), str(tmp_path / "c"), "--no-labels"]) == 0
     assert load(tmp_path / "c", labels=False).splits["test"].target is None
-    with pytest.raises(DataError, match=r"fold 'train' is empty"):
+    with pytest.raises(DataError, match=r"split 'train' is empty"):
         load(tmp_path / "c")
 
 

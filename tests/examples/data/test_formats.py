@@ -184,7 +184,7 @@ def test_a_manifest_reads_words(tmp_path, fields):
         ({"audio": ["objects.npy"]}, r"'objects\.npy' cannot be read \(Object arrays"),
         ({"audio": [""]}, r"audio: every utterance is empty"),
         ({"split": ["train", "devel"]}, r"line 3: a split is called 'devel' .*rename it to 'dev'"),
-        ({"split": ["train"]}, r"fold 'test' is empty"),
+        ({"split": ["train"]}, r"split 'test' is empty"),
     ],
 )
 def test_errors_of_a_manifest(tmp_path, fields, columns, message):

@@ -256,7 +256,7 @@ def test_mult_errors(tmp_path, utterances, changes, message):
 
 
 def gcnet(root, labels):
-    """`labels`: {dialogue: labels}; the last two dialogues are the test fold."""
+    """`labels`: {dialogue: labels}; the last two dialogues are the test split."""
     ids = {video: [f"{video}_F{j:03}" for j in range(len(y))] for video, y in labels.items()}
     rng = np.random.default_rng(0)
     for folder in ("minilm-UTT", "egemaps-UTT"):

@@ -168,7 +168,7 @@ def test_folds_must_agree(tmp_path):
 @pytest.mark.parametrize("fold", ["train", "valid", "test"])
 def test_empty_folds_are_named(tmp_path, fold):
     folds = {name: mmsa_fold(0 if name == fold else 4) for name in ("train", "valid", "test")}
-    with pytest.raises(DataError, match=rf"fold '{fold}' is empty \(rows: .*{fold} 0.*expected.*assign"):
+    with pytest.raises(DataError, match=rf"split '{fold}' is empty \(rows: .*{fold} 0.*expected.*assign"):
         load(write(tmp_path / "d.pkl", folds))
 
 
@@ -380,12 +380,12 @@ def test_npz_without_validation(tmp_path):
     assert len(data.splits["valid"]) == 1  # 15 % of 10 utterances, without going over
     grouped = load(npz(tmp_path, split=split, group=["a"] * 6 + ["b"] * 4 + ["c"] * 2))
     assert grouped.splits["valid"].group == ["b"] * 4
-    with pytest.raises(DataError, match=r"no validation fold and the training fold has 1 group, expected.*mark"):
+    with pytest.raises(DataError, match=r"no validation split and the training split has 1 group, expected.*mark"):
         load(npz(tmp_path, split=split, group=["a"] * 12))
 
 
 def test_npz_groups_across_folds_are_noted(tmp_path):
-    assert "2 groups occur in more than one fold" in load(npz(tmp_path, group=["a"] * 12)).note
+    assert "2 groups occur in more than one split" in load(npz(tmp_path, group=["a"] * 12)).note
 
 
 def test_npz_to_predict(tmp_path):
@@ -441,8 +441,8 @@ def test_npz_to_predict(tmp_path):
         ({"x_lidar": np.array(["a"] * 12)}, r"x_lidar: features have shape \(4,\) and dtype <U1, expected numb"),
         ({"present_lidar": np.full(12, 0.5)}, r"present_lidar holds 0\.5, expected booleans; write True"),
         ({"x_lidar": np.array([[None]] * 12)}, r"cannot be read \(Object arrays.*expected a whole \.npz.*savez"),
-        ({"split": np.array([0] * 6 + [1] * 6)}, r"fold 'test' is empty \(rows: train 6, valid 6\)"),
-        ({"split": np.array([1] * 6 + [2] * 6)}, r"fold 'train' is empty"),
+        ({"split": np.array([0] * 6 + [1] * 6)}, r"split 'test' is empty \(rows: train 6, valid 6\)"),
+        ({"split": np.array([1] * 6 + [2] * 6)}, r"split 'train' is empty"),
     ],
 )
 def test_npz_errors(tmp_path, changes, message):
@@ -563,4 +563,4 @@ def test_real_data(name, kind, classes, rows, dims):
     data = load(Path(REAL) / name)
     assert (data.kind, data.classes, data.dims) == (kind, classes, dims)
     assert tuple(len(data.splits[fold]) for fold in ("train", "valid", "test")) == rows
-    assert "more than one fold" not in data.note
+    assert "more than one split" not in data.note

@@ -1,4 +1,4 @@
-"""Draws against Philox written out, and independent of how a fold is cut."""
+"""Draws against Philox written out, and independent of how a split is cut."""
 
 from zlib import crc32
 

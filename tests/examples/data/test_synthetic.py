@@ -10,7 +10,7 @@ PINNED_TEXT = [0.276654, 1.211403, 0.387836]
 
 
 def worth(dataset, names):
-    """Correlation on the test fold of a ridge regression on random tanh features of the pooled modalities."""
+    """Correlation on the test split of a ridge regression on random tanh features of the pooled modalities."""
 
     def pooled(split):
         parts = [

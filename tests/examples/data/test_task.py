@@ -21,7 +21,7 @@ def guess(labels, options=None, **source):
 
 
 def mult(path, y, **names):
-    """A MulT pickle with labels `y` in each fold."""
+    """A MulT pickle with labels `y` in each split."""
     folds = {
         names.get(fold, fold): {
             "text": rng.normal(size=(len(y), 4, 3)),

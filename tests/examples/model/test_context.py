@@ -51,7 +51,7 @@ def dataset(**splits):
 
 
 def trained(kind="gru", model=EBMC, **changes):
-    """What training for an epoch of each stage gives, and the folds."""
+    """What training for an epoch of each stage gives, and the splits."""
     data, settings = dataset(), Settings(context=kind, **(SMALL | changes))
     spec = spec_of(data, settings)
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """The public folder of MOSI as bc-LSTM read it: CSV files of features, a binary label in the last column.
 
 `transcripts.csv` (column 0: `video_clip`), `text_{train,test}.csv` (column 0: row of transcripts.csv), and for each
-modality `<m>/<m>_{train,test}0.csv`, whose rows are those of `text_{train,test}.csv`. There is no validation fold.
+modality `<m>/<m>_{train,test}0.csv`, whose rows are those of `text_{train,test}.csv`. There is no validation split.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One modality of one fold, from whatever the file holds to what a model may see."""
+"""One modality of one split, from whatever the file holds to what a model may see."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def is_gcnet(content: Any) -> bool:
 def read_gcnet(
     content: Any, path: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
-    """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation fold."""
+    """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation split."""
     utterances, values, speakers, _, *folds = content
     utterances = {video: scalars(f"{path}: {video}", "the first entry", names) for video, names in utterances.items()}
     folds = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(folds, 5)]
@@ -49,7 +49,7 @@ def read_gcnet(
         if unknown:
             raise DataError(
                 f"{path}: fold {fold!r} names {listed(unknown)}, expected videos of the first entry; "
-                "add their utterances or take them out of the fold."
+                "add their utterances or take them out of the split."
             )
     numbers = _labels(path, utterances, values, labels)
     folders = _folders(path.parent / "features")

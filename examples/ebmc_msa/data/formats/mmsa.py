@@ -60,7 +60,7 @@ def read_mmsa(
 def _labels(
     name: str, folds: dict[str, dict[str, Any]], options: LabelOptions
 ) -> tuple[Target, dict[str, dict[str, Tensor]], str]:
-    """The labels of all folds, those of single modalities as CH-SIMS has them, and a note on both."""
+    """The labels of all splits, those of single modalities as CH-SIMS has them, and a note on both."""
 
     def held(key: str) -> dict[str, Any]:
         return {fold: fields[key] for fold, fields in folds.items() if key in fields}

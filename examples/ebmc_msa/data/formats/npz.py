@@ -76,7 +76,7 @@ def read_fields(
             )
     ids = scalars(str(path), "id", fields.get("id", range(len(split))))
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
-    # whether a fold may be missing is decided for all layouts alike
+    # whether a split may be missing is decided for all layouts alike
     rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
     conversations = conversations_of(path, fields, rows_of)
     modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
