@@ -284,7 +284,7 @@ def test_gcnet_label_errors(tmp_path):
 def test_gcnet_fold_of_unknown_videos(tmp_path):
     content = pickle.loads(gcnet(tmp_path).read_bytes())
     content[-1] = ["Ses99"]
-    with pytest.raises(DataError, match=r"fold 'test' names Ses99, expected videos of the first entry; add"):
+    with pytest.raises(DataError, match=r"split 'test' names Ses99, expected videos of the first entry; add"):
         load(write(tmp_path / "labels.pkl", content))
 
 

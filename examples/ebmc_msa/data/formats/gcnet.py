@@ -48,7 +48,7 @@ def read_gcnet(
         unknown = sorted(v for v in members if v not in utterances)
         if unknown:
             raise DataError(
-                f"{path}: fold {fold!r} names {listed(unknown)}, expected videos of the first entry; "
+                f"{path}: split {fold!r} names {listed(unknown)}, expected videos of the first entry; "
                 "add their utterances or take them out of the split."
             )
     numbers = _labels(path, utterances, values, labels)
