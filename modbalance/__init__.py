@@ -14,8 +14,10 @@ from modbalance.presence import masked_mean
 from modbalance.teacher import Teacher
 
 if typing.TYPE_CHECKING:
+    from modbalance import balancers as balancers
     from modbalance import diagnostics as diagnostics
     from modbalance import integrations as integrations
+    from modbalance import tokens as tokens
 
 __all__ = [
     "ComplementaryEnhancer",
@@ -30,7 +32,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_ON_DEMAND = ("diagnostics", "integrations")
+_ON_DEMAND = ("balancers", "diagnostics", "integrations", "tokens")
 
 
 def __getattr__(name: str) -> types.ModuleType:

@@ -209,7 +209,7 @@ class EnergyCoordinator(Balancer):
                 one regression target. None gives losses of 0 and the label-free energies.
             present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `dims`; a modality that is
                 not in it is present for all.
-            uncertainty: `(B,)` by modality, in place of the entropy of the own head.
+            uncertainty: `(B,)` by modality, in place of the entropy of the own head; detached. It needs gamma > 0.
 
         Returns:
             `loss` and its terms `gap`, `penalty`, `descent` and `fit`, scalars; `energy` `(B,)` for every modality of
@@ -379,7 +379,7 @@ class EnergyCoordinator(Balancer):
         stated = None
         if uncertainty is not None:
             everywhere = absent_like(dict(uncertainty), self.dims)
-            stated = self.gamma * torch.stack([upcast(everywhere[name]) for name in z])
+            stated = self.gamma * torch.stack([upcast(everywhere[name]).detach() for name in z])
             energy = energy + select(stated, mask)
         gap = fit = zero_of(z)
         if problem.target is None:
@@ -485,6 +485,11 @@ class EnergyCoordinator(Balancer):
         return moved
 
     def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
+        if not self.gamma:
+            raise ValueError(
+                "EnergyCoordinator: uncertainty is given and gamma is 0, expected gamma > 0; build it with gamma=0.1, "
+                "for example, or leave uncertainty out."
+            )
         for name, mask in masks.items():
             if name not in uncertainty or uncertainty[name].shape != mask.shape:
                 raise ValueError(
@@ -496,5 +501,5 @@ class EnergyCoordinator(Balancer):
     def extra_repr(self) -> str:
         return (
             f"dims={self.dims}, task={self.task!r}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, "
-            f"delta={self.delta}, descent={self.descent}, gap={self.gap!r}"
+            f"delta={self.delta}, descent={self.descent}, step={self.step_size}, gap={self.gap!r}, joint={self.joint}"
         )

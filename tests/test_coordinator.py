@@ -417,7 +417,7 @@ BAD = {
         "target is a torch.int64 tensor (4,), expected floating point (4, 3).*pass task='classification'",
     ),
     "uncertainty": (
-        lambda: build()(F, Y, uncertainty={"text": torch.zeros(4)}),
+        lambda: build(gamma=0.1)(F, Y, uncertainty={"text": torch.zeros(4)}),
         "uncertainty['audio'] is missing, expected (4,); pass one value",
     ),
     "nan": (

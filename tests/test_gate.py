@@ -40,7 +40,7 @@ def by_hand(energies, margin, floor):
             continue
         if not seen or energy < min(seen):
             weight = 1.0
-        elif energy - min(seen) > margin * (seen[0] - min(seen)):
+        elif energy - min(seen) > margin * (seen[0] - min(seen)) + 1e-4 * abs(min(seen)):
             weight = max(weight / 4, floor)
         seen.append(energy)
     return weight
@@ -85,6 +85,13 @@ def test_what_is_observed_is_the_loss_of_the_probes(task):
 def cut(batch, rows):
     features = {name: x[rows] for name, x in batch.features.items()}
     return features, batch.target[rows], {name: x[rows] for name, x in batch.present.items()}
+
+
+def test_rounding_is_no_rise():
+    state = GateState(torch.ones(1), torch.full((1,), torch.inf), torch.full((1,), torch.inf))
+    for energy in (1.0, 1.000001, 1.0000005, 1.00001):
+        state = gate_weights(torch.tensor([energy]), state)
+    assert state.weight == 1
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -139,18 +139,21 @@ class GateState(NamedTuple):
     lowest: Tensor
 
 
+ROUNDING = 1e-4  # of the lowest energy: a rise below it is no rise
+
+
 def gate_weights(
     energies: Tensor, state: GateState, *, margin: float = 0.02, decay: float = 0.25, floor: float = 0.0
 ) -> GateState:
     r"""Weights of the modalities after one more look at held-out data.
 
-    $$w_m \leftarrow \begin{cases} 1 & E_m < L_m \\ \max(w_m / 4, f) & E_m > L_m + \mu\,(F_m - L_m) \\
-      w_m & \text{else} \end{cases}$$
+    $$w_m \leftarrow \begin{cases} 1 & E_m < L_m \\
+      \max(w_m / 4, f) & E_m > L_m + \mu\,(F_m - L_m) + 10^{-4}\,|L_m| \\ w_m & \text{else} \end{cases}$$
 
     F is the first energy and L the lowest before this look. A modality whose held-out energy reaches a new low gets
     the full weight. One whose energy lies above its lowest by more than $\mu$ of all that it has fallen gets a
-    quarter of what it had. One in between keeps its weight, and so does one whose energy never moves. Neither the
-    unit nor the zero of the energy matters.
+    quarter of what it had. One in between keeps its weight, and so does one whose energy never moves by more
+    than rounding. The unit of the energy does not matter.
 
     Args:
         energies: mean held-out energy E of each modality, `(M,)`. One that is not finite counts as risen.
@@ -173,7 +176,7 @@ def gate_weights(
     energies = energies.to(lowest.dtype)
     finite = energies.isfinite()
     fallen = finite & (energies < lowest)
-    risen = ~finite | (energies > lowest + margin * (first - lowest))
+    risen = ~finite | (energies > lowest + margin * (first - lowest) + ROUNDING * lowest.abs())
     kept = torch.where(risen, (decay * weight).clamp(min=floor), weight)
     return GateState(
         torch.where(fallen, torch.ones_like(weight), kept),
