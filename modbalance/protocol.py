@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import Presence, given
+from modbalance.checks import Presence, check_inputs, given
+from modbalance.output import no_tensor
 
 __all__ = ["Balancer", "BalancerOutput"]
 
@@ -57,6 +58,8 @@ class Balancer(nn.Module):
         present: Presence | None = None,
     ) -> Any:
         features = given(features)
+        if not isinstance(features, Mapping) or not features:
+            check_inputs(type(self).__name__, features, None)  # one clear error
         return BalancerOutput(no_loss(features), {}, features)
 
     def total(self, loss: Tensor, out: HasLoss) -> Tensor:
@@ -84,6 +87,7 @@ class Balancer(nn.Module):
         """Change the gradients: after `backward`, before clipping and the optimiser's step."""
 
 
+@no_tensor
 class BalancerOutput(NamedTuple):
     """What a balancer returns.
 

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from modbalance.balancers.formulas import agm_coefficients
-from modbalance.balancers.gradients import GradientBalancer, Predict, check_rows, error, over, predict_from
+from modbalance.balancers.gradients import (
+    GradientBalancer,
+    Predict,
+    check_batch,
+    check_rows,
+    error,
+    over,
+    predict_from,
+)
 from modbalance.checks import Presence, check_positive, given
 from modbalance.diagnostics.contribution import shapley_values
 from modbalance.distributed import Sync
 from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled
+from modbalance.tasks import IGNORE_INDEX, Task, check_task, labelled
 
 __all__ = ["AGM"]
 
@@ -107,7 +115,7 @@ class AGM(GradientBalancer):
 
     @torch.no_grad()
     def _measure(self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]) -> None:
-        check_target("AGM", self.task, target, len(target), self.num_outputs)
+        check_batch("AGM", self.task, features, masks, target, self.num_outputs, self.ignore_index)
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
 
         def outputs(subset: tuple[str, ...]) -> float:
@@ -118,7 +126,10 @@ class AGM(GradientBalancer):
 
         shares = cast(dict[str, Tensor], shapley_values(outputs, list(features)))
         self.record(
-            {name: over(error(self.task, share, target), masks[name], valid) for name, share in shares.items()}
+            {
+                name: over(error(self.task, share, target, self.ignore_index), masks[name], valid)
+                for name, share in shares.items()
+            }
         )
 
     def modulation(self, mean: Tensor, seen: Tensor) -> Tensor:

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from modbalance.balancers.formulas import cggm_coefficients
-from modbalance.balancers.gradients import GradientBalancer, Predict, over, predict_from
+from modbalance.balancers.gradients import GradientBalancer, Predict, check_batch, over, predict_from
 from modbalance.checks import Presence, check_dims, check_inputs, check_positive, given
 from modbalance.distributed import Sync, reduce
 from modbalance.heads import linear_heads
+from modbalance.placement import as_parameters
 from modbalance.presence import masked_mean, select, upcast
 from modbalance.protocol import BalancerOutput, no_loss
 from modbalance.task_formulas import HeadOutputs, loss_slope, split_gaussian
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled, task_loss
+from modbalance.tasks import IGNORE_INDEX, Task, check_task, labelled, task_loss
+from modbalance.training_check import TrainingCheck
 
 __all__ = ["CGGM"]
 
@@ -112,6 +114,7 @@ class CGGM(GradientBalancer):
         self.num_outputs, self.task, self.predict = num_outputs, task, predict
         self.rho, self.direction, self.ignore_index = rho, direction, ignore_index
         self.classifiers = linear_heads(self.dims, num_outputs, task)
+        self._training_check = TrainingCheck()
         self.register_buffer("last", torch.zeros(len(self.encoders)))
         self.register_buffer("known", torch.zeros(len(self.encoders), dtype=torch.bool))
 
@@ -126,7 +129,7 @@ class CGGM(GradientBalancer):
         zero = no_loss(features)
         if target is None:
             return BalancerOutput(zero, dict.fromkeys(features, zero), features)
-        check_target("CGGM", self.task, target, len(target), self.num_outputs)
+        check_batch("CGGM", self.task, features, masks, target, self.num_outputs, self.ignore_index)
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         sync = self.training and self.sync
         names = list(self.dims) if sync else [name for name in self.dims if name in features]
@@ -137,7 +140,9 @@ class CGGM(GradientBalancer):
                 mask = torch.zeros(len(target), dtype=torch.bool, device=target.device)
             else:
                 nothing, mask = {name: features[name]}, masks[name]
-            outputs[name] = upcast(self.classifiers[name](select(nothing[name].detach(), mask)))
+            classifier = self.classifiers[name]
+            x = as_parameters("CGGM", name, select(nothing[name].detach(), mask), classifier)
+            outputs[name] = upcast(classifier(x))
             loss = task_loss(self.task, outputs[name], target, ignore_index=self.ignore_index)
             losses.append(over(loss, mask, valid))
             metrics[name] = over(self._metric(outputs[name].detach(), target), mask, valid)
@@ -147,6 +152,7 @@ class CGGM(GradientBalancer):
         loss = torch.stack(list(means.values())).sum()
         if self.direction and self.training:
             loss = loss + self.direction * self._turn(features, outputs, target, masks, valid)
+        self._training_check.count("CGGM", self, features)
         return BalancerOutput(loss, means, features)
 
     def _turn(
@@ -177,7 +183,8 @@ class CGGM(GradientBalancer):
     def _metric(self, outputs: Tensor, target: Tensor) -> Tensor:
         """`(B,)`, higher is better."""
         if self.task == "classification":
-            return (outputs.argmax(-1) == target).to(outputs.dtype)
+            label = target.argmax(-1) if target.is_floating_point() else target
+            return (outputs.argmax(-1) == label).to(outputs.dtype)
         if self.task == "multilabel":
             return ((outputs > 0) == (target > 0.5)).to(outputs.dtype).mean(-1)
         mean = split_gaussian(outputs)[0] if self.task == "gaussian" else outputs

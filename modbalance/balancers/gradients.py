@@ -13,7 +13,7 @@ from modbalance.distributed import Sync, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
 from modbalance.protocol import Balancer
 from modbalance.task_formulas import split_gaussian
-from modbalance.tasks import Task, check_outputs, task_loss
+from modbalance.tasks import Task, check_outputs, check_target, check_values, task_loss
 
 MANY = 1000
 Predict = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
@@ -150,6 +150,21 @@ def check_rows(
     return check_present(owner, present, features, encoders, len(first), first.device)
 
 
+def check_batch(
+    owner: str,
+    task: Task,
+    features: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    target: Tensor,
+    num_outputs: int,
+    ignore_index: int,
+) -> None:
+    """The target, and the values of features of any shape `(B, ...)`."""
+    check_target(owner, task, target, next(iter(masks.values())).shape[0], num_outputs)
+    flat = {name: x.flatten(1) for name, x in features.items()}
+    check_values(owner, task, flat, masks, target, num_outputs, ignore_index)
+
+
 def _rows(x: Tensor) -> Tensor:
     """A view of two dimensions."""
     return x[(slice(None),) + (0,) * (x.dim() - 2)] if isinstance(x, Tensor) and x.dim() > 2 else x
@@ -172,20 +187,20 @@ def predict_from(
     return upcast(outputs)
 
 
-def error(task: Task, outputs: Tensor, target: Tensor) -> Tensor:
+def error(task: Task, outputs: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """`(B,)`: cross-entropy, or half the squared error, which is that of a Gaussian of variance 1."""
     if task in ("classification", "multilabel"):
-        return task_loss(task, outputs, target)
+        return task_loss(task, outputs, target, ignore_index=ignore_index)
     mean = split_gaussian(outputs)[0] if task == "gaussian" else outputs
     return 0.5 * task_loss("regression", mean, target)
 
 
-def score(task: Task, outputs: Tensor, target: Tensor) -> Tensor:
+def score(task: Task, outputs: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """`(B,)` in [0, 1]: the probability of the truth; of labels their mean; of values `exp(-error)`."""
     if task == "multilabel":
         p = outputs.sigmoid()
         return (target * p + (1 - target) * (1 - p)).mean(-1)
-    return (-error(task, outputs, target)).exp()
+    return (-error(task, outputs, target, ignore_index)).exp()
 
 
 def over(values: Tensor, mask: Tensor, valid: Tensor | None) -> MaskedSum:

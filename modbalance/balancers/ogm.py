@@ -8,11 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from modbalance.balancers.formulas import ogm_coefficients
-from modbalance.balancers.gradients import GradientBalancer, Predict, check_rows, over, predict_from, score
+from modbalance.balancers.gradients import (
+    GradientBalancer,
+    Predict,
+    check_batch,
+    check_rows,
+    over,
+    predict_from,
+    score,
+)
 from modbalance.checks import Presence, check_positive, given
 from modbalance.distributed import Sync
 from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.tasks import IGNORE_INDEX, Task, check_target, check_task, labelled
+from modbalance.tasks import IGNORE_INDEX, Task, check_task, labelled
 
 __all__ = ["OGMGE"]
 
@@ -96,6 +104,13 @@ class OGMGE(GradientBalancer):
         self.alpha, self.noise, self.seed, self.ignore_index = alpha, noise, seed, ignore_index
         self._steps = 0
 
+    def get_extra_state(self) -> Tensor:
+        """The number of steps, on which the noise depends; on the CPU, so that no step waits for a device."""
+        return torch.tensor(self._steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._steps = int(state)
+
     def forward(
         self,
         features: Mapping[str, Tensor],
@@ -110,12 +125,12 @@ class OGMGE(GradientBalancer):
 
     @torch.no_grad()
     def _measure(self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]) -> None:
-        check_target("OGMGE", self.task, target, len(target), self.num_outputs)
+        check_batch("OGMGE", self.task, features, masks, target, self.num_outputs, self.ignore_index)
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         sums = {}
         for name in features:
             alone = predict_from("OGMGE", self.predict, features, masks, (name,), self.task, self.num_outputs)
-            sums[name] = over(score(self.task, alone, target), masks[name], valid)
+            sums[name] = over(score(self.task, alone, target, self.ignore_index), masks[name], valid)
         self.record(sums)
 
     def modulation(self, mean: Tensor, seen: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from modbalance.checks import Presence, check_dims, check_inputs, given
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
 from modbalance.protocol import Balancer, BalancerOutput, no_loss
-from modbalance.tasks import IGNORE_INDEX, check_target, check_task, labelled
+from modbalance.tasks import IGNORE_INDEX, check_target, check_task, check_values, labelled
 
 __all__ = ["PMR"]
 
@@ -112,7 +112,13 @@ class PMR(Balancer):
         if target is None:
             zero = no_loss(features)
             return BalancerOutput(zero, dict.fromkeys(features, zero), features)
-        check_target("PMR", "classification", target, len(target), self.num_outputs)
+        check_target("PMR", "classification", target, next(iter(masks.values())).shape[0], self.num_outputs)
+        if target.is_floating_point():
+            raise ValueError(
+                f"PMR: target is a {target.dtype} tensor, expected class indices torch.int64, since a prototype is "
+                "the mean of a class; pass target.argmax(1), or use UnimodalLosses or MMPareto for soft labels."
+            )
+        check_values("PMR", "classification", features, masks, target, self.num_outputs, self.ignore_index)
         sync = self.training and self.sync
         shared, masks = alike(features, masks, self.dims, sync)
         valid = labelled("classification", target, self.num_outputs, self.ignore_index)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modbalance.checks import Presence, check_inputs, given
+from modbalance.checks import Presence, check_finite, check_inputs, given, readable
 from modbalance.distributed import Sync, reduce
 from modbalance.presence import masked_sum, select, upcast
 from modbalance.protocol import Balancer, BalancerOutput
@@ -72,6 +72,8 @@ class UMT(Balancer):
                 f"UMT: teacher_features lacks {sorted(missing)}, expected the modalities of features; pass "
                 "teacher_features={...} with the features of an encoder trained alone for each."
             )
+        if readable(next(iter(features.values()))):
+            check_finite("UMT", features, masks)
         sums = []
         for name, x in features.items():
             wanted = teachers[name].detach()

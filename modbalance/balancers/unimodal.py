@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,7 @@ from modbalance.balancers.formulas import blend_weights
 from modbalance.checks import Presence, check_dims, check_inputs, given
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.heads import check_heads, linear_heads
+from modbalance.placement import as_parameters
 from modbalance.presence import masked_sum, select, zero_of
 from modbalance.protocol import Balancer, BalancerOutput, CombinedOutput, HasLoss
 from modbalance.tasks import (
@@ -19,10 +21,12 @@ from modbalance.tasks import (
     check_outputs,
     check_target,
     check_task,
+    check_values,
     labelled,
     output_width,
     task_loss,
 )
+from modbalance.training_check import TrainingCheck
 
 __all__ = ["DetachedFusion", "GradientBlending", "UnimodalLosses"]
 
@@ -95,6 +99,7 @@ class UnimodalLosses(Balancer):
         self.register_buffer("class_weight", class_weight, persistent=False)
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
+        self._training_check = TrainingCheck()
 
     def forward(
         self,
@@ -120,10 +125,12 @@ class UnimodalLosses(Balancer):
         if target is None:
             return {name: zero_of({name: x}) for name, x in z.items()}
         check_target(owner, self.task, target, batch, self.num_outputs)
+        check_values(owner, self.task, features, masks, target, self.num_outputs, self.ignore_index)
+        self._training_check.count(owner, self, features)
         valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         sums = []
         for name, x in z.items():
-            outputs = self.heads[name](x)
+            outputs = self.heads[name](as_parameters(owner, name, x, self.heads[name]))
             check_outputs(owner, f"heads[{name!r}]", outputs, self.task, self.num_outputs, batch)
             loss = task_loss(
                 self.task, outputs, target, class_weight=self.class_weight, ignore_index=self.ignore_index
@@ -207,7 +214,7 @@ class GradientBlending(UnimodalLosses):
         sync: as there.
 
     Raises:
-        ValueError: a name, shape or task does not fit, or `update` lacks a loss.
+        ValueError: a name, shape or task does not fit, or `update` lacks a loss or gets one that is not finite.
 
     Source: Wang et al., What makes training multi-modal classification networks hard?, CVPR 2020.
 
@@ -221,6 +228,7 @@ class GradientBlending(UnimodalLosses):
     """
 
     values: Tensor
+    before: Tensor
 
     def __init__(
         self,
@@ -245,8 +253,8 @@ class GradientBlending(UnimodalLosses):
         if not floor > 0:
             raise ValueError(f"GradientBlending: floor is {floor}, expected a positive number; pass one above zero.")
         self.floor = floor
-        self._before: dict[str, tuple[float, float]] | None = None
-        # A buffer, so that a run that is continued goes on with its weights.
+        # Buffers, so that a run that is continued goes on with its weights; NaN until the first update.
+        self.register_buffer("before", torch.full((len(self.dims) + 1, 2), float("nan")))
         self.register_buffer("values", torch.full((len(self.dims) + 1,), 1 / (len(self.dims) + 1)))
 
     @property
@@ -258,8 +266,8 @@ class GradientBlending(UnimodalLosses):
         """Weights anew, from the losses now and those of the call before.
 
         Args:
-            losses: (training loss, validation loss) by modality, and of the fused outputs under `task`; the same
-                on every process.
+            losses: (training loss, validation loss) by modality, and of the fused outputs under `task`, finite; the
+                same on every process.
         """
         names = [*self.dims, "task"]
         if set(losses) != set(names):
@@ -268,10 +276,17 @@ class GradientBlending(UnimodalLosses):
                 "(training loss, validation loss) for each."
             )
         now = {name: (float(losses[name][0]), float(losses[name][1])) for name in names}
-        if self._before is not None:
-            weights = blend_weights(self._before, now, floor=self.floor)
+        for name, pair in now.items():
+            if not all(map(math.isfinite, pair)):
+                raise ValueError(
+                    f"GradientBlending: losses[{name!r}] is {pair}, expected finite numbers; leave this update out, "
+                    "or find where the loss diverged."
+                )
+        if not bool(self.before.isnan().any()):
+            before = {name: (row[0], row[1]) for name, row in zip(names, self.before.tolist(), strict=True)}
+            weights = blend_weights(before, now, floor=self.floor)
             self.values.copy_(torch.tensor([weights[name] for name in names], dtype=torch.float64))
-        self._before = now
+        self.before.copy_(torch.tensor([now[name] for name in names], dtype=torch.float64))
 
     def forward(
         self,

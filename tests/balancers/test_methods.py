@@ -387,6 +387,50 @@ def test_pmr_holds_back_in_the_first_batches_alone():
     assert balance(z, y).loss == other(z, y).loss
 
 
+@pytest.mark.parametrize("kind", ["unimodal", "mmpareto", "ogm-ge", "agm", "cggm", "pmr"])
+def test_rows_with_the_label_to_ignore_do_not_count(kind):
+    x, y, _ = make_inputs()
+    results = []
+    for ignore in (-100, 77):
+        model = Model()
+        balance = build(kind, model, ignore_index=ignore, **({"noise": 0.0} if kind == "ogm-ge" else {}))
+        for _ in range(2):
+            model.zero_grad()
+            z = model.encode(x)
+            label = torch.where(torch.arange(len(y)) == 2, ignore, y)
+            out = balance(z, label)
+            balance.backward(F.cross_entropy(model.fuse(z), label, ignore_index=ignore), out)
+            balance.step()
+        results.append({n: p.grad for n, p in model.named_parameters()})
+    same(*results)
+
+
+@pytest.mark.parametrize("kind", ["unimodal", "mmpareto", "ogm-ge", "agm", "cggm"])
+def test_one_hot_labels_are_class_indices(kind):
+    x, y, _ = make_inputs()
+    results = []
+    for label in (y, F.one_hot(y, CLASSES).double()):
+        model = Model()
+        balance = build(kind, model, **({"noise": 0.0} if kind == "ogm-ge" else {}))
+        for _ in range(2):
+            model.zero_grad()
+            run(kind, model, balance, x, label)
+        results.append({n: p.grad for n, p in model.named_parameters()})
+    same(*results)
+
+
+def test_gradient_blending_goes_on_from_a_checkpoint():
+    first, second = ({n: (v, v + 0.1 * i) for i, n in enumerate([*THREE, "task"])} for v in (2.0, 1.0))
+    model = Model()
+    balance, again = build("g-blend", model), build("g-blend", model)
+    balance.update(first)
+    again.load_state_dict(balance.state_dict())
+    for b in (balance, again):
+        b.update({**second, "task": (0.5, 0.7)})
+    assert again.blend == balance.blend
+    assert len(set(balance.blend.values())) > 1
+
+
 def test_one_dimensional_targets():
     """Values as users have them, `(B,)`."""
     torch.manual_seed(0)

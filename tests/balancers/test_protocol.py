@@ -91,7 +91,7 @@ def test_scalars_and_no_effect_in_eval(kind, task):
         assert out.features.keys() == z.keys()
     before = {k: v.clone() for k, v in balance.state_dict().items()}
     balance(z, y, present, **extras(kind, model, x))
-    assert all(torch.equal(v, before[k]) for k, v in balance.state_dict().items())
+    assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in balance.state_dict().items())
 
 
 @KIND
@@ -283,7 +283,7 @@ def test_features_of_any_shape():
 
 
 def test_state_of_a_run_that_goes_on():
-    for kind in ("agm", "cggm", "pmr"):
+    for kind in ("agm", "cggm", "ogm-ge", "pmr"):
         model = Model()
         balance = build(kind, model)
         for seed in (1, 2):
@@ -361,6 +361,16 @@ ERRORS = {
         lambda: UMT()({"a": FEATURES["a"]}, teacher_features={"a": torch.zeros(2, 9)}),
         r"\(2, 9\), expected",
     ),
+    "label": (lambda: PMR(DIMS, 3)(FEATURES, TARGET + 5), "PMR: target holds 5, expected classes 0 to 2"),
+    "soft": (
+        lambda: PMR(DIMS, 3)(FEATURES, torch.full((2, 3), 1 / 3)),
+        r"PMR: target is a .*pass target.argmax\(1\)",
+    ),
+    "nothing at all": (lambda: Balancer()({"a": None}), "Balancer: features is .*at least one modality"),
+    "diverged": (
+        lambda: GradientBlending(DIMS, 3).update({"a": (1, 1), "b": (float("nan"), 1), "task": (1, 1)}),
+        r"losses\['b'\] is \(nan, 1.0\), expected finite numbers",
+    ),
     "momentum": (lambda: PMR(DIMS, 3, momentum=2), "momentum is 2, expected a number from 0 to 1"),
 }
 
@@ -371,10 +381,46 @@ def test_errors(call, message):
         call()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "joint"])
+def test_nan_in_present_rows_is_an_error(kind):
+    model = Model()
+    x, y, _ = make_inputs()
+    z = model.encode(x)
+    z["audio"] = torch.where(torch.arange(len(y))[:, None] == 1, float("nan"), z["audio"])
+    with pytest.raises(ValueError, match=r"features\['audio'\] has NaN or inf in 1 present rows"):
+        build(kind, model)(z, y, **extras(kind, model, x))
+
+
+@pytest.mark.parametrize("kind", ["unimodal", "detached", "mmpareto", "g-blend", "cggm"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_features_with_float32_heads(kind, dtype):
+    model = Model().float()
+    balance = build(kind, model, **({"direction": 0.0} if kind == "cggm" else {})).float()
+    z = {name: torch.randn(8, size).to(dtype).requires_grad_() for name, size in SIZES.items()}
+    out = balance(z, make_inputs()[1])
+    assert all(loss.dtype == torch.float32 for loss in out.losses.values())
+    torch.stack(list(out.losses.values())).sum().backward()
+    assert all(p.grad.isfinite().all() for p in balance.parameters())
+
+
+def test_a_warning_where_no_optimiser_has_the_heads(monkeypatch):
+    monkeypatch.setattr("modbalance.training_check.CALLS", 3)
+    for kind in ("unimodal", "detached", "mmpareto", "g-blend", "cggm"):
+        model = Model()
+        balance = build(kind, model)
+        z, y = model.encode(make_inputs()[0]), make_inputs()[1]
+        for _ in range(3):
+            balance(z, y)
+        with pytest.warns(UserWarning, match="parameters have not changed in 3 training calls"):
+            balance(z, y)
+
+
 def test_errors_of_use():
     model = Model()
     with pytest.raises(RuntimeError, match=r"OGMGE: step\(\) before anything was measured.*call balance\(features"):
         build("ogm-ge", model).step()
+    with pytest.raises(TypeError, match=r"BalancerOutput is no tensor.*write .loss"):
+        torch.zeros(()) + Balancer()(FEATURES)
     balance = build("mmpareto", model)
     out = balance(model.encode(make_inputs()[0]), make_inputs()[1])
     with pytest.raises(TypeError, match=r"no term to add.*in place of loss.backward\(\)"):
