@@ -8,6 +8,8 @@ of epochs and reports.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,4 +120,5 @@ def main(seed: int = 0, epochs: int = 5) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     main()

@@ -487,8 +487,8 @@ class EnergyCoordinator(Balancer):
     def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
         if not self.gamma:
             raise ValueError(
-                "EnergyCoordinator: uncertainty is given and gamma is 0, expected gamma > 0; build it with gamma=0.1, "
-                "for example, or leave uncertainty out."
+                "EnergyCoordinator: uncertainty is given and gamma is 0, expected gamma > 0; build it with "
+                "gamma=0.1, for example, or leave uncertainty out."
             )
         for name, mask in masks.items():
             if name not in uncertainty or uncertainty[name].shape != mask.shape:

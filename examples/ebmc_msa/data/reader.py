@@ -57,7 +57,9 @@ def _find(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise DataError(f"load: {path} does not exist, expected a file or folder with {LAYOUTS}; check the path.")
+        raise DataError(
+            f"--data: {path} does not exist, expected a file or folder; check the path, seen from {Path.cwd()}."
+        )
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     kinds = {entry: container(entry) for entry in inside if entry.is_file()}
     found = [entry for entry, kind in kinds.items() if kind not in (None, "csv")] or [

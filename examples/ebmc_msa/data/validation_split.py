@@ -39,10 +39,8 @@ def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
     chosen = torch.tensor([name in taken for name in names])
     splits = {"train": _rows(train, ~chosen), "valid": _rows(train, chosen)}
     what = "utterances" if train.group is None and train.conversation is None else "groups"
-    note = (
-        f"no validation split: {len(taken)} of {len(groups)} {what} ({int(chosen.sum())} of {len(train)} "
-        f"utterances) split off train by seed {seed}"
-    )
+    rows = f" ({int(chosen.sum())} of {len(train)} utterances)" if what == "groups" else ""
+    note = f"no validation split: {len(taken)} of {len(groups)} {what}{rows} split off train by seed {seed}"
     return replace(
         dataset,
         splits=splits | {fold: split for fold, split in dataset.splits.items() if fold != "train"},

@@ -9,6 +9,7 @@ python examples/ebmc_msa/compare.py --data PATH --out DIR --sweep eta 0.03 0.1 0
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -155,4 +156,10 @@ def ordered(labels: list[str]) -> list[str]:
 
 def _noise(text: str) -> tuple[str, float]:
     name, _, size = text.partition("=")
-    return name, float(size)
+    try:
+        value = float(size)
+    except ValueError:
+        value = math.nan
+    if not name or not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}, expected NAME=SIZE, such as text=1.0")
+    return name, value

@@ -17,17 +17,18 @@ from ebmc_msa.training.options import parse, parser, settings_of
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args, first = parse(argv), os.environ.get("RANK", "0") == "0"
-    # Only now: --help and a misspelt option do not wait for torch.
-    from ebmc_msa.data import DataError
-    from ebmc_msa.training.distributed import process_group
-
     try:
-        with process_group():
-            work(args, argv)
-    except DataError as problem:
-        if first or not time.sleep(2):  # the first process prints what all ran into; torchrun ends the others
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        # Only now: --help and a misspelt option do not wait for torch.
+        from ebmc_msa.data import DataError
+        from ebmc_msa.training.distributed import process_group
+
+        try:
+            with process_group():
+                work(args, argv)
+        except DataError as problem:
+            if first or not time.sleep(2):  # the first process prints what all ran into; torchrun ends the others
+                print(f"error: {problem}", file=sys.stderr)
+            return 2
     except KeyboardInterrupt as stopped:
         if first:
             how = str(stopped) or "Nothing was written; the same command starts again."
@@ -81,7 +82,11 @@ def parse_again(argv: list[str], metadata: dict[str, Any]) -> argparse.Namespace
             setattr(args, name, value)
         elif name != "resume" and value not in (unset, getattr(args, name)):
             raise DataError(
-                f"--resume: --{name.replace('_', '-')} is {value}, expected {getattr(args, name)} as the run began "
-                "with; leave it out, or start another run."
+                f"--resume: --{name.replace('_', '-')} is {value}, expected {_as_begun(getattr(args, name))}; "
+                "leave it out, or start another run."
             )
     return args
+
+
+def _as_begun(value: object) -> str:
+    return "none, as the run began" if value is None else f"{value} as the run began with"

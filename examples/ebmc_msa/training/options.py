@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         metavar="PATH",
         type=Path,
-        help="an MMSA or MulT pickle, a GCNet or bc-LSTM folder, an .npz, or what convert.py made",
+        help="a file or folder in a layout of docs/your-data.md: .pkl, .npz, .pt, .safetensors, .h5, .mat, .csv, or "
+        "what convert.py made",
     )
     data.add_argument(
         "--imbalance", type=float, default=0.8, metavar="I",
@@ -91,7 +92,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:
         options.error("argument --stage1-epochs: no epoch in either stage, expected at least one")
     if args.missing and (args.evaluate is None or args.predictions is not None):
-        options.error("argument --missing: goes with --evaluate RUN and without --predictions")
+        options.error(
+            "argument --missing: goes with --evaluate RUN and without --predictions; train first, then "
+            f"--evaluate runs/NAME --missing {args.missing}"
+        )
+    if args.evaluate is not None and (
+        args.compare or any(getattr(args, name) not in (None, False) for name in OPTIONS)
+    ):
+        options.error(
+            "argument --evaluate: tests a run as it was trained, without options of training; leave them out"
+        )
     return args
 
 

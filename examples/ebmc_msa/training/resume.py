@@ -121,6 +121,8 @@ def reopen(path: Path) -> PartialRun:
         shutil.rmtree(final / "state", ignore_errors=True)  # it may have died between its last two steps
         raise DataError(f"--resume: {final} is finished, expected one that was interrupted; there is nothing to do.")
     path = final.with_name(f"{final.name}.partial") / "state/run.json"
+    if not path.parents[1].is_dir():
+        raise DataError(f"--resume: there is no run {final}, expected one that was interrupted; check the name.")
     try:
         metadata = json.loads(path.read_text())
         version = metadata.get("version")

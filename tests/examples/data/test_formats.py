@@ -175,7 +175,7 @@ def test_a_manifest_reads_words(tmp_path, fields):
         ({"audio": ["../audio/0.npy"]}, r"line 2, audio: '\.\./audio/0\.npy' leads out of .*; copy the file there"),
         ({"audio": ["/etc/passwd.npy"]}, r"line 2, audio: '/etc/passwd\.npy' leads out of"),
         ({"audio": ["link/0.npy"]}, r"line 2, audio: 'link/0\.npy' leads out of"),
-        ({"audio": ["audio/none.npy"]}, r"line 2, audio: 'audio/none\.npy' cannot be read .*No such file"),
+        ({"audio": ["audio/none.npy"]}, r"line 2, audio: 'audio/none\.npy' does not exist.*leave the cell empty"),
         ({"audio": ["words"]}, r"line 2, audio: is 'words', expected the path of a \.npy file.*raw_text"),
         (
             {"audio": ["text/0.npy", "audio/1.npy"]},

@@ -1,6 +1,6 @@
 """Strangers' files, mutated: they load or end in a DataError, and nothing of them runs, hangs or fills the memory.
 
-`python -W error tests/examples/test_fuzz.py SECONDS` does the same for longer.
+`python -W error tests/examples/data/test_fuzz.py SECONDS` does the same for longer.
 """
 
 import collections
@@ -12,6 +12,7 @@ import random
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -283,8 +284,10 @@ def test_strangers_files(tmp_path):
 
 
 if __name__ == "__main__":
-    fuzz(
-        float(sys.argv[1]),
-        int(sys.argv[2]) if len(sys.argv) > 2 else 0,
-        int(sys.argv[3]) if len(sys.argv) > 3 else 10**9,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        fuzz(
+            float(sys.argv[1]),
+            int(sys.argv[2]) if len(sys.argv) > 2 else 0,
+            int(sys.argv[3]) if len(sys.argv) > 3 else 10**9,
+        )

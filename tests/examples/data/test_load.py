@@ -467,7 +467,9 @@ def test_npz_cut_off(tmp_path):
 
 
 def test_missing_path(tmp_path):
-    with pytest.raises(DataError, match=r"load: .*nowhere does not exist, expected .*MMSA.*GCNet.*\.npz.*check the"):
+    with pytest.raises(
+        DataError, match=r"--data: .*nowhere does not exist, expected a file or folder; check the path"
+    ):
         load(tmp_path / "nowhere")
 
 

@@ -198,11 +198,17 @@ def test_synthetic_without_arguments_but_epochs(tmp_path):
     ids=lambda value: "-".join(value)[:30] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_error_and_leaves_nothing(arguments, message, tmp_path, capsys):
-    assert call("--out", tmp_path / "runs", *SHORT, *arguments) == 2
+    assert call("--out", tmp_path / "runs", *(() if "--evaluate" in arguments else SHORT), *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_options_of_training_have_no_place_beside_evaluate(capsys):
+    with pytest.raises(SystemExit):
+        call("--evaluate", "runs/a", "--lr", "0.1")
+    assert "argument --evaluate: tests a run as it was trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.b", "keys", "ebmc", "a+b"])

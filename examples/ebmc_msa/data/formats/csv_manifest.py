@@ -178,6 +178,11 @@ def _features(file: Path, line: int, name: str, cell: str) -> np.ndarray[Any, An
         )
     try:
         return open_npy(path)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{where}: {cell[:80]!r} does not exist, expected a .npy file; correct the path, or leave the cell empty "
+            "where the modality is absent."
+        ) from error
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise DataError(
             f"{where}: {cell[:80]!r} cannot be read ({error}), expected a plain .npy of numbers; save it with "

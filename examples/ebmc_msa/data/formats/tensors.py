@@ -7,6 +7,7 @@ since a tensor may state a larger shape than the file holds.
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -52,6 +53,11 @@ def read_torch(file: Path) -> Any:
         if weight > 16 * size + 2**26:
             raise ValueError(f"it unfolds to {weight:,} bytes from a file of {size:,}")
         return content
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{file}: holds objects other than tensors, expected tensors in plain dicts and lists; save them with "
+            "torch.save, without objects of your own."
+        ) from error
     except Exception as error:  # a corrupt file can fail in any way
         raise DataError(
             f"{file}: cannot be read with torch.load(weights_only=True) ({_first_line(error)}), expected tensors in "
