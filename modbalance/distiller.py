@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from modbalance.presence import select
 from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
 
 __all__ = ["TrustDistiller"]
+
+T = TypeVar("T")
 
 
 @no_tensor
@@ -96,7 +98,7 @@ class TrustDistiller(nn.Module):
     def forward(
         self,
         student: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Tensor | None],
         variances: Mapping[str, Tensor] | None = None,
         present: Presence | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
@@ -105,7 +107,8 @@ class TrustDistiller(nn.Module):
 
         Args:
             student: outputs of the fused model, `(B, width)`.
-            teachers: outputs by modality, `(B, width)`; detached. One that is None is absent for all.
+            teachers: outputs by modality, `(B, width)`; detached. One that is None is absent for all,
+                whatever the other arguments hold of it, and its weights are 0.
             variances: `(B,)` or `(B, C)` by modality; read from the teachers without them.
             present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `teachers`; a modality that
                 is not in it is present for all.
@@ -114,9 +117,9 @@ class TrustDistiller(nn.Module):
         Returns:
             `loss`, a scalar, and `weights` `(B,)` by modality, 0 where absent, else summing to 1.
         """
+        weights = self.trust(teachers, variances, present, bias)
         teachers = given(teachers)
         check_placement("TrustDistiller", student=student, teachers=teachers)
-        weights = self.trust(teachers, variances, present, bias)
         width = output_width(self.task, self.num_outputs)
         if student.shape != next(iter(teachers.values())).shape or student.shape[-1] != width:
             raise ValueError(
@@ -133,13 +136,21 @@ class TrustDistiller(nn.Module):
 
     def trust(
         self,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Tensor | None],
         variances: Mapping[str, Tensor] | None = None,
         present: Presence | None = None,
         bias: Mapping[str, float | Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The weights alone, before there is a student: what fusion needs. The arguments are those of `forward`."""
+        names = list(teachers) if isinstance(teachers, Mapping) else []
         teachers = given(teachers)
+        absent = set(names) - set(teachers)
+        if isinstance(present, Tensor) and absent and present.dim() == 2 and present.shape[1] == len(names):
+            present = dict(zip(names, present.unbind(1), strict=True))
+        if isinstance(present, Mapping):
+            present = _without(absent, present)
+        bias = None if bias is None else _without(absent, bias)
+        variances = None if variances is None else _without(absent, variances)
         width = output_width(self.task, self.num_outputs)
         masks = check_inputs("TrustDistiller", teachers, present, dict.fromkeys(teachers, width), "teachers")
         check_placement("TrustDistiller", teachers=teachers, variances=variances, bias=bias)
@@ -166,7 +177,9 @@ class TrustDistiller(nn.Module):
                 )
         _check_nan("teachers", teachers, masks)
         _check_nan("variances", variances, masks)
-        return trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance(), bias=bias)
+        found = trust_weights(variances, masks, min_variance=self.min_variance, chance=self.chance(), bias=bias)
+        nothing = torch.zeros_like(next(iter(found.values())))
+        return {name: found.get(name, nothing) for name in names}
 
     def chance(self) -> Tensor | None:
         """Variance of a prediction that knows nothing, `(C,)`; None in the paper's form."""
@@ -175,12 +188,16 @@ class TrustDistiller(nn.Module):
         p = {"classification": 1 / self.num_outputs, "multilabel": 0.5}.get(self.task)
         return torch.full((self.num_outputs,), 1.0 if p is None else p * (1 - p))
 
-    def fuse(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        """Sum of `tensors` weighted by `weights`, per sample; see `functional.trust_fusion`."""
-        return trust_fusion(tensors, weights)
+    def fuse(self, tensors: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> Tensor:
+        """Sum of `tensors` weighted by `weights`, per sample; None is left out. See `functional.trust_fusion`."""
+        return trust_fusion(given(tensors), weights)
 
     def extra_repr(self) -> str:
         return f"num_outputs={self.num_outputs}, task={self.task!r}, direction={self.direction!r}"
+
+
+def _without(absent: set[str], by_name: Mapping[str, T]) -> dict[str, T]:
+    return {name: x for name, x in by_name.items() if name not in absent}
 
 
 def _check_nan(argument: str, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

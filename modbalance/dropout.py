@@ -35,7 +35,8 @@ def modality_dropout(
         by modality, bool `(B,)`: what is left.
 
     Raises:
-        ValueError: a rate is no probability, a mask is not bool `(B,)`, or `uniform` is not `(B, M)`.
+        ValueError: a rate is no probability, a mask is not bool `(B,)`, `uniform` is not `(B, M)`, or there is one
+            modality alone, of which nothing could be dropped.
 
     Source: Neverova et al., ModDrop, TPAMI 2016, where all modalities of a sample may go; keeping one is ours.
 
@@ -66,6 +67,11 @@ def modality_dropout(
         raise ValueError(
             f"modality_dropout: uniform has shape {tuple(uniform.shape)}, expected {shape}; "
             "draw one number a sample and modality."
+        )
+    if len(present) == 1:
+        raise ValueError(
+            f"modality_dropout: present has {list(present)} alone, expected at least two modalities, since each "
+            "sample keeps one; name every modality, those that all samples have too."
         )
     had = torch.stack(list(present.values()), -1)
     draw = uniform.to(had.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -56,14 +56,22 @@ def probe(head: nn.Module, x: Tensor, *, learn: bool = False) -> Tensor:
     """`head(x)` in eval mode; gradients reach `x`, and the head only with `learn`.
 
     Buffers, attributes and the training mode of the head stay as they were. Wrappers of DDP and FSDP2 are passed
-    by: no gradient reaches the head, so there is nothing to reduce; sharded weights are gathered.
+    by: no gradient reaches the head, so there is nothing to reduce; sharded weights are gathered. Attention is that
+    of plain formulas, which have a second derivative; a head that works in place works on a copy of `x`.
     """
     if isinstance(head, DistributedDataParallel):
         head = head.module
     tensors = {} if learn else {name: _whole(p).detach() for name, p in head.named_parameters()}
     tensors |= {name: b.clone() for name, b in head.named_buffers()}
-    with _untouched(head):
-        return functional_call(head, tensors, (x,))  # type: ignore[no-any-return]
+    plain = not_plain(head) is None
+    with _untouched(head), nullcontext() if plain else _differentiable_attention():
+        return functional_call(head, tensors, (x if plain else x.clone(),))  # type: ignore[no-any-return]
+
+
+def _differentiable_attention() -> AbstractContextManager[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # here, since it takes long
+
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager

@@ -38,13 +38,18 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = Non
 
     Returns:
         `x` without the dimensions averaged over: pooling `(B, T, D)` with a `(B, T)` mask and `dim=1`
-        gives `(B, D)`.
+        gives `(B, D)`. Half precision is summed in float32.
+
+    Raises:
+        TypeError: `mask` is not bool.
+        ValueError: `dim` is no dimension of `mask`.
 
     Examples:
         >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
         tensor(2.)
     """
-    return masked_sum(x, mask, dim).mean()
+    mean = masked_sum(x, mask, dim).mean()
+    return mean.to(x.dtype) if _half(x) else mean
 
 
 class MaskedSum(NamedTuple):
@@ -58,11 +63,25 @@ class MaskedSum(NamedTuple):
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> MaskedSum:
-    """The numerator and the denominator of `masked_mean`."""
+    """The numerator and the denominator of `masked_mean`; the former is float32 where `x` is of half precision."""
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"masked_mean: mask is a {mask.dtype} tensor {tuple(mask.shape)}, expected torch.bool; pass mask.bool()."
+        )
     dims = tuple(range(mask.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    for d in dims:
+        if not -mask.dim() <= d < mask.dim():
+            raise ValueError(
+                f"masked_mean: dim is {dim}, expected dimensions of mask, which has {mask.dim()}; pass one of those."
+            )
     dims = tuple(d % mask.dim() for d in dims)
     entries = mask.sum(dims)
-    return MaskedSum(select(x, mask).sum(dims), entries.reshape(entries.shape + (1,) * (x.dim() - mask.dim())))
+    total = select(x, mask).sum(dims, dtype=torch.float32 if _half(x) else None)
+    return MaskedSum(total, entries.reshape(entries.shape + (1,) * (x.dim() - mask.dim())))
+
+
+def _half(x: Tensor) -> bool:
+    return x.dtype in (torch.float16, torch.bfloat16)
 
 
 def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from modbalance.checks import traced
 
 __all__ = ["Tokens", "flatten_tokens"]
 
@@ -32,7 +34,14 @@ class Tokens(NamedTuple):
     mask: Tensor
 
     def restore(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """Rows `(N, ...)` as `(B, T, ...)`, `fill` where no row came from."""
+        """Rows `(N, ...)` as `(B, T, ...)`, `fill` where no row came from; a ValueError where N is another."""
+        if not traced(rows):
+            n = len(next(iter(self.present.values())))  # mask.sum(), without waiting for the device
+            if rows.dim() == 0 or len(rows) != n:
+                raise ValueError(
+                    f"Tokens.restore: rows has shape {tuple(rows.shape)}, expected ({n}, ...), a row for each true "
+                    "entry of mask; pass what a component gave for these tokens."
+                )
         whole = rows.new_full((*self.mask.shape, *rows.shape[1:]), fill)
         return whole.masked_scatter(self.mask.reshape(self.mask.shape + (1,) * (rows.dim() - 1)), rows)
 
@@ -41,6 +50,8 @@ def flatten_tokens(
     features: Mapping[str, Tensor | None],
     mask: Tensor | Mapping[str, Tensor],
     target: Tensor | None = None,
+    *,
+    by: Literal["token", "sequence"] | None = None,
 ) -> Tokens:
     """Aligned sequences `(B, T, D_m)` as rows `(N, D_m)`, one for each token that some modality has.
 
@@ -52,6 +63,8 @@ def flatten_tokens(
         features: by modality, `(B, T, D_m)` with one T for all; None leaves one out.
         mask: which tokens there are, bool `(B, T)`; one for all, or one by modality, then `present` of a token.
         target: by token `(B, T)` or `(B, T, C)`, or by sequence `(B,)` or `(B, C)`.
+        by: which of the two `target` is, `token` or `sequence`; None goes by its shape. Floating-point targets of
+            shape `(B, T)` need it: they may as well be `(B, C)` with C equal to T.
 
     Returns:
         `Tokens`: what a component takes, and `restore`.
@@ -79,26 +92,38 @@ def flatten_tokens(
         here = masks.get(name)
         if z.dim() != 3 or z.shape[:2] != shape or here is None or here.shape != shape or here.dtype != torch.bool:
             what = "missing" if here is None else f"{here.dtype} {tuple(here.shape)}"
+            remedy = (
+                "align the sequences, or pool each by masked_mean(x, mask, dim=1) where lengths differ between "
+                "modalities"
+            )
+            if here is not None and here.dtype != torch.bool and z.shape[:2] == here.shape == shape:
+                remedy = "pass mask.bool()"
             raise ValueError(
                 f"flatten_tokens: features[{name!r}] has shape {tuple(z.shape)} and its mask is {what}, expected "
-                f"({shape[0]}, {shape[1]}, D) and torch.bool ({shape[0]}, {shape[1]}); align the sequences, or pool "
-                "each by masked_mean(x, mask, dim=1) where lengths differ between modalities."
+                f"({shape[0]}, {shape[1]}, D) and torch.bool ({shape[0]}, {shape[1]}); {remedy}."
             )
     somewhere = torch.stack([masks[name] for name in x]).any(0)
     return Tokens(
         {name: z[somewhere] for name, z in x.items()},
-        _by_row(target, somewhere),
+        _by_row(target, somewhere, by),
         {name: masks[name][somewhere] for name in x},
         somewhere,
     )
 
 
-def _by_row(target: Tensor | None, mask: Tensor) -> Tensor | None:
+def _by_row(target: Tensor | None, mask: Tensor, by: str | None) -> Tensor | None:
+    if by not in (None, "token", "sequence"):
+        raise ValueError(f"flatten_tokens: by is {by!r}, expected 'token', 'sequence' or None; pass one of them.")
     if target is None:
         return None
-    if target.shape[:2] == mask.shape:
+    if by is None and target.shape == mask.shape and target.is_floating_point():
+        raise ValueError(
+            f"flatten_tokens: target is a {target.dtype} tensor {tuple(target.shape)}, which may be (B, T) by token "
+            'or (B, C) by sequence; pass by="token" or by="sequence".'
+        )
+    if by != "sequence" and target.shape[:2] == mask.shape:
         return target[mask]
-    if target.dim() == 0 or target.dim() > 2 or target.shape[0] != mask.shape[0]:
+    if by == "token" or target.dim() == 0 or target.dim() > 2 or target.shape[0] != mask.shape[0]:
         raise ValueError(
             f"flatten_tokens: target has shape {tuple(target.shape)}, expected {tuple(mask.shape)} by token or "
             f"({mask.shape[0]},) by sequence, with C columns where there are several; pass one of them."

@@ -133,3 +133,22 @@ def test_bias_moves_trust_and_what_is_learnt():
     total = sum(raised.values())
     torch.testing.assert_close(out.weights, {name: w / total for name, w in raised.items()})
     torch.testing.assert_close(out.loss, oracle.distillation("classification", student, teachers, out.weights))
+
+
+def test_a_teacher_that_is_none_weighs_nothing():
+    student, teachers, _ = make_lesson("classification", "all")
+    first, *rest = teachers
+    partly = {**teachers, first: None}
+    distill, masks = TrustDistiller(CLASSES), torch.rand(6, len(teachers)) < 0.7
+    present, bias = dict(zip(teachers, masks.unbind(1), strict=True)), dict.fromkeys(teachers, 0.5)
+    variances = {name: torch.rand(6, dtype=torch.float64) for name in teachers}
+    out = distill(student, partly, variances, present, bias)
+    assert list(out.weights) == list(teachers)
+    assert (out.weights[first] == 0).all()
+    some = [{name: x[name] for name in rest} for x in (teachers, variances, present, bias)]
+    expected = distill(student, *some)
+    torch.testing.assert_close(out.loss, expected.loss)
+    for weights in (out.weights, distill.trust(partly, variances, masks, bias)):
+        torch.testing.assert_close({name: weights[name] for name in rest}, expected.weights)
+    for tensors in (teachers, partly):
+        torch.testing.assert_close(distill.fuse(tensors, out.weights), distill.fuse(some[0], expected.weights))

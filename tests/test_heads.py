@@ -266,3 +266,19 @@ def test_compiling_around_heads_that_are_not_linear():
     torch.compile(model, backend="aot_eager")(ours, batch.target).loss.backward()
     gradients = torch.autograd.grad(by_hand(heads, theirs, batch.target), list(theirs.values()))
     torch.testing.assert_close([x.grad for x in ours.values()], list(gradients))
+
+
+def test_heads_with_attention_have_a_second_derivative():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    head = nn.Sequential(nn.Unflatten(1, (2, 8)), layer, nn.Flatten(), nn.Linear(16, 2))
+    x = torch.randn(3, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(probe(head, x).square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_a_head_that_works_in_place_leaves_the_features():
+    x = torch.randn(3, 4, requires_grad=True)
+    before = x.detach().clone()
+    probe(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), x).sum().backward()
+    assert torch.equal(x, before)

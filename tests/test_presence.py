@@ -58,3 +58,21 @@ def test_only_float64_stays_wider_than_float32(dtype):
 def test_reserved_modality_names_raise(name):
     with pytest.raises(ValueError, match=r"^Who: dims has the modality name .*; rename the modality\.$"):
         checks.check_dims("Who", {name: 3, "audio": 2})
+
+
+def test_half_precision_is_summed_in_float32():
+    x = torch.full((40, 3), 6e4, dtype=torch.float16)
+    mean = masked_mean(x, torch.ones(40, dtype=torch.bool))
+    assert mean.dtype == torch.float16
+    assert torch.equal(mean, x[0])
+
+
+@pytest.mark.parametrize("dim", [2, -3, (0, 2)])
+def test_a_dimension_that_the_mask_lacks_raises(dim):
+    with pytest.raises(ValueError, match="expected dimensions of mask, which has 2"):
+        masked_mean(torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), dim)
+
+
+def test_an_integer_mask_raises():
+    with pytest.raises(TypeError, match=r"mask is a torch.int64 tensor \(2,\).*pass mask.bool\(\)"):
+        masked_mean(torch.ones(2), torch.ones(2).long())

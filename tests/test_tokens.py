@@ -92,3 +92,26 @@ def test_a_component_on_tokens_is_that_on_each_of_them():
 def test_what_does_not_fit_is_named(call, match):
     with pytest.raises(ValueError, match=match):
         call(*sequences())
+
+
+def test_a_floating_target_of_the_masks_shape_needs_by():
+    z, mask = sequences()
+    target = torch.arange(float(B * T)).reshape(B, T)
+    with pytest.raises(ValueError, match=r'which may be \(B, T\) by token or \(B, C\).*by="sequence"'):
+        flatten_tokens(z, mask, target)
+    assert torch.equal(flatten_tokens(z, mask, target, by="token").target, target[mask])
+    assert torch.equal(flatten_tokens(z, mask, target, by="sequence").target, target[[0, 0, 0, 0, 1, 1]])
+    assert torch.equal(flatten_tokens(z, mask, target.long()).target, target.long()[mask])
+    with pytest.raises(ValueError, match="by is 'row', expected 'token'"):
+        flatten_tokens(z, mask, target, by="row")
+    with pytest.raises(ValueError, match=r"target has shape \(3,\), expected"):
+        flatten_tokens(z, mask, target[:, 0], by="token")
+
+
+def test_an_integer_mask_and_rows_of_another_number_raise():
+    z, mask = sequences()
+    with pytest.raises(ValueError, match=r"its mask is torch.int64 .*; pass mask.bool\(\)\."):
+        flatten_tokens(z, mask.long())
+    for rows in (5, 7):
+        with pytest.raises(ValueError, match=rf"rows has shape \({rows}, 2\), expected \(6, ...\)"):
+            flatten_tokens(z, mask).restore(torch.zeros(rows, 2))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from modbalance.presence import upcast
+
 __all__ = ["gradient_norms"]
 
 
@@ -17,7 +19,7 @@ def gradient_norms(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         modules: the modules whose parameters belong to one modality, by name: its encoder, usually.
 
     Returns:
-        scalars by modality, on the modules' device; 0 where there is no gradient.
+        scalars by modality, float32 or float64, on the modules' device; 0 where there is no gradient.
 
     Examples:
         >>> encoder = nn.Linear(2, 1, bias=False)
@@ -27,6 +29,6 @@ def gradient_norms(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """
     norms = {}
     for name, module in modules.items():
-        gradients = [p.grad.norm() for p in module.parameters() if p.grad is not None]
+        gradients = [upcast(p.grad).norm() for p in module.parameters() if p.grad is not None]
         norms[name] = torch.stack(gradients).norm() if gradients else torch.zeros(())
     return norms

@@ -158,7 +158,7 @@ class ModalityMonitor:
                 "pass the encoder of every modality."
             )
         found = gradient_norms(modules)
-        norms = torch.stack([found[name].to(self.device) for name in self.modalities])
+        norms = torch.stack([upcast(found[name]).to(self.device) for name in self.modalities])
         total = norms.sum()
         counts = torch.isfinite(total) & (total > 0)
         step = select(torch.cat([norms / total, torch.ones_like(total)[None]]), counts.expand(len(norms) + 1))
@@ -173,7 +173,7 @@ class ModalityMonitor:
         target: Tensor,
         present: Presence | None = None,
         *,
-        alone: Mapping[str, Tensor] | None = None,
+        alone: Mapping[str, Tensor | None] | None = None,
     ) -> None:
         """Take in a batch of held-out data. Put the model into eval mode before.
 
@@ -187,7 +187,8 @@ class ModalityMonitor:
             target: as for the task's loss; rows with an ignored label do not count.
             present: bool `(B,)` by modality, or `(B, M)` with the columns in the order of `modalities`; a modality of
                 `features` that is not in it is present for all.
-            alone: `(B, D)` by modality, features of the same encoders trained without the others.
+            alone: `(B, D)` by modality, features of the same encoders trained without the others; None leaves one
+                out.
         """
         features = given(features)
         there = self._presence("features", features, present, len(target))
@@ -203,6 +204,7 @@ class ModalityMonitor:
             rows[key("outputs", *coalition)] = upcast(outputs)
         if self.probe:
             rows |= {key("features", m): select(x, there[m]) for m, x in features.items()}
+            alone = given(alone or {})
             if alone:
                 self._presence("alone", alone, {m: there[m] for m in alone if m in there}, batch)
                 rows |= {key("alone", m): select(x, there[m]) for m, x in alone.items()}

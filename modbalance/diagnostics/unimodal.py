@@ -13,7 +13,7 @@ from modbalance.tasks import Task, check_target, output_width, task_loss
 
 __all__ = ["train_alone"]
 
-Batch: TypeAlias = tuple[Mapping[str, Any], Tensor]
+Batch: TypeAlias = tuple[Mapping[str, Any], Tensor] | tuple[Mapping[str, Any], Tensor, Mapping[str, Tensor]]
 
 
 def train_alone(
@@ -35,8 +35,9 @@ def train_alone(
 
     Args:
         encoders: by modality, `encoder(inputs[m])` to features `(B, D_m)`.
-        batches: of training data, `(inputs by modality, target)`; gone through again until `steps` are done. A
-            modality that is missing from the inputs, or None, is skipped in that batch.
+        batches: of training data, `(inputs by modality, target)` or `(inputs, target, present)` with bool `(B,)` by
+            modality; gone through again until `steps` are done. A modality that is missing from the inputs, or None,
+            is skipped in that batch; of one in `present` the encoder gets the present rows of all its tensors.
         num_outputs: number of classes, labels or targets.
         task: `classification`, `multilabel`, `regression` or `gaussian`.
         steps: updates of each copy.
@@ -49,7 +50,8 @@ def train_alone(
         by modality: the trained copy, without gradients.
 
     Raises:
-        ValueError: a layer has parameters and no `reset_parameters`, or there are no batches.
+        ValueError: a layer has parameters and no `reset_parameters`, there are no batches, or a loss is not
+            finite.
 
     Source: Wang et al., What makes training multi-modal classification networks hard?, CVPR 2020, compare with
     uni-modal training in the same way; the bound is ours.
@@ -69,19 +71,31 @@ def train_alone(
                 _reset(name, encoder)
         heads: dict[str, nn.Linear] = {}
         optimizers: dict[str, torch.optim.Optimizer] = {}
-        for inputs, target in _cycle(batches, steps):
+        for inputs, target, *rest in _cycle(batches, steps):
             for name, encoder in copies.items():
                 if inputs.get(name) is None:
                     continue
+                mask = rest[0].get(name) if rest else None
+                x, y = inputs[name], target
+                if mask is not None:
+                    if not mask.any():
+                        continue
+                    x, y = _present_rows(x, mask), target[mask]
                 encoder.train()
-                z = encoder(inputs[name])
+                z = encoder(x)
                 if name not in heads:
                     heads[name] = nn.Linear(z.shape[-1], output_width(task, num_outputs)).to(z)
                     parameters = [*encoder.parameters(), *heads[name].parameters()]
                     optimizers[name] = torch.optim.AdamW(parameters, lr=learning_rate)
-                check_target("train_alone", task, target, len(z), num_outputs)
+                check_target("train_alone", task, y, len(z), num_outputs)
                 optimizers[name].zero_grad()
-                task_loss(task, heads[name](z), target).mean().backward()  # type: ignore[no-untyped-call]
+                loss = task_loss(task, heads[name](z), y).mean()
+                if not torch.isfinite(loss):
+                    raise ValueError(
+                        f"train_alone: the loss of {name!r} is {loss.item()}, expected a finite number; correct its "
+                        "inputs, pass batches (inputs, target, present), or lower learning_rate."
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizers[name].step()
     for encoder in copies.values():
         encoder.zero_grad(set_to_none=True)
@@ -89,9 +103,16 @@ def train_alone(
     return copies
 
 
-def _cycle(
-    batches: Iterable[tuple[Mapping[str, Any], Tensor]], steps: int
-) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
+def _present_rows(x: Any, mask: Tensor) -> Any:
+    """Rows of a tensor, or of each tensor in a mapping, list or tuple."""
+    if isinstance(x, Tensor):
+        return x[mask.to(x.device)]
+    if isinstance(x, Mapping):
+        return {key: _present_rows(value, mask) for key, value in x.items()}
+    return type(x)(_present_rows(value, mask) for value in x) if isinstance(x, list | tuple) else x
+
+
+def _cycle(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
     done = 0
     while done < steps:
         before = done

@@ -50,6 +50,8 @@ def verdict(found: Diagnosis) -> str:
             lines.append(
                 f"{m} contributes nothing: removing it changes no output. Check that the model and predict read it."
             )
+        elif math.isnan(found.alone.get(m, 0.0)) and not abs(drop) > 0:
+            lines.append(f"{m} is present in no held-out sample.")
         elif _counts(found, "drop", m, -drop):
             lines.append(f"{m} does harm: the score rises by {-drop:.3f} without it. Try TrustDistiller, or drop it.")
         elif not _counts(found, "drop", m, drop) and found.shapley[m] < SMALL:

@@ -406,3 +406,15 @@ def test_encoders_that_cannot_start_anew_are_refused():
     assert not torch.equal(kept["text"].scale, torch.ones(3))
     with pytest.raises(ValueError, match="batches gave 1 of 3 batches and then none"):
         train_alone({"text": nn.Linear(3, 2)}, iter([(features, target)]), 3, steps=3)
+
+
+def test_encoders_alone_see_present_rows_only():
+    x, target = torch.randn(12, 3), torch.arange(12) % 2
+    here = torch.arange(12) < 8
+    encoders, options = {"text": nn.Linear(3, 2)}, {"num_outputs": 2, "steps": 4}
+    hidden = torch.where(here[:, None], x, torch.nan)
+    alone = train_alone(encoders, [({"text": hidden}, target, {"text": here})], **options)["text"]
+    expected = train_alone(encoders, [({"text": x[:8]}, target[:8])], **options)["text"]
+    torch.testing.assert_close(alone.weight, expected.weight)
+    with pytest.raises(ValueError, match=r"the loss of 'text' is nan, expected a finite number"):
+        train_alone(encoders, [({"text": hidden}, target)], **options)

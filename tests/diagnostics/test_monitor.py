@@ -246,3 +246,14 @@ def test_errors_name_what_came_and_the_remedy(call, message):
     features, target, _ = data()
     with pytest.raises(ValueError, match=message):
         call(monitor(), features, target)
+
+
+def test_a_modality_that_no_sample_has_is_named_and_none_alone_is_left_out():
+    features, target, present = data()
+    present["vision"] = torch.zeros(ROWS, dtype=torch.bool)
+    found = monitor()
+    found.update(predict, features, target, present, alone={"text": features["text"], "audio": None})
+    found = found.compute()
+    assert list(found.reference) == ["text"]
+    assert "vision is present in no held-out sample." in found.verdict()
+    assert "vision contributes nothing" not in found.verdict()
