@@ -111,8 +111,7 @@ class EnergyCoordinator(Balancer):
         validate: let a NaN or a label out of range on a GPU raise an error that names it, which waits for the device.
             On a CPU this always happens; a GPU without it stops at an assertion on the device, which torch.compile
             and graph capture leave out.
-        sync: in training, take every mean over all processes of a distributed run: True for the default process
-            group, a process group, or False for this process alone; see `modbalance.distributed`.
+        sync: True, a process group or False: the processes of a mean in training; see `modbalance.distributed`.
 
     Shape:
         features `(B, D_m)` by modality, target `(B,)` or `(B, C)`, present bool `(B,)` by modality →

@@ -47,8 +47,7 @@ class TrustDistiller(nn.Module):
         min_variance: floor of a teacher's variance.
         beyond_chance: trust what a teacher knows beyond chance, `chance` of `functional.trust_weights`: classes
             or labels all alike, or variance 1, the training target's. False is the paper's form.
-        sync: in training, take every mean over all processes of a distributed run: True for the default process
-            group, a process group, or False for this process alone; see `modbalance.distributed`.
+        sync: True, a process group or False: the processes of a mean in training; see `modbalance.distributed`.
 
     Shape:
         student `(B, width)`, teachers `(B, width)` by modality, variances `(B,)` or `(B, C)` by modality,
