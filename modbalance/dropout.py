@@ -26,7 +26,8 @@ def modality_dropout(
     likely as the others. A sample that has none keeps none.
 
     Args:
-        present: by modality, bool `(B,)`: what the samples have.
+        present: by modality, bool `(B,)`: what the samples have. Name every modality, those that all samples have
+            too: one name alone is never dropped.
         rate: r, from 0 to 1; one number, or one by modality.
         generator: draws u, on its own device; torch's default generator on the masks' device without it.
         uniform: u itself, `(B, M)` in [0, 1), columns in the order of `present`, for draws of your own.
@@ -35,8 +36,7 @@ def modality_dropout(
         by modality, bool `(B,)`: what is left.
 
     Raises:
-        ValueError: a rate is no probability, a mask is not bool `(B,)`, `uniform` is not `(B, M)`, or there is one
-            modality alone, of which nothing could be dropped.
+        ValueError: a rate is no probability, a mask is not bool `(B,)`, or `uniform` is not `(B, M)`.
 
     Source: Neverova et al., ModDrop, TPAMI 2016, where all modalities of a sample may go; keeping one is ours.
 
@@ -67,11 +67,6 @@ def modality_dropout(
         raise ValueError(
             f"modality_dropout: uniform has shape {tuple(uniform.shape)}, expected {shape}; "
             "draw one number a sample and modality."
-        )
-    if len(present) == 1:
-        raise ValueError(
-            f"modality_dropout: present has {list(present)} alone, expected at least two modalities, since each "
-            "sample keeps one; name every modality, those that all samples have too."
         )
     had = torch.stack(list(present.values()), -1)
     draw = uniform.to(had.device)

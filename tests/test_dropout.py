@@ -72,8 +72,3 @@ def test_the_module_drops_in_training_only():
 def test_what_does_not_fit_raises(present, rate, uniform, match):
     with pytest.raises(ValueError, match=match):
         modality_dropout(present, rate, uniform=uniform)
-
-
-def test_one_modality_alone_raises():
-    with pytest.raises(ValueError, match="name every modality, those that all samples have too"):
-        ModalityDropout(0.5)({"a": torch.ones(2, dtype=torch.bool)})
