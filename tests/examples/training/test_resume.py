@@ -239,7 +239,7 @@ def test_resume_refuses_what_differs(data, brief, tmp_path, patch, capsys):
 
 def test_resume_of_what_cannot_be_read(data, tmp_path, patch, capsys):
     assert go_on(tmp_path) == 2
-    assert "run.json cannot be read (FileNotFoundError), expected the folder of a run" in capsys.readouterr().err
+    assert "a, expected one that was interrupted; check the name" in capsys.readouterr().err
     stopped(data, tmp_path, patch)
     (tmp_path / "a.partial/state/ebmc-1111.pt").write_bytes(b"torn")
     assert go_on(tmp_path) == 2
