@@ -8,6 +8,8 @@ from cases import TASKS, compiles
 from ranks import Ranks
 from rig import COMPONENTS
 
+pytestmark = pytest.mark.slow
+
 # Rows of each process, and who has what: a presence of `make_present`, or the last process lacks text and audio,
 # by a mask (`absent`) or by not giving them (`left_out`).
 CASES = (

@@ -38,6 +38,7 @@ def test_code_runs(page, capsys, tmp_path, monkeypatch):
             exec(compile(block, str(page), "exec"), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [*PAGES, ROOT / "examples/ebmc_msa/README.md", *ROOT.glob(".github/*.md")],

@@ -14,6 +14,8 @@ from hypothesis import given
 from cases import DIMS, TASKS, Batch, make_target, poison
 from rig import COMPONENTS, Rig, outcome
 
+pytestmark = pytest.mark.slow
+
 # The largest power of ten of a feature in float32: docs/distributed.md.
 LARGEST = {"classification": 15, "multilabel": 15, "regression": 15, "gaussian": 12}
 WITH_GAP = {

@@ -13,6 +13,8 @@ from cases import CLASSES, DIMS, TASKS, compiles, flat, make_batch, parameter_gr
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
 from rig import COMPONENTS, Rig, assert_close, outcome
 
+pytestmark = pytest.mark.slow
+
 each_component = pytest.mark.parametrize("component", COMPONENTS)
 each_task = pytest.mark.parametrize("task", TASKS)
 own_warnings = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -11,6 +11,8 @@ import pytest
 triton = pytest.importorskip("triton")
 import compile_kernels  # noqa: E402  (needs Triton)
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "compile_kernels.py"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 TESTS = Path(__file__).parents[1]
 LAUNCHES = {"forward": 1, "fixed": 2, "learning": 3, "coordinator": 3}
