@@ -20,13 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # steps this small gain nothing f
 
 import numpy as np
 import torch
-from ebmc_msa.paired import interval
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Case, Folds, cases, folds
 from ebmc_msa.data import DataError
+from ebmc_msa.experiments.bootstrap import interval
 from modbalance.functional import GateState, gate_weights
 
 WIDTH, BATCH = 64, 64
