@@ -12,7 +12,7 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import drop_frames
 from ebmc_msa.data.rng import normal
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.corruption import KINDS, corrupt, corruption, deviation, half, halving_size, partners
+from ebmc_msa.evaluation.corruption import KINDS, corrupt, corruption, feature_std, half, halving_size, partners
 
 CPU = torch.device("cpu")
 PRESENT = st.lists(st.booleans(), min_size=1, max_size=12).map(torch.tensor)
@@ -71,14 +71,14 @@ def test_only_one_modality_of_half_the_samples_changes(kind, modality):
             assert not spoilt.features["text"][i, spoilt.lengths["text"][i] :].any(), "padding stays empty"
 
 
-def test_gaussian_noise_is_the_drawn_one_times_the_scale():
-    fold, scale = make_fold(), torch.tensor([0.0, 1.0, 10.0])
-    clean, spoilt = changed(fold, corruption(fold, "audio", "noise", 3, scale))
+def test_gaussian_noise_is_the_drawn_one_times_the_std():
+    fold, std = make_fold(), torch.tensor([0.0, 1.0, 10.0])
+    clean, spoilt = changed(fold, corruption(fold, "audio", "noise", 3, std))
     hit = half(fold.present["audio"], 3, "audio")
     drawn = normal(torch.arange(6), (3,), 3, "noise audio") * hit[:, None]
-    torch.testing.assert_close(spoilt.features["audio"], clean.features["audio"] + scale * drawn)
+    torch.testing.assert_close(spoilt.features["audio"], clean.features["audio"] + std * drawn)
     many = Batch({"a": torch.zeros(4000, 2)}, {}, {"a": torch.ones(4000, dtype=torch.bool)}, None)
-    noisy = corrupt(many, "a", "noise", many.present["a"], torch.arange(4000), 0, scale=torch.tensor([1.0, 3.0]))
+    noisy = corrupt(many, "a", "noise", many.present["a"], torch.arange(4000), 0, std=torch.tensor([1.0, 3.0]))
     assert noisy.features["a"].std(0).tolist() == pytest.approx([1, 3], rel=0.05)
 
 
@@ -115,12 +115,12 @@ def test_chunks_are_spoilt_as_the_whole(kind):
         assert not whole.features["text"][rows, frames:].any()
 
 
-def test_deviation_of_what_is_there():
+def test_feature_std_of_what_is_there():
     fold = make_fold()
     frames = torch.cat([fold.features["text"][i, :n] for i, n in enumerate(fold.lengths["text"])])
-    torch.testing.assert_close(deviation(fold, "text"), frames.std(0, correction=0))
+    torch.testing.assert_close(feature_std(fold, "text"), frames.std(0, correction=0))
     audio = fold.features["audio"][fold.present["audio"]]
-    torch.testing.assert_close(deviation(fold, "audio"), audio.std(0, correction=0))
+    torch.testing.assert_close(feature_std(fold, "audio"), audio.std(0, correction=0))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_halving_size(worth, size):
     assert halving_size(worth) == (size if size is None else pytest.approx(size, rel=0.02, abs=5e-4))
 
 
-@pytest.mark.parametrize(("kind", "lacks"), [("noise", "scale"), ("swap", "others"), ("blur", "scale")])
+@pytest.mark.parametrize(("kind", "lacks"), [("noise", "std"), ("swap", "others"), ("blur", "std")])
 def test_corrupt_refuses(kind, lacks):
     batch = make_fold().rows(torch.arange(6))
     with pytest.raises(ValueError, match=rf"corrupt: kind '{kind}' without {lacks}, expected one of .*pass these"):
