@@ -14,8 +14,10 @@ from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
 from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import contribution
+from ebmc_msa.experiments.trust import trust_tests
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.encoders import encode
+from ebmc_msa.model.ensemble import TrustEnsemble
 from ebmc_msa.training.stages import Trained
 from modbalance.diagnostics import calibration_error, gaussian_coverage
 from modbalance.functional import scale_temperature
@@ -33,6 +35,7 @@ def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
         gradient: share of the encoders' gradient in training, by stage.
         energy: mean energy on the training split and on the validation split.
         teachers: negative log-likelihood, calibration and reliability of each, `as stated` and `calibrated`.
+        trust: `trust_tests`; empty without an ensemble.
         silhouette, fused, group: of the fused features, and by what they are grouped.
     """
     model, student = ebmc.model, ebmc.student
@@ -42,6 +45,7 @@ def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
         "gradient": {s.name: _mean([epoch["gradient"] for epoch in s.history]) for s in ebmc.stages if s.history},
         "energy": {fold: energies(student, folds[fold]) for fold in ("train", "valid")},
         "teachers": {},
+        "trust": trust_tests(model, held) if isinstance(model, TrustEnsemble) else {},
     }
     for name, temperature in student.temperatures().items():
         here = held.select(held.present[name])

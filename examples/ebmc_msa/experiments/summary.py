@@ -15,6 +15,7 @@ from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric, mean_and_std
 from ebmc_msa.experiments.baselines import BALANCERS, CONTROLS
 from ebmc_msa.experiments.bootstrap import Interval, interval
 from ebmc_msa.experiments.method import Method
+from ebmc_msa.experiments.trust import trust_summary, trust_table
 from ebmc_msa.report import internals
 from ebmc_msa.report.plots import COLOURS, FAINT, INK, WIDTH, drawing
 
@@ -87,6 +88,8 @@ def report(out: Path, name: str, methods: Methods, seeds: list[int], split: str,
         lines += noise_table(out, methods, seeds, KINDS[results.kind].compared[0])
     if inspected := measured(out, methods, seeds, split, "internals"):
         lines += internals.tables(inspected)
+        content["trust"] = trust_summary(inspected)
+        lines += trust_table(content["trust"], METRICS[KINDS[results.kind].selects])
         prefix = "" if split == "test" else "valid-"
         write_text(out / f"{prefix}internals.svg", internals.picture(inspected))
         write_text(out / f"{prefix}features.svg", internals.features(inspected))

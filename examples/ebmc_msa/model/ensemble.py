@@ -99,6 +99,14 @@ class TrustEnsemble(Model):
         stage1 = {STAGE1: self.stage1(batch, trust=False).outputs} if STAGE1 in used else {}
         return stage1 | {STAGE2: out.outputs}
 
+    @torch.no_grad()
+    def calibrated_experts(self, fold: Fold) -> ExpertOutputs:
+        """Of all experts, kept or not: on a clean split and then on a corrupted copy, in the order of `by_length`."""
+        outputs, present, scores = self.eval()._expert_outputs(fold)
+        temperatures = self.fused_temperatures.items()
+        outputs |= {name: scale_temperature(self.spec.task, outputs[name], t) for name, t in temperatures}
+        return ExpertOutputs(outputs, present, scores)
+
     def _expert_outputs(self, fold: Fold) -> ExpertOutputs:
         """Of a clean split and then of a corrupted copy, in the order of `by_length`; fused ones not calibrated."""
         generator, parts = torch.Generator().manual_seed(0), []
@@ -166,15 +174,7 @@ class Mixture(NamedTuple):
             present: bool `(B,)` by expert.
             log_in_distribution: OOD scores, `(B,)`, of the experts that have one.
         """
-        weights = self.weights(task, outputs, present, log_in_distribution)
-        if task == "classification":
-            return trust_fusion({name: x.log_softmax(-1) for name, x in outputs.items()}, weights)
-        if task == "gaussian":
-            apart = {name: split_gaussian(x) for name, x in outputs.items()}
-            mean = trust_fusion({name: mean for name, (mean, _) in apart.items()}, weights)
-            variance = trust_fusion({name: log.exp() for name, (_, log) in apart.items()}, weights)
-            return torch.cat([mean, variance.clamp(min=1e-4).log()], -1)
-        return trust_fusion(outputs, weights)
+        return mix_experts(task, outputs, self.weights(task, outputs, present, log_in_distribution))
 
     @property
     def used(self) -> list[str]:
@@ -206,6 +206,21 @@ class Mixture(NamedTuple):
         """Mean of the weights over the samples that have the expert."""
         present = arguments[2]
         return {name: w[present[name]].mean().nan_to_num(0.0).item() for name, w in self.weights(*arguments).items()}
+
+
+def mix_experts(task: Task, outputs: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    """Mixed predictions, `(B, width)`, of calibrated outputs `(B, width)` with weights `(B,)`, both by expert.
+
+    Log-probabilities for classification, means and log-variances for gaussian, else logits or values.
+    """
+    if task == "classification":
+        return trust_fusion({name: x.log_softmax(-1) for name, x in outputs.items()}, weights)
+    if task == "gaussian":
+        apart = {name: split_gaussian(x) for name, x in outputs.items()}
+        mean = trust_fusion({name: mean for name, (mean, _) in apart.items()}, weights)
+        variance = trust_fusion({name: log.exp() for name, (_, log) in apart.items()}, weights)
+        return torch.cat([mean, variance.clamp(min=1e-4).log()], -1)
+    return trust_fusion(outputs, weights)
 
 
 def kept_experts(weights: Mapping[str, float]) -> list[str]:

@@ -6,9 +6,12 @@ import torch
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import Fold
-from ebmc_msa.evaluation.predict import predict
+from ebmc_msa.evaluation.metrics import METRICS
+from ebmc_msa.evaluation.predict import label_predictions, label_targets, predict
 from ebmc_msa.experiments import internals
+from ebmc_msa.experiments.trust import _permute, trust_summary, trust_table, trust_tests
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.ensemble import Mixture
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.internals import features, picture, tables
 from ebmc_msa.training.stages import train
@@ -35,18 +38,18 @@ def looked():
     now = kept()
     assert torch.equal(then[0], now[0])  # looking changes nothing
     assert then[1:] == now[1:]
-    return model, folds, found
+    return model, folds, found, ebmc.model
 
 
 def test_shares_sum_to_one(looked):
-    _, _, found = looked
+    found = looked[2]
     for shares in (*found["contribution"].values(), *found["gradient"].values()):
         assert sum(shares.values()) == pytest.approx(1)
     assert list(found["gradient"]) == ["enhance", "balance"]
 
 
 def test_energy_is_that_of_the_coordinator_on_the_samples_there(looked):
-    model, folds, found = looked
+    model, folds, found, _ = looked
     batch = folds["valid"].rows(torch.arange(32))
     with torch.no_grad():
         energy = model.eval()(batch).energy
@@ -77,6 +80,56 @@ def test_reliability_of_a_classifier_that_knows_itself():
 def test_neutral_sentiment_has_no_group():
     target = torch.tensor([-0.25, -0.75, 1.0])  # 0, -1 and 2.5 in the data's units
     assert internals.groups(VALUES, target).tolist() == [-1, 0, 1]
+
+
+def test_the_answer_before_permuting_is_that_of_the_model(looked):
+    _, folds, found, model = looked
+    predicted = label_predictions(model.spec, predict(model, folds["test"]).outputs)
+    mae = (predicted - label_targets(model.spec, folds["test"].target)).abs().mean().item()
+    assert found["trust"]["answer"]["clean"]["score"] == pytest.approx(-mae, rel=1e-5)
+    for kinds in found["trust"].values():
+        for test in kinds.values():
+            assert test["lost"].shape == (32,)
+            assert 0 < test["p"] <= 1
+
+
+def test_weights_that_are_the_same_for_all_samples_decide_nothing(looked):
+    _, folds, _, model = looked
+    mixtures = dict(model.mixtures)
+    model.mixtures = {names: Mixture(0.0, 0.0, mixture.bias) for names, mixture in mixtures.items()}
+    even = trust_tests(model, folds["test"])["answer"]
+    model.mixtures = mixtures
+    for test in even.values():
+        assert test["p"] == 1
+        assert test["lost"].abs().max() < 1e-6
+
+
+def test_trust_that_knows_the_corrupted_samples_is_seen(looked):
+    """The teacher of the right modality gets the weight of a sample; permuted, the error is that of a random one."""
+    _, folds, _, model = looked
+    text = (torch.arange(32) % 2).bool()
+    target = folds["test"].target
+    outputs = {m: torch.stack([torch.where(own, target, -target), torch.zeros(32)], 1) for m, own in
+               (("text", text), ("audio", ~text))}  # fmt: skip
+    found = _permute(model.spec, outputs, {"text": text.float() + 1e-9, "audio": (~text).float() + 1e-9}, target)
+    assert found["score"] == pytest.approx(0, abs=1e-5)
+    assert found["p"] == pytest.approx(1 / 201)
+    label = label_targets(model.spec, target)
+    wrong = (label - label_predictions(model.spec, -target[:, None])).abs()
+    assert found["lost"].numpy() == pytest.approx(wrong.numpy() / 2, rel=0.35)  # wrong in half of the permutations
+
+
+def test_the_table_of_trust(looked):
+    found = looked[2]
+    summary = trust_summary({"ebmc": [found, found], "ebmc -imtd": [{"trust": {}}] * 2, "old": [{}, {}]})
+    assert list(summary) == ["ebmc"]
+    lost = found["trust"]["answer"]["clean"]["lost"].mean().item()
+    assert summary["ebmc"]["answer"]["clean"]["lost"].mean == pytest.approx(lost)
+    below = 2 * (found["trust"]["answer"]["clean"]["p"] < 0.05)
+    row = next(line for line in trust_table(summary, METRICS["mae"]) if line.startswith("| ebmc, answer |"))
+    assert row.startswith(f"| ebmc, answer | {lost:+.3f} [")
+    assert row.split(" | ")[2] == f"{below} of 2"
+    assert trust_table({}, METRICS["mae"]) == []
 
 
 def test_tables_and_pictures_hold_every_method_and_modality(looked):
