@@ -28,6 +28,7 @@ LABELS = {
     "lag": "lag",
     "energy": "energy",
     "gradient": "gradient share",
+    "weight": "weight",
 }
 NOTE = "(0: equal shares, 1: one modality does everything)"
 
@@ -57,6 +58,7 @@ class Diagnosis:
         errors: standard errors by figure, then by modality: of `drop`, `lag` and `unused` (probe minus alone) over
             samples, of `shapley` where it is an estimate from sampled orders.
         ignored: modalities whose removal changed no output at all.
+        weight: how much of a balancer each modality got in training, mean over steps.
 
     Examples:
         >>> found = Diagnosis(score=0.9, imbalance=0.5, shapley={"text": 0.6, "audio": 0.2})
@@ -85,6 +87,7 @@ class Diagnosis:
     coalitions: dict[tuple[str, ...], float] = field(default_factory=dict)
     errors: dict[str, Figures] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    weight: Figures = field(default_factory=dict)
 
     def scalars(self) -> Figures:
         """Every figure under a name such as `shapley/audio`, for any logger."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ class ModalityMonitor:
     r"""Find out what each modality knows, what the fused model makes of it, and what is lost on the way.
 
     `update` with every batch of held-out data, `compute` at the end, `reset` before the next epoch; in the training
-    loop, if you like, `update_gradients` after `backward()`. The model stays as it is: `predict` states how it fuses.
+    loop, if you like, `update_gradients` after `backward()` and `update_weights` with a balancer's weights. The model
+    stays as it is: `predict` states how it fuses.
 
     - One modality alone, the drop when one is removed and Shapley values come from the outputs for every coalition:
       2^M - 1 calls of `predict` a batch. Beyond 8 modalities Shapley values are estimated from `orders` orders of
@@ -127,6 +129,7 @@ class ModalityMonitor:
         self._past = self.history
         self._rows: dict[str, list[Tensor]] = {}
         self._gradient: Tensor | None = None
+        self._weight: Tensor | None = None
         self._found = None
 
     @property
@@ -140,6 +143,8 @@ class ModalityMonitor:
         self._rows = {name: [x.to(self.device) for x in pieces] for name, pieces in self._rows.items()}
         if self._gradient is not None:
             self._gradient = self._gradient.to(self.device)
+        if self._weight is not None:
+            self._weight = self._weight.to(self.device)
         return self
 
     @torch.no_grad()
@@ -163,6 +168,28 @@ class ModalityMonitor:
         counts = torch.isfinite(total) & (total > 0)
         step = select(torch.cat([norms / total, torch.ones_like(total)[None]]), counts.expand(len(norms) + 1))
         self._gradient = step if self._gradient is None else self._gradient + step
+        self._found = None
+
+    @torch.no_grad()
+    def update_weights(self, weights: Mapping[str, Tensor | float]) -> None:
+        """In the training loop: note how much of a balancer each modality gets; averaged over steps.
+
+        Args:
+            weights: one number by modality, the `weight` of `EnergyCoordinator`'s output for example; empty, as it
+                is before the first observation, counts as 1 for all.
+
+        Raises:
+            ValueError: a modality is missing or unknown.
+        """
+        weights = weights or dict.fromkeys(self.modalities, 1.0)
+        if set(weights) != set(self.modalities):
+            raise ValueError(
+                f"{OWNER}: weights has {sorted(weights)}, expected {sorted(self.modalities)}; "
+                "pass the weight of every modality."
+            )
+        found = torch.stack([torch.as_tensor(weights[name], dtype=torch.float32) for name in self.modalities])
+        step = torch.cat([found, torch.ones_like(found[:1])]).to(self.device)
+        self._weight = step if self._weight is None else self._weight.to(step.device) + step
         self._found = None
 
     @torch.no_grad()
@@ -261,7 +288,9 @@ class ModalityMonitor:
         if self._found is None:
             seen = self._everything()
             with torch.autocast(seen["target"].device.type, enabled=False):
-                self._found = self._measure(seen, self._gradient_share(seen["target"].device))
+                device = seen["target"].device
+                gradient, weight = (self._over_steps(x, device) for x in (self._gradient, self._weight))
+                self._found = replace(self._measure(seen, gradient), weight=weight)
         return self._found
 
     def plot(self) -> Figure:
@@ -281,9 +310,9 @@ class ModalityMonitor:
         kept = torch.cat([torch.arange(max(counts)) < count for count in counts]).to(where)
         return {name: gather(x, max(counts), sync=self.sync)[kept] for name, x in mine.items()}
 
-    def _gradient_share(self, device: torch.device) -> dict[str, float]:
-        nothing = torch.zeros(len(self.modalities) + 1, device=device)
-        mine = nothing if self._gradient is None else self._gradient
+    def _over_steps(self, mine: Tensor | None, device: torch.device) -> dict[str, float]:
+        """By modality the mean over the steps of all processes; empty without any."""
+        mine = torch.zeros(len(self.modalities) + 1, device=device) if mine is None else mine
         *sums, steps = gather(mine[None], 1, sync=self.sync).sum(0).tolist()
         return {m: total / steps for m, total in zip(self.modalities, sums, strict=True)} if steps else {}
 

@@ -23,6 +23,7 @@ PANELS = {
     "drop": "Score lost when it is removed",
     "shapley": "Its part of the gain over a guess\n(Shapley value)",
     "gradient": "Share of the gradient in training\n(dotted: equal)",
+    "weight": "How much of the balancer it got",
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from modbalance import EnergyCoordinator
 from modbalance.diagnostics import Diagnosis, ModalityMonitor, calibration_error, gaussian_coverage, probe_outputs
 from modbalance.tasks import task_loss
 
@@ -257,3 +258,36 @@ def test_a_modality_that_no_sample_has_is_named_and_none_alone_is_left_out():
     assert list(found.reference) == ["text"]
     assert "vision is present in no held-out sample." in found.verdict()
     assert "vision contributes nothing" not in found.verdict()
+
+
+def test_weights_of_a_balancer_are_averaged_and_drawn():
+    features, target, present = data()
+    found = monitor()
+    found.update(predict, features, target, present)
+    assert found.compute().weight == {}
+    found.update_weights({})  # no observation yet
+    found.update_weights({"text": 0.25, "audio": torch.tensor(1.0), "vision": torch.tensor(0.0)})
+    diagnosis = found.compute()
+    assert diagnosis.weight == {"text": 0.625, "audio": 1.0, "vision": 0.5}
+    assert diagnosis.scalars()["weight/text"] == 0.625
+    assert "weight" in str(diagnosis)
+    assert "How much of the balancer it got" in [axes.get_title(loc="left") for axes in found.plot().axes]
+    assert Diagnosis.from_json(diagnosis.to_json()).weight == diagnosis.weight
+    with pytest.raises(ValueError, match=r"weights has \['text'\], expected \['audio', 'text', 'vision'\]"):
+        found.update_weights({"text": 1.0})
+    found.reset()
+    found.update(predict, features, target, present)
+    assert found.compute().weight == {}
+
+
+def test_weights_are_those_of_the_coordinator():
+    features, target, _ = data()
+    balance = EnergyCoordinator(dict.fromkeys(NAMES, 3), 3).double()
+    found = monitor()
+    for step in range(3):
+        out = balance(features, target)
+        found.update_weights(out.weight)
+        balance.observe({m: 100 * step * z if m == "audio" else z for m, z in features.items()}, target)
+    found.update(predict, features, target)
+    assert found.compute().weight["audio"] == pytest.approx((1 + 1 + out.weight["audio"].item()) / 3)
+    assert out.weight["audio"] < 1 == out.weight["vision"]

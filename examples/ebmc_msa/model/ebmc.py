@@ -195,6 +195,22 @@ class EBMC(Model):
         self.enhancing = self.balancing = True
         return stage1
 
+    @property
+    def _weighs(self) -> bool:
+        settings = self.settings
+        return settings.observe and settings.gamma > 0 and self.balancing and "emc" not in settings.without
+
+    @torch.no_grad()
+    def observe(self, valid: Fold) -> None:
+        if self._weighs:
+            self.eval()
+            for batch in (valid.rows(rows) for rows in by_length(valid)):  # all of it in every process: the same mean
+                self.coordinate.observe(encode(self.encoders, batch), batch.target, batch.present)
+
+    def balance_weights(self) -> dict[str, float]:
+        weight = self.coordinate.gate.weight.tolist()
+        return dict(zip(self.spec.dims, weight, strict=True)) if self._weighs else {}
+
     def _log_trust_on(self, valid: Fold) -> dict[str, float]:
         """Logarithm of the mean trust in each modality on validation, tempered by `fused_trust`.
 

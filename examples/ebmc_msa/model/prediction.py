@@ -64,6 +64,13 @@ class Model(nn.Module):
         """
         return None
 
+    def observe(self, valid: Fold) -> None:
+        """Take in validation after each epoch, where a balancer weighs modalities by held-out data."""
+
+    def balance_weights(self) -> dict[str, float]:
+        """What share of the balancer's terms each modality gets, 0 to 1; empty where nothing is weighed."""
+        return {}
+
     def finalize(self, valid: Fold, stage1: Model | None) -> Model:
         """The model that predicts once training is over."""
         return self

@@ -57,6 +57,7 @@ class Settings:
     zeta: float = 0.5  # paper
     beta: float = 0.1  # paper
     gamma: float = 0.0  # paper: 0.1, which changed nothing; see docs/method.md
+    observe: bool = False  # EMC weighs modalities by their energies on validation, with gamma > 0
     eta: float = 1.0  # paper: 0.1
     lambda_1: float = 0.1  # paper
     lambda_2: float = 4.0  # paper: 0.1, with which one of two unimodal branches hardly learns

@@ -108,6 +108,10 @@ def balance(run: Run) -> str:
     svg = plots.over_time(gradient, chosen, styles, ylabel="share of gradient (%)", equal=100 / len(styles))
     caption = "Share of the norm of the encoders' gradients; the dashed line is an equal share."
     figures.append(figure(svg, "Which modality the training moves", caption))
+    if weight := curves(run, "weight"):
+        svg = plots.over_time(weight, chosen, styles, ylabel="weight of EMC")
+        caption = "From energies on validation: a quarter after each epoch with a modality's energy above its lowest."
+        figures.append(figure(svg, "How much of EMC each modality gets", caption))
     return grid(figures) + p(how_to_read(run), "quiet")
 
 
@@ -143,7 +147,7 @@ def curves(run: Run, part: str, scale: float = 1.0) -> dict[str, dict[str, list[
     found: dict[str, Any] = {}
     for i, record in enumerate(run.records):
         for epoch in record.history:
-            for name, value in epoch[part].items():
+            for name, value in epoch.get(part, {}).items():
                 lines = found.setdefault(STAGES[epoch["stage"]], {})
                 lines.setdefault(name, [[] for _ in run.records])[i].append((epoch["epoch"], scale * value))
     return found

@@ -156,6 +156,7 @@ def run_stage(
         entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
         metrics = broadcast_from_rank0(lambda: evaluate(model, valid))
         keep_best_branches(model, valid, branches)
+        model.observe(valid)
         history.append(
             {
                 **entry,
@@ -247,7 +248,8 @@ def _epoch(
         _add(sums["train"], out.terms)
         _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
-    return {**means, "gradient": shares(means["gradient"]), "steps": len(batches)}
+    gradient, weight = shares(means["gradient"]), model.balance_weights()
+    return {**means, "gradient": gradient, "weight": weight, "steps": len(batches)}
 
 
 def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:

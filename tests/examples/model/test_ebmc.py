@@ -1,5 +1,6 @@
 """The models: labels never reach the predictions, absent modalities, padding, stages."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
+from modbalance import EnergyCoordinator
 from modbalance.functional import scale_temperature
 
 
@@ -254,6 +256,33 @@ def test_without_weight_emc_moves_nothing_but_its_probes(fold):
     torch.testing.assert_close(grads["0"], grads["none"])
     assert not torch.allclose(grads["paper"], grads["none"], atol=1e-6)
     assert fits == {"0": True, "none": False, "paper": True}
+
+
+def test_weights_of_emc_come_from_validation_and_are_recorded(fold, monkeypatch):
+    spec, train_fold, valid, _ = fold
+    seen, saved, observe = [], [], EnergyCoordinator.observe
+
+    def watched(self, features, target, present):
+        seen.append(target)
+        observe(self, features, target, present)
+
+    def run(state=None):
+        torch.manual_seed(0)
+        model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=4, gamma=0.5, observe=True, lr=0.03))
+        keep = None if state else lambda state: saved.append(copy.deepcopy(state))
+        return train(model, train_fold, valid, model.settings, 0, lambda *_: None, save=keep, state=state).stages
+
+    monkeypatch.setattr(EnergyCoordinator, "observe", watched)
+    monkeypatch.setattr(EBMC, "finalize", lambda self, *_: self)
+    first, second = run()
+    assert [epoch["weight"] for epoch in first.history] == [{}]
+    weights = [epoch["weight"] for epoch in second.history]
+    assert weights[0] == dict.fromkeys(spec.dims, 1.0)
+    assert min(weight for epoch in weights for weight in epoch.values()) < 1
+    assert torch.equal(torch.cat(seen).sort().values, valid.target.repeat(4).sort().values)  # and nothing else
+    resumed = run(saved[2])  # in the middle of the second stage
+    assert [epoch["weight"] for epoch in resumed[1].history] == weights
+    assert resumed[1].history[-1]["valid"] == second.history[-1]["valid"]
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,19 @@ def test_single_modality_model(sentiment, tmp_path):
     assert page.ids == ["results", "features", "losses", "cost", "run"]
 
 
+def test_weights_of_emc_are_drawn_where_there_are_any(sentiment):
+    results, records = sentiment.part(["ebmc"])
+    title = "How much of EMC each modality gets"
+    assert title not in Page(sections.balance(run_view.Run.of(results, records))).text
+    for record in (records := copy.deepcopy(records)):
+        for epoch in record.history:
+            if epoch["stage"] == "balance":
+                epoch["weight"] = {"text": 1.0, "audio": 0.25, "vision": 0.0625}
+    page = Page(sections.balance(run_view.Run.of(results, records)))
+    assert title in page.text
+    assert all(drawn(svg(image)) for image in page.images)
+
+
 def test_small_test_split_has_no_tsne(sentiment):
     results, (record,) = sentiment.part(["ebmc"], [1111])
     few = {field: {m: x[:4] for m, x in getattr(record, field).items()} for field in ("trust", "present", "fused")}
