@@ -39,6 +39,7 @@ class Spec:
     speakers: bool = False  # whether it reads who speaks
     class_weight: tuple[float, ...] = ()  # of the loss, by class; all alike if empty
     range: tuple[float, float] | None = None  # of sentiment
+    impute: Literal["none", "nearest", "earlier"] = "none"  # which utterance of the conversation fills an absence
 
     @property
     def task(self) -> Task:
@@ -157,6 +158,21 @@ class Batch:
 
     def with_present(self, present: dict[str, Tensor]) -> Batch:
         return replace(self, present=present)
+
+    def imputed(self, *, earlier: bool) -> Batch:
+        """With the inputs of the nearest utterance of the conversation that has them where a modality is absent.
+
+        It counts as present there; one that the conversation has nowhere stays absent. With `earlier` only utterances
+        before count.
+        """
+        assert self.conversation is not None
+        features, lengths, present = dict(self.features), dict(self.lengths), dict(self.present)
+        for name, here in self.present.items():
+            source, present[name] = self.conversation.nearest(here, earlier=earlier)
+            features[name] = features[name][source]
+            if name in lengths:
+                lengths[name] = lengths[name][source]
+        return replace(self, features=features, lengths=lengths, present=present)
 
 
 def class_weights(target: Tensor, classes: int) -> tuple[float, ...]:

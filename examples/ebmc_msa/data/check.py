@@ -39,18 +39,19 @@ def check(dataset: Dataset, *, labels: bool) -> Dataset:
     return dataset
 
 
-def context_of(dataset: Dataset, asked: str, *, causal: bool = False) -> str:
+def context_of(dataset: Dataset, asked: str, *, causal: bool = False, impute: bool = False) -> str:
     """The context encoder that `--context` means for these data, `none`, `gru` or `transformer`.
 
     Raises:
-        DataError: one is asked for that the data do not allow; `causal` without a context.
+        DataError: one is asked for that the data do not allow; `causal` or `impute` without a context.
     """
     chosen = ("gru" if dataset.conversational else "none") if asked == "auto" else asked
     if chosen != "none":
         check_conversations(f"--context {asked}", dataset)
-    elif causal:
-        why = f"--context {asked} reads none on {dataset.name}"
-        raise DataError(f"--causal: {why}, expected a context; pass --context gru, or leave --causal out.")
+    for option, given in (("--causal", causal), ("--impute-context", impute)):
+        if given and chosen == "none":
+            why = f"--context {asked} reads none on {dataset.name}"
+            raise DataError(f"{option}: {why}, expected a context; pass --context gru, or leave {option} out.")
     return chosen
 
 

@@ -35,6 +35,23 @@ class Conversation(NamedTuple):
         lengths = ids[rows].unique_consecutive(return_counts=True)[1]
         return list(rows.split(lengths.tolist())) if len(rows) else []
 
+    def nearest(self, here: Tensor, *, earlier: bool = False) -> tuple[Tensor, Tensor]:
+        """For each row the nearest one of its conversation, in time, where `here`, `(N,)` bool, is true; and whether
+        there is one, `(N,)` bool. Of two as near the earlier; with `earlier` only the row itself and those before.
+        """
+        rows = self.in_time()
+        talk, there, place = self.id[rows], here[rows], torch.arange(len(rows), device=rows.device)
+        before = torch.where(there, place, -1).cummax(0).values
+        after = torch.where(there, place, len(rows)).flip(0).cummin(0).values.flip(0)
+        last = len(rows) - 1
+        has_before = (before >= 0) & (talk[before.clamp(min=0)] == talk)
+        has_after = (after <= last) & (talk[after.clamp(max=last)] == talk) & (not earlier)
+        back = has_before & (~has_after | (place - before <= after - place))
+        found = torch.where(back, before, torch.where(has_after, after, place))
+        source, exists = torch.empty_like(rows), torch.empty_like(here)
+        source[rows], exists[rows] = rows[found], has_before | has_after
+        return source, exists
+
     def shuffled(self, seed: int) -> Conversation:
         """The control: the rows of each conversation in random order, so that only its mood is left."""
         draw = uniform(torch.arange(len(self.id)), 1, seed, "order in a conversation")[:, 0]

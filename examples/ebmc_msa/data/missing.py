@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.dataset import DataError, canonical
 from ebmc_msa.data.frames import frame_mask, keep_frames
 from ebmc_msa.data.rng import uniform
@@ -64,9 +65,14 @@ def restrict(present: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, 
 
 
 def missing_at_random(
-    present: Mapping[str, Tensor], rate: float | Mapping[str, float], seed: int
+    present: Mapping[str, Tensor],
+    rate: float | Mapping[str, float],
+    seed: int,
+    conversation: Conversation | None = None,
 ) -> dict[str, Tensor]:
     """Presence of a whole split with each modality missing with probability `rate`; every row keeps one it had.
+
+    With `conversation` it is missing from all utterances of a conversation or from none.
 
     The draw of a modality does not depend on the others or on the rate: what is missing at a rate is missing at
     every higher one. See `modbalance.modality_dropout`.
@@ -77,6 +83,8 @@ def missing_at_random(
         seed: of the draws.
     """
     rows = torch.arange(len(next(iter(present.values()))))
+    if conversation is not None:
+        rows = conversation.id.cpu()
     draw = torch.cat([uniform(rows, 1, seed, f"missing {name}") for name in present], -1)
     return modality_dropout(present, rate, uniform=draw)
 

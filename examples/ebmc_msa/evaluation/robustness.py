@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.batch import Batch
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict, unequal_rates
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption
@@ -36,38 +37,50 @@ class Level(NamedTuple):
 
 
 def levels(
-    protocol: str, present: Mapping[str, Tensor], sequences: Collection[str], draws: int = DRAWS
+    protocol: str,
+    present: Mapping[str, Tensor],
+    sequences: Collection[str],
+    conversation: Conversation | None = None,
+    draws: int = DRAWS,
 ) -> list[Level]:
-    """The rows of `conditions`, `random`, `unequal` or `frames`, the untouched split first.
+    """The rows of `conditions`, `random`, `conversations`, `unequal` or `frames`, the untouched split first.
 
     Args:
-        protocol: one of these four.
+        protocol: one of these five; `conversations` is `random` with one draw for a whole conversation.
         present: of the whole split, with all modalities that any of the models reads: all lose the same.
         sequences: modalities with a time axis.
+        conversation: of the whole split, where the data have any.
         draws: masks to average over.
 
     Raises:
-        DataError: `frames`, and no modality has a time axis.
+        DataError: `frames`, and no modality has a time axis; `conversations`, and the data have none.
     """
+    if protocol == "conversations" and conversation is None:
+        raise DataError(
+            "--missing conversations: the data do not tell which utterances form a conversation, expected fields "
+            "conversation and order; pass --missing random, or data with conversations."
+        )
     if protocol == "conditions":
         found = sorted(conditions(present).items(), key=lambda item: -len(item[1]))
         return [
             Level(name, [_with_present(restrict(present, keep))], len(keep) < len(present)) for name, keep in found
         ]
-    if protocol == "random":
-        return [
-            Level(f"{rate:.1f}", [_with_present(missing_at_random(present, rate, seed)) for seed in seeds], rate > 0)
-            for rate, seeds in _rates(8, draws)
-        ]
+    if protocol in ("random", "conversations"):
+        unit = conversation if protocol == "conversations" else None
+
+        def masks(rate: float, seeds: range) -> list[Change]:
+            return [_with_present(missing_at_random(present, rate, seed, unit)) for seed in seeds]
+
+        return [Level(f"{rate:.1f}", masks(rate, seeds), rate > 0) for rate, seeds in _rates(8, draws)]
     if protocol == "unequal":
-        masks = {
+        unequal = {
             " ".join(f"{name} {rate:.2g}" for name, rate in rates.items()): [
                 _with_present(missing_at_random(present, rates, seed)) for seed in range(draws)
             ]
             for rates in unequal_rates(present)
         }
         untouched = Level("none missing", [_with_present(present)], averaged=False)
-        return [untouched, *(Level(name, changes) for name, changes in masks.items())]
+        return [untouched, *(Level(name, changes) for name, changes in unequal.items())]
     if not sequences:
         raise DataError(
             f"--missing frames: {', '.join(present)} without a time axis, expected a sequence to drop frames of; "

@@ -131,7 +131,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
 
 def check_settings(label: str, settings: Settings, dataset: Dataset) -> None:
     """Whether the data allow them."""
-    context_of(dataset, settings.context, causal=settings.causal)
+    context_of(dataset, settings.context, causal=settings.causal, impute=settings.impute_context)
     check_class_weight(label, dataset, settings.class_weight)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,16 @@ class Contextual(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None, present: Tensor, conversation: Conversation) -> Tensor:
         return self.context(self.encoder(x, lengths), conversation, present)
+
+
+def description(encoders: nn.ModuleDict) -> dict[str, Any]:
+    """The context that the encoders of a model read: its `encoder`, `causal`, `speakers`."""
+    for encoder in encoders.values():
+        if isinstance(encoder, Contextual):
+            context = encoder.context
+            kind = "gru" if isinstance(context.reader, Recurrent) else "transformer"
+            return {"encoder": kind, "causal": context.causal, "speakers": context.speakers}
+    return {"encoder": "none", "causal": False, "speakers": False}
 
 
 class Recurrent(nn.Module):

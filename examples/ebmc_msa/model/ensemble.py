@@ -54,6 +54,7 @@ class TrustEnsemble(Model):
         return out._replace(outputs=self._mix(batch, teachers, out))
 
     def answer(self, batch: Batch) -> Tensor:
+        batch = self.imputed(batch)
         used = mixture_of_each(self.mixtures, batch.present).used
         teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
         return self._mix(batch, teachers, self.student(batch, trust=False))
@@ -115,6 +116,7 @@ class TrustEnsemble(Model):
                 batch = corrupt_at_random(
                     replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator
                 )
+                batch = self.imputed(batch)
                 teachers: TeacherOutputs = self.student.teachers(batch)
                 outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers), (STAGE1,))
                 parts.append((outputs, _available(batch.present), teachers.log_in_distribution))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,16 @@ class Model(nn.Module):
     strength = 1.0  # of all regularisers in training, 0 to 1; set by the training loop at each step
     partly_unused = False  # whether the loss can leave parameters out; DDP must know
 
+    def __call__(self, batch: Batch, *arguments: Any, **keywords: Any) -> Prediction:
+        return super().__call__(self.imputed(batch), *arguments, **keywords)
+
     def forward(self, batch: Batch) -> Prediction:
         raise NotImplementedError
+
+    def imputed(self, batch: Batch) -> Batch:
+        """What the model reads: with `spec.impute` absent modalities come from the utterances around."""
+        impute = self.spec.impute
+        return batch if impute == "none" else batch.imputed(earlier=impute == "earlier")
 
     def answer(self, batch: Batch) -> Tensor:
         """The outputs of `forward`, `(B, width)`, without the cost of what only the rest of a `Prediction` needs."""
@@ -113,4 +122,5 @@ def weight_of(spec: Spec, device: torch.device | None = None) -> Tensor | None:
 def spec_of(dataset: Dataset, settings: Settings, modalities: list[str] | None = None) -> Spec:
     """What a model with these settings must know of the data."""
     context = "none" if settings.context == "none" else "shuffled" if settings.shuffled else "ordered"
-    return Spec.of(dataset, modalities, context=context, balanced=settings.class_weight == "balanced")
+    spec = Spec.of(dataset, modalities, context=context, balanced=settings.class_weight == "balanced")
+    return replace(spec, impute="earlier" if settings.causal else "nearest") if settings.impute_context else spec

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 COMPONENTS = ("msd", "cce", "emc", "imtd")
-PROTOCOLS = ("conditions", "random", "unequal", "frames", "noise")  # of robustness
+PROTOCOLS = ("conditions", "random", "conversations", "unequal", "frames", "noise")  # of robustness
 ORDERS = ("enhance-balance", "balance-enhance", "joint")  # of the stages
 ENCODERS = ("transformer", "mean")  # of modalities with a time axis
 CONTEXTS = ("none", "gru", "transformer")  # encoders of conversations
@@ -92,6 +92,11 @@ class Settings:
         None, "a BERT on this disk, as save_pretrained writes it, that encodes text and is fine-tuned", metavar="DIR"
     )
     text_lr: float = option(2e-5, "learning rate of that BERT", type=positive, metavar="X")
+    impute_context: bool = option(
+        False,
+        "with --context: take a modality that an utterance lacks from the nearest one of its conversation",
+        action="store_true",
+    )
     dim: int = 64
     dropout: float = 0.3
 

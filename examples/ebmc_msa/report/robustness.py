@@ -24,6 +24,7 @@ GAIN = "Gain of a modality alone over the constant prediction, on validation."
 TITLES = {
     "conditions": "Modalities missing from the whole test split",
     "random": "Modalities missing at random",
+    "conversations": "Modalities missing from whole conversations at random",
     "unequal": "Modalities missing at unequal rates",
     "frames": "Frames missing at random",
     "noise": "One modality corrupted in half of the samples",
@@ -41,6 +42,9 @@ def about(results: Results) -> str:
         "model that reads none of what is left predicts from nothing.",
         "random": f"Each utterance lacks each modality with that probability and keeps at least one; {draws}. avg: "
         "0.1 to 0.7. A model that reads none of what is left answers from nothing.",
+        "conversations": "Each conversation lacks each modality with that probability, in all its utterances; each "
+        f"utterance keeps at least one; {draws}. avg: 0.1 to 0.7. A model that reads none of what is left answers "
+        "from nothing.",
         "unequal": "Each utterance lacks each modality with the probability beside its name and keeps at least one; "
         f"{draws}. avg: both rows. A model that reads none of what is left answers from nothing.",
         "frames": f"That share of each sequence's valid frames is gone, at least one is kept; {draws}. avg: all ten "
@@ -164,6 +168,7 @@ def picture(results: Results) -> bytes:
 def _what(results: Results) -> str:
     return {
         "random": " by missing rate",
+        "conversations": " by missing rate",
         "frames": " by share of frames gone",
         "noise": ": loss where corrupted",
     }.get(results["protocol"], "")

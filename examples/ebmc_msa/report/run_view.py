@@ -117,4 +117,5 @@ def context(results: Mapping[str, Any]) -> str:
         return "; utterances read one by one"
     what = "earlier utterances" if found["causal"] else "whole conversations"
     shuffled = " (shuffled: in random order, the control)" if found["control"] else ""
-    return f"; {found['encoder']} over {what}{shuffled}"
+    imputed = ", absent modalities taken from the nearest utterance" if found.get("imputed") else ""
+    return f"; {found['encoder']} over {what}{shuffled}{imputed}"

@@ -62,7 +62,8 @@ def work(args: argparse.Namespace, argv: list[str]) -> None:
         evaluate.evaluate(args.evaluate, dataset, args.device, args.predictions)
     else:
         command = {"argv": argv, "cwd": os.getcwd(), "command": resume.command(argv)}
-        settings = settings_of(args, context_of(dataset, args.context, causal=args.causal))
+        context = context_of(dataset, args.context, causal=args.causal, impute=args.impute_context)
+        settings = settings_of(args, context)
         check_class_weight("--class-weight", dataset, settings.class_weight)
         run.train(dataset, args, settings, command, partial)
 

@@ -16,8 +16,11 @@ from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.evaluation.robustness import DRAWS, degrade, degrade_by_noise, levels, noise_sizes
 from ebmc_msa.evaluation.scores import by_condition
+from ebmc_msa.model.context import description
+from ebmc_msa.model.prediction import Model
 from ebmc_msa.report import robustness
 from ebmc_msa.report.report import print_table
+from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
 from ebmc_msa.training.console import console, introduce, pick_device, writable
 from ebmc_msa.training.results import grouped, prediction_rows, save_predictions, spread
@@ -37,12 +40,13 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         writable(predictions)
     device = pick_device(device_name)
     introduce(dataset)
-    tested, rows = [], []
+    tested, rows, context = [], [], {}
     for path in paths:
         name, seed, model = checkpoint.read(path, device)
         spec = model.spec
         data = dataset if spec.text is None else tokenised(dataset, spec.text)
         spec.check(data, f"--evaluate {path}")
+        context = context or context_of(model, paths)
         test = Fold.of(data.splits[fold], spec, device)
         rows += prediction_rows(name, seed, spec, split.id, predict(model, test), test)
         if split.target is not None:
@@ -52,6 +56,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         results = {
             "dataset": dataset.name,
             "kind": dataset.kind,
+            "context": context,
             "seeds": sorted({seed for _, seed, _ in tested}),
             "selection": {"split": "valid", "metric": KINDS[dataset.kind].selects},
             "models": {name: {"test": spread(tests)} for name, tests in by_model.items()},
@@ -61,6 +66,13 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         console.print(f"Written to {run / 'evaluation.json'}.")
     if predictions is not None:
         save_predictions(predictions, rows)
+
+
+def context_of(model: Model, paths: list[Path]) -> dict[str, Any]:
+    """Which context the models of a run read, as `metrics.json` states it."""
+    control = any(path.stem.rpartition("-")[0].endswith(CONTROL) for path in paths)
+    imputed = {"imputed": True} if model.spec.impute != "none" else {}
+    return {**description(model.encoders), "control": control, **imputed}
 
 
 def checkpoints(run: Path, dataset: Dataset) -> list[Path]:
@@ -97,7 +109,7 @@ def evaluate_robustness(run: Path, dataset: Dataset, protocol: str, device_name:
         sizes = noise_sizes(loaded, dataset, present, device)
         extra["sizes"] = {name: size.as_dict() for name, size in sizes.items()}
     else:
-        rows = levels(protocol, present, [name for name in present if name in split.lengths])
+        rows = levels(protocol, present, [name for name in present if name in split.lengths], split.conversation)
     tested = []
     for name, _, model in track(loaded, f"--missing {protocol}", console=console, transient=True):
         test = Fold.of(split, model.spec, device)
@@ -107,6 +119,7 @@ def evaluate_robustness(run: Path, dataset: Dataset, protocol: str, device_name:
         "protocol": protocol,
         "dataset": dataset.name,
         "kind": dataset.kind,
+        "context": context_of(loaded[0][2], paths),
         "seeds": sorted({seed for _, seed, _ in loaded}),
         "draws": DRAWS,
         "selection": {"split": "valid", "metric": KINDS[dataset.kind].selects},

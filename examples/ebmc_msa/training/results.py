@@ -38,6 +38,7 @@ def summary(
         "causal": settings.causal,
         "speakers": spec_of(dataset, settings).speakers,
         "control": any(record.model.endswith(CONTROL) for record in records),
+        **({"imputed": True} if settings.impute_context else {}),
     }
     head = {"dataset": dataset.name, "kind": dataset.kind, "task": Spec.of(dataset).task, "context": context}
     versions = {"modbalance": modbalance.__version__, "torch": torch.__version__, "python": platform.python_version()}

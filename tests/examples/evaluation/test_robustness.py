@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ebmc_msa.data import Split, load
-from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.batch import Batch, Spec
+from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import Fold
 from ebmc_msa.evaluation import corruption, metrics, robustness
 from ebmc_msa.model.prediction import Prediction
@@ -21,6 +22,7 @@ from ebmc_msa.training import checkpoint, command
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+UTTERANCES = [protocol for protocol in PROTOCOLS if protocol != "conversations"]
 
 
 def write_npz(path, n=45, frames=True, **changes):
@@ -70,14 +72,14 @@ def home(tmp_path_factory):
 def found(home):
     """What each protocol wrote."""
     results = {}
-    for protocol in PROTOCOLS:
+    for protocol in UTTERANCES:
         assert call("--evaluate", home / "run", "--data", home / "toy.npz", "--missing", protocol) == 0
         results[protocol] = json.loads((home / f"run/robustness-{protocol}.json").read_text())
     return results
 
 
 def test_each_protocol_writes_numbers_a_page_and_a_picture(home, found):
-    for protocol in PROTOCOLS:
+    for protocol in UTTERANCES:
         assert (home / f"run/robustness-{protocol}.png").read_bytes().startswith(b"\x89PNG")
         page = (home / f"run/robustness-{protocol}.html").read_text()
         assert page.count("<img") == 3, "a figure for each metric"
@@ -177,6 +179,22 @@ def test_random_against_loops():
     assert record["loss"]["0.5"]["corr"] == pytest.approx(full["corr"] - record["test"]["0.5"]["corr"])
 
 
+def test_whole_conversations_lack_a_modality_with_the_rate():
+    ids = torch.arange(400).repeat_interleave(3)
+    talk = Conversation(ids, torch.arange(1200))
+    here = {"a": torch.ones(1200, dtype=torch.bool), "b": torch.arange(1200) % 5 != 0}
+    levels = {level.name: level.changes for level in robustness.levels("conversations", here, (), talk, draws=1)}
+    batch = Batch({}, {}, here, None)
+    lacking = {rate: change(batch, torch.arange(1200)).present for rate, (change,) in levels.items()}
+    assert all(torch.equal(lacking["0.0"][m], here[m]) for m in here)
+    for rate in (0.2, 0.4):
+        lost = ~lacking[str(rate)]["a"].view(400, 3)
+        whole = here["b"].view(400, 3)  # what has nothing else keeps it
+        assert torch.equal(lost, lost.any(1, keepdim=True) & whole)
+        assert lost.any(1).float().mean() == pytest.approx(rate * (1 - rate / 2), abs=0.06)
+    assert (lacking["0.4"]["a"] <= lacking["0.2"]["a"]).all()
+
+
 def test_noise_against_loops():
     model, fold = Adding(), make_fold()
     size = robustness.Size(2.0, torch.tensor([1.5]), "a", 1.0, 0.5, True)
@@ -272,6 +290,11 @@ def test_frames_need_a_time_axis(tmp_path, capsys):
     assert call("--evaluate", run, "--data", data, "--missing", "frames") == 2
     assert "sound, lidar without a time axis, expected a sequence to drop frames of; pass" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == ["concat-1.pt"]
+
+
+def test_missing_conversations_need_conversations(home, capsys):
+    assert call("--evaluate", home / "run", "--data", home / "toy.npz", "--missing", "conversations") == 2
+    assert "expected fields conversation and order; pass --missing random" in capsys.readouterr().err
 
 
 def test_a_run_without_checkpoints(tmp_path, capsys):

@@ -269,3 +269,44 @@ def test_conditions_and_stacking_work_with_it(kind):
     settings = Settings(context=kind, **SMALL)
     stacked = fit_stacking(out.model.spec, settings, folds["train"], folds["valid"], 0)
     assert predict(stacked, folds["test"]).outputs.shape == (23, 3)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_nearest_utterance_against_a_loop(earlier):
+    generator = torch.Generator().manual_seed(3)
+    talks = conversations([1, 5, 9, 4, 1])
+    mixed = talks.rows(torch.randperm(20, generator=generator))
+    here = torch.rand(20, generator=generator) < 0.3
+    source, exists = mixed.nearest(here, earlier=earlier)
+    for row in range(20):
+        distance = {
+            other: (abs(mixed.order[other] - mixed.order[row]).item(), mixed.order[other].item())
+            for other in range(20)
+            if here[other] and mixed.id[other] == mixed.id[row]
+            if not earlier or mixed.order[other] <= mixed.order[row]
+        }
+        assert exists[row] == bool(distance)
+        if distance:
+            assert source[row] == min(distance, key=distance.get)
+
+
+@pytest.mark.parametrize("model", [EBMC, Concat])
+def test_an_absent_modality_is_taken_from_the_nearest_utterance_only_where_asked(model):
+    (plain, folds), (found, _) = (trained(model=model, impute_context=impute) for impute in (False, True))
+    batch = folds["test"].rows(torch.arange(23))
+    assert plain.model.spec.impute == "none"
+    assert plain.model.imputed(batch) is batch
+    alone = batch.present["audio"] & (batch.conversation.id != 0) & (batch.conversation.id != 3)
+    batch = batch.with_present({**batch.present, "audio": alone})  # two conversations have no audio at all
+    filled = found.model.imputed(batch)
+    assert torch.equal(filled.present["audio"], (batch.conversation.id == 1) | (batch.conversation.id == 2))
+    assert torch.equal(filled.features["text"], batch.features["text"])
+    source, exists = batch.conversation.nearest(alone)
+    audio = torch.where(exists[:, None], batch.features["audio"][source], torch.nan)
+    features, present = {**batch.features, "audio": audio}, {**batch.present, "audio": exists}
+    by_hand = replace(batch, features=features, present=present)
+    network = found.model.eval()
+    with torch.no_grad():
+        out = network(batch).outputs
+        assert torch.equal(out, network(by_hand).outputs)
+        assert torch.allclose(out, network.answer(batch), atol=1e-6)

@@ -76,9 +76,9 @@ def test_each_class_has_its_f1(compared):
 
 def test_checkpoints_evaluate_to_what_the_run_found(compared, data, capsys):
     assert command.main(["--evaluate", str(compared / "a"), "--data", str(data)]) == 0
-    first, again = (
-        json.loads((compared / "a" / name).read_text())["models"] for name in ("metrics.json", "evaluation.json")
-    )
+    files = [json.loads((compared / "a" / name).read_text()) for name in ("metrics.json", "evaluation.json")]
+    assert files[0]["context"] == files[1]["context"]
+    first, again = (found["models"] for found in files)
     assert {name: model["test"] for name, model in again.items()} == {
         name: model["test"] for name, model in first.items()
     }
@@ -86,13 +86,16 @@ def test_checkpoints_evaluate_to_what_the_run_found(compared, data, capsys):
     assert len({row["id"] for row in rows}) * 8 == len(rows)
 
 
-@pytest.mark.parametrize("protocol", ["random", "noise"])
+@pytest.mark.parametrize("protocol", ["random", "conversations", "noise"])
 def test_protocols_run_on_its_checkpoints(compared, data, protocol, tmp_path, capsys):
-    for name in ("concat", "concat-shuffled", "text", "audio"):
+    names = ("concat", "concat-shuffled", "text", "audio")
+    for name in names[:2] if protocol == "conversations" else names:
         shutil.copy(compared / f"a/{name}-1111.pt", tmp_path)
     assert command.main(["--evaluate", str(tmp_path), "--data", str(data), "--missing", protocol]) == 0
     found = json.loads((tmp_path / f"robustness-{protocol}.json").read_text())
     assert "concat-shuffled" in found["models"]
+    assert found["context"] == {"encoder": "gru", "causal": False, "speakers": True, "control": True}
+    assert "gru over whole conversations (shuffled" in (tmp_path / f"robustness-{protocol}.html").read_text()
 
 
 def test_a_checkpoint_with_context_needs_conversations(compared, data, tmp_path, capsys):
@@ -106,7 +109,8 @@ def test_a_checkpoint_with_context_needs_conversations(compared, data, tmp_path,
 def test_resumed_it_ends_at_the_same_bits(data, tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "SHARE", float("inf"))
     monkeypatch.setattr(run, "write_report", lambda *_: None)
-    options = ["--data", str(data), "--model", "concat", "--context", "transformer", "--causal", *SHORT]
+    context = ["--context", "transformer", "--causal", "--impute-context"]
+    options = ["--data", str(data), "--model", "concat", *context, *SHORT]
     assert command.main([*options, "--out", str(tmp_path / "whole"), "--name", "a"]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(run.Progress, "update", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -116,13 +120,19 @@ def test_resumed_it_ends_at_the_same_bits(data, tmp_path, monkeypatch):
     torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
     assert one["settings"]["causal"] is True
     found = json.loads((tmp_path / "whole/a/metrics.json").read_text())
-    assert found["context"] == {"encoder": "transformer", "causal": True, "speakers": True, "control": False}
+    context = {"encoder": "transformer", "causal": True, "speakers": True, "control": False, "imputed": True}
+    assert found["context"] == context
+    assert command.main(["--evaluate", str(tmp_path / "whole/a"), "--data", str(data)]) == 0
+    again = json.loads((tmp_path / "whole/a/evaluation.json").read_text())
+    assert again["context"] == context
+    assert again["models"]["concat"]["test"] == found["test"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--causal"], "--causal: --context auto reads none on synthetic, expected a context"),
+        (["--impute-context"], "--impute-context: --context auto reads none on synthetic, expected a context"),
         (["--context", "gru"], "expected the fields conversation and order"),
         (["--class-weight", "balanced"], "--class-weight: balanced on sentiment labels, expected classes"),
     ],
