@@ -3,6 +3,7 @@ inference, and EnergyCoordinator beside an encoder of BERT-base's size.
 
 python examples/ebmc_msa/benchmark.py cost                    all of it
 python examples/ebmc_msa/benchmark.py cost --run runs/NAME    where the time of a run went
+python examples/ebmc_msa/benchmark.py cost --data PATH        what a context of conversations adds to a step
 
 Everything in one table takes turns on the same tensors, so that a busy machine slows all alike; medians. On a CPU the
 clock is processor time. Writes `cost.csv`.
@@ -16,6 +17,7 @@ import csv
 import datetime
 import io
 import json
+import os
 import platform
 import statistics
 import time
@@ -24,22 +26,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reports each start on stderr; read at import
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ebmc_msa.data import DataError, Split
+from ebmc_msa.data import DataError, Split, load
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.parser import Parser
 from ebmc_msa.data.split import Fold
+from ebmc_msa.experiments.context_cost import cost_of_context
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture
-from ebmc_msa.model.settings import Settings
+from ebmc_msa.model.settings import CONTEXTS, Settings
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
 from modbalance.dropout import modality_dropout
 
@@ -242,6 +247,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=50, metavar="N", help="of each sequence (%(default)s)")
     parser.add_argument("--layers", type=int, default=12, metavar="N", help="of the large encoder (%(default)s)")
     parser.add_argument("--width", type=int, default=768, metavar="N", help="of it, a multiple of 64 (%(default)s)")
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="only what --context adds to a step on these conversations"
+    )
+    parser.add_argument("--context", choices=CONTEXTS[1:], default=CONTEXTS[1], help="with --data (%(default)s)")
     parser.add_argument("--run", type=Path, metavar="RUN", help="only where the time of runs/NAME went")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/cost"), metavar="DIR", help="of cost.csv (%(default)s)"
@@ -269,6 +278,12 @@ def run(options: argparse.Namespace) -> None:
         show(stages(options.run), console)
         return
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.data is not None:
+        rows = cost_of_context(load(options.data), options.context, options.rounds, options.batch_size)
+        show(rows, console)
+        write([{**stamp(device), **row} for row in rows], options.out / "context.csv")
+        console.print(f"Written to {options.out}/context.csv.")
+        return
     rows = pipeline(options.batch_size, options.frames, options.rounds, device)
     rows += beside_bert(8, 64, options.layers, options.width, options.bert_rounds, device)
     show(rows, console)

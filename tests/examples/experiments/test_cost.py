@@ -3,10 +3,12 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from ebmc_msa.experiments import cost as benchmark_cost
+from ebmc_msa.experiments.context_cost import peak_bytes
 
 TINY = [f"--{name}={n}" for name, n in
         {"rounds": 1, "bert-rounds": 1, "batch-size": 4, "frames": 3, "layers": 1, "width": 64}.items()]  # fmt: skip
@@ -61,6 +63,39 @@ def test_where_the_time_of_a_run_went(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text(json.dumps({"models": {"text": {"cost": cost}}}))
     assert benchmark_cost.main(["--run", str(tmp_path)]) == 0
     assert "text, enhance" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_context_adds(tmp_path, capsys):
+    rng, talk = np.random.default_rng(0), np.arange(60).repeat(3)
+    x = {f"x_{name}": rng.normal(size=(180, 4)).astype("float32") for name in "ab"}
+    order = {"conversation": talk, "order": np.arange(180)}
+    np.savez(tmp_path / "talks.npz", y=rng.integers(3, size=180), split=talk % 3, **x, **order)
+    options = ["--data", tmp_path / "talks.npz", "--rounds", "2", "--batch-size", "6", "--out", tmp_path]
+    assert benchmark_cost.main([str(option) for option in options]) == 0
+    with open(tmp_path / "context.csv") as file:
+        rows = {row["name"]: {key: row[key] for key in ("ms", "utterances", "ms/100 utterances", "ratio", "MB")}
+                for row in csv.DictReader(file)}  # fmt: skip
+    models = ("concatenation", "EBMC, enhance", "EBMC, balance")
+    assert list(rows) == [f"{model}, {context} context" for context in ("no", "gru") for model in models]
+    first = float(rows["concatenation, no context"]["ms/100 utterances"])
+    for name, row in rows.items():
+        row = {key: float(value) for key, value in row.items()}
+        assert row["utterances"] == 6  # two conversations
+        assert row["ms/100 utterances"] == pytest.approx(100 * row["ms"] / row["utterances"], rel=1e-3)
+        assert row["ratio"] == pytest.approx(row["ms/100 utterances"] / first, rel=1e-3)
+    for model in models:
+        assert float(rows[f"{model}, gru context"]["MB"]) > float(rows[f"{model}, no context"]["MB"])
+
+
+def test_peak_memory_is_that_of_what_is_alive_at_a_time():
+    def step(_):
+        for _ in range(3):  # one after the other, 8 MB and 4 MB at a time
+            x = torch.zeros(2_000_000)
+            y = x[:1_000_000] + 1
+            del x, y
+
+    assert peak_bytes(step, None) == pytest.approx(12e6, rel=0.01)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json", '{"model": "ebmc"}'])
