@@ -48,6 +48,8 @@ class Balancer(nn.Module):
         tensor([0.2500, 0.2500, 0.2500])
     """
 
+    solver = False  # whether `backward` combines gradients, so that no loss could take its place
+
     def __init__(self) -> None:
         super().__init__()
 

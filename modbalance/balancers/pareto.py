@@ -71,6 +71,8 @@ class MMPareto(UnimodalLosses):
         torch.Size([4, 8])
     """
 
+    solver = True
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],

@@ -1,13 +1,16 @@
-"""A Lightning callback that runs a `ModalityMonitor` on the validation loop."""
+"""Lightning callbacks: a `ModalityMonitor` on the validation loop, and the step of a balancer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from modbalance.diagnostics import Diagnosis, ModalityMonitor
+from modbalance.integrations import check_steps
+from modbalance.protocol import Balancer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +21,34 @@ except ImportError as problem:
         'pip install "lightning>=2.4".'
     ) from problem
 
-__all__ = ["MonitorCallback"]
+__all__ = ["BalancerCallback", "MonitorCallback"]
+
+
+class BalancerCallback(Callback):
+    """Calls `step()` of a balancer when the gradients are unscaled and not yet clipped.
+
+    `training_step` returns the loss with the balancer's term: `balance.total(loss, out)`. Methods that only add a
+    loss term do not need the callback and may have it.
+
+    Args:
+        balance: the balancer that the module calls.
+
+    Raises:
+        TypeError: the balancer is a solver, such as `MMPareto`: it takes the place of `loss.backward()`.
+
+    Examples:
+        >>> from modbalance.balancers import UnimodalLosses
+        >>> callback = BalancerCallback(UnimodalLosses({"audio": 8, "video": 5}, 3))  # Trainer(callbacks=[callback])
+    """
+
+    def __init__(self, balance: Balancer) -> None:
+        check_steps(balance, "set automatic_optimization = False and call balance.backward(loss, out)")
+        self.balance = balance
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.balance.step()
 
 
 class MonitorCallback(Callback):

@@ -1,4 +1,4 @@
-"""A callback of the Hugging Face `Trainer` that runs a `ModalityMonitor` on the evaluation set."""
+"""Callbacks of the Hugging Face `Trainer`: a `ModalityMonitor` on the evaluation set, and the step of a balancer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from modbalance.diagnostics import Diagnosis, ModalityMonitor
+from modbalance.integrations import check_steps
+from modbalance.protocol import Balancer
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,7 +20,34 @@ except ImportError as problem:
         'pip install "modbalance[bert]".'
     ) from problem
 
-__all__ = ["MonitorCallback"]
+__all__ = ["BalancerCallback", "MonitorCallback"]
+
+
+class BalancerCallback(TrainerCallback):
+    """Calls `step()` of a balancer before the optimiser's, when the gradients are unscaled and clipped.
+
+    The model returns the loss with the balancer's term: `balance.total(loss, out)`. Methods that only add a loss term
+    do not need the callback and may have it. Clipping comes first in `Trainer`: the noise of OGM-GE is not clipped.
+
+    Args:
+        balance: the balancer that the model calls.
+
+    Raises:
+        TypeError: the balancer is a solver, such as `MMPareto`: it takes the place of `loss.backward()`.
+
+    Examples:
+        >>> from modbalance.balancers import UnimodalLosses
+        >>> callback = BalancerCallback(UnimodalLosses({"audio": 8, "video": 5}, 3))  # Trainer(callbacks=[callback])
+    """
+
+    def __init__(self, balance: Balancer) -> None:
+        check_steps(balance, "override Trainer.training_step")
+        self.balance = balance
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.balance.step()
 
 
 class MonitorCallback(TrainerCallback):

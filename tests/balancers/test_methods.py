@@ -56,7 +56,7 @@ def mean(values):
 def own_losses(model, balance, x, y, present):
     z = model.encode(x)
     return {
-        n: mean([row_loss(model.task, balance.heads[n](z[n])[i].mean(0), y[i]) for i in here(present, n, len(y))])
+        n: mean([row_loss(model.task, balance.heads[n](z[n])[i], y[i]) for i in here(present, n, len(y))])
         for n in model.names
     }
 
@@ -117,6 +117,24 @@ def test_detached_fusion_keeps_the_two_apart(names, task):
     torch.stack(list(losses.values())).sum().backward()
     same(gradients(model.head), gradients(fused.head))
     same(gradients(model.encoders), gradients(own.encoders))
+
+
+@NAMES
+@ALL_TASKS
+def test_gradient_blending_adds_the_weighted_losses(names, task):
+    x, y, present = make_inputs(names, task, presence="some")
+    model, plain = Model(names, task), Model(names, task)
+    balance = build("g-blend", model)
+    balance.update(dict.fromkeys((*names, "task"), (2.0, 2.0)))
+    balance.update({n: (1.0 - 0.1 * i, 1.1 - 0.1 * i) for i, n in enumerate((*names, "task"))})
+    run("g-blend", model, balance, x, y, present)
+    own = build("unimodal", plain)
+    own.heads.load_state_dict(balance.heads.state_dict())
+    losses, z = own_losses(plain, own, x, y, present), plain.encode(x)
+    total = balance.blend["task"] * fused_loss(plain, z, y, present)
+    sum((balance.blend[n] * loss for n, loss in losses.items()), total).backward()
+    assert len(set(balance.blend.values())) > 1
+    same(gradients(model), gradients(plain))
 
 
 def test_gradient_blending_weighs_all_losses_anew():

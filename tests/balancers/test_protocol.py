@@ -184,16 +184,18 @@ def test_two_micro_batches_are_one_batch(kind):
     same(*results, 1e-9)
 
 
-def test_mmpareto_combines_every_micro_batch_by_itself():
+@pytest.mark.parametrize("kind", ["mmpareto", "pmr"])
+def test_what_is_no_mean_over_rows_takes_every_micro_batch_by_itself(kind):
+    """A direction combined of two gradients, and prototypes that move with each batch."""
     batches = [make_inputs(seed=seed) for seed in (1, 2)]
-    model, total = Model(), None
-    balance = build("mmpareto", model)
+    model, alone, total = Model(), Model(), None
+    balance, other = build(kind, model), build(kind, alone)
     for batch in batches:
-        alone = Model()
-        run("mmpareto", alone, build("mmpareto", alone), *batch, scale=half)
+        alone.zero_grad()
+        run(kind, alone, other, *batch, scale=half)
         found = gradients(alone)
         total = found if total is None else {n: g + found[n] for n, g in total.items()}
-        run("mmpareto", model, balance, *batch, scale=half)
+        run(kind, model, balance, *batch, scale=half)
     same(gradients(model), total)
 
 
@@ -231,7 +233,7 @@ def test_an_overflow_is_still_seen_by_the_scaler(kind):
     assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("kind", SCALED)
+@KIND
 def test_clipping_comes_after(kind):
     model, other = Model(), Model()
     for m in (model, other):

@@ -79,7 +79,7 @@ def test_what_a_context_adds(tmp_path, capsys):
     models = ("concatenation", "EBMC, enhance", "EBMC, balance")
     assert list(rows) == [f"{model}, {context} context" for context in ("no", "gru") for model in models]
     first = float(rows["concatenation, no context"]["ms/100 utterances"])
-    for name, row in rows.items():
+    for row in rows.values():
         row = {key: float(value) for key, value in row.items()}
         assert row["utterances"] == 6  # two conversations
         assert row["ms/100 utterances"] == pytest.approx(100 * row["ms"] / row["utterances"], rel=1e-3)
