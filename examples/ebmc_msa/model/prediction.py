@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.settings import Settings
 from modbalance.distributed import mean
 from modbalance.tasks import output_width, task_loss
@@ -56,7 +56,9 @@ class Model(nn.Module):
         """The branches to keep from their own best epochs, because they will become teachers."""
         return {}
 
-    def start_balancing(self, train: Fold, valid: Fold, branches: dict[str, dict[str, Tensor]]) -> Self | None:
+    def start_balancing(
+        self, train: SplitView, valid: SplitView, branches: dict[str, dict[str, Tensor]]
+    ) -> Self | None:
         """Begin the second stage; returns a frozen copy of the model after the first, or None where there is one.
 
         Args:
@@ -64,7 +66,7 @@ class Model(nn.Module):
         """
         return None
 
-    def finalize(self, valid: Fold, stage1: Model | None) -> Model:
+    def finalize(self, valid: SplitView, stage1: Model | None) -> Model:
         """The model that predicts once training is over."""
         return self
 

@@ -5,7 +5,7 @@ import torch
 
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.experiments import internals
 from ebmc_msa.model.ebmc import EBMC
@@ -22,20 +22,20 @@ CLASSES = Spec("classes", {"a": 2, "b": 2}, (), 3)
 def looked():
     dataset = synthetic(n=(64, 32, 32))
     spec = Spec.of(dataset)
-    folds = {name: Fold.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
+    splits = {name: SplitView.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    ebmc = train(model, folds["train"], folds["valid"], model.settings, 0, lambda *_: None)
+    ebmc = train(model, splits["train"], splits["valid"], model.settings, 0, lambda *_: None)
 
     def kept():
-        return predict(ebmc.model, folds["test"]).outputs, dict(ebmc.model.mixtures), ebmc.model.temperatures()
+        return predict(ebmc.model, splits["test"]).outputs, dict(ebmc.model.mixtures), ebmc.model.temperatures()
 
     then = kept()
-    found = internals.inspect(ebmc, folds)
+    found = internals.inspect(ebmc, splits)
     now = kept()
     assert torch.equal(then[0], now[0])  # looking changes nothing
     assert then[1:] == now[1:]
-    return model, folds, found
+    return model, splits, found
 
 
 def test_shares_sum_to_one(looked):
@@ -46,8 +46,8 @@ def test_shares_sum_to_one(looked):
 
 
 def test_energy_is_that_of_the_coordinator_on_the_samples_there(looked):
-    model, folds, found = looked
-    batch = folds["valid"].rows(torch.arange(32))
+    model, splits, found = looked
+    batch = splits["valid"].rows(torch.arange(32))
     with torch.no_grad():
         energy = model.eval()(batch).energy
     for name, here in batch.present.items():
