@@ -60,7 +60,7 @@ def load(folder: Path, data: str, condition: str) -> Views:
         y, split = torch.tensor(content["y"]), torch.tensor(content["split"])
     else:
         raw, y, split = utterances(folder / file, names)
-    rows = tuple((split == fold).nonzero()[:, 0] for fold in range(3))
+    rows = tuple((split == part).nonzero()[:, 0] for part in range(3))
     x = {}
     for place, (name, values) in enumerate(raw.items()):
         scale = values[rows[0]].std(0)
@@ -78,8 +78,8 @@ def utterances(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], T
     from ebmc_msa.data import load as read
 
     splits = read(path).splits
-    found, folds = [], ("train", "valid", "test")
-    for split in (splits[fold] for fold in folds):
+    found, parts = [], ("train", "valid", "test")
+    for split in (splits[part] for part in parts):
         pooled = {}
         for name in names:
             values, lengths = split.features[name].float(), split.lengths.get(name)

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def load_views(path: Path, case: Case, noise: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Standardised views, labels and folds (0 train, 1 validation, 2 test); noise in standard deviations."""
+    """Standardised views, labels and splits (0 train, 1 validation, 2 test); noise in standard deviations."""
     content, weak_strong = np.load(path), case.pair.split("+")
     y, split = torch.tensor(content["y"]), torch.tensor(content["split"])
     views = {}
@@ -103,10 +103,10 @@ def probe(z: Tensor, y: Tensor, train: Tensor, held_out: Tensor, ridge: float = 
     return 100 * ((z[held_out] @ weight).argmax(1) == y[held_out]).float().mean().item()
 
 
-def run(case: Case, seed: int, *, path: Path, fold: int, noise: float, epochs: int) -> Outcome:
+def run(case: Case, seed: int, *, path: Path, split: int, noise: float, epochs: int) -> Outcome:
     torch.set_num_threads(1)
-    x, y, split = load_views(path, case, noise)
-    train, held_out = ((split == part).nonzero()[:, 0] for part in (0, fold))
+    x, y, parts = load_views(path, case, noise)
+    train, held_out = ((parts == part).nonzero()[:, 0] for part in (0, split))
     correct, probes = {}, {}
     for remedy in REMEDIES:
         torch.manual_seed(seed)
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     cases = [Case(*case) for case in product(args.pairs, args.conditions, args.optimizers)]
     print(f"{'test' if args.test else 'validation'} split, {len(args.seeds)} seeds, noise {args.noise:g}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    one = partial(run, path=args.data, fold=2 if args.test else 1, noise=args.noise, epochs=args.epochs)
+    one = partial(run, path=args.data, split=2 if args.test else 1, noise=args.noise, epochs=args.epochs)
     tasks = [(case, seed) for case in cases for seed in args.seeds]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) if args.jobs > 1 else nullcontext() as pool:
         outcomes = iter((pool.map if pool else map)(one, *zip(*tasks, strict=True)))

@@ -1,4 +1,4 @@
-"""The cases of coordinator_map.py: data sets with noise, cut into folds."""
+"""The cases of coordinator_map.py: data sets with noise, cut into splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TUNING = dict.fromkeys(["zer+kar", "fou+fac"], NOISES) | {"zer+fou+fac": FEW}
 TUNING |= dict.fromkeys(["ravdess", "mosi_overfit_vision", "synthetic 0", "synthetic 0.5", "synthetic 1"], NOISES[:1])
 CONFIRMATION = dict.fromkeys(["mor+pix", "fou+kar"], NOISES) | {"mor+kar+pix": FEW}
 CONFIRMATION |= dict.fromkeys(["iemocap", "mosi", "synthetic 0.25", "synthetic 0.75"], NOISES[:1])
-OBSERVED, SCORED = 1, 2  # folds, after 0 of training
+OBSERVED, SCORED = 1, 2  # splits, after 0 of training
 
 
 class Case(NamedTuple):
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     optimizer: str  # sgd or adam
 
 
-class Folds(NamedTuple):
+class SplitData(NamedTuple):
     x: dict[str, Tensor]
     y: Tensor
     split: Tensor  # 0 train, OBSERVED, SCORED, 3 unused
@@ -47,12 +47,12 @@ def read(folder: Path, name: str) -> tuple[dict[str, Tensor], Tensor, Tensor, Te
         views = name.split("+") if "+" in name else [key[2:] for key in content.files if key.startswith("x_")]
         y, split, group = (torch.tensor(content[key]).long() for key in ("y", "split", "group"))
         return {view: torch.tensor(content[f"x_{view}"]).float() for view in views}, y, split, group
-    splits = [load(folder / name).splits[fold] for fold in ("train", "valid", "test")]
+    splits = [load(folder / name).splits[part] for part in ("train", "valid", "test")]
     x = {m: torch.cat([_pooled(s.features[m].float(), s.lengths.get(m)) for s in splits]) for m in splits[0].features}
     y = torch.cat([s.target if s.target.dtype == torch.int64 else (s.target >= 0).long() for s in splits])
     groups = [group for s in splits for group in s.group or s.id]
     group = torch.tensor(np.unique(groups, return_inverse=True)[1])
-    return x, y, torch.cat([torch.full((len(s),), fold) for fold, s in enumerate(splits)]), group
+    return x, y, torch.cat([torch.full((len(s),), part) for part, s in enumerate(splits)]), group
 
 
 def _pooled(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -74,7 +74,7 @@ def synthetic(imbalance: float, seed: int) -> tuple[dict[str, Tensor], Tensor, T
     return x, y, split
 
 
-def folds(folder: Path, case: Case, test: bool) -> Folds:
+def split_data(folder: Path, case: Case, test: bool) -> SplitData:
     """Standardised, noisy features. Without `test` the test split is left alone and the others are cut anew."""
     if case.data.startswith("synthetic"):
         x, y, split = synthetic(float(case.data.split()[1]), seed=8 if test else 7)
@@ -89,16 +89,16 @@ def folds(folder: Path, case: Case, test: bool) -> Folds:
         if where == "both" or (where, place) in (("weak", 0), ("strong", len(x) - 1)):
             z = z + float(size) * torch.randn(z.shape, generator=torch.Generator().manual_seed(place))
         x[name] = z
-    return Folds(x, y, split)
+    return SplitData(x, y, split)
 
 
 def developed(split: Tensor, group: Tensor, recut: bool) -> Tensor:
-    """Three folds without the test split, by whole groups: all cut anew, or the validation split in two."""
+    """Three splits without the test split, by whole groups: all cut anew, or the validation split in two."""
     old = split < 2 if recut else split == 1
     groups = group[old].unique()
     groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(12345))]
     shares = (4 / 7, 5 / 7) if recut else (0, 1 / 2)
     new = torch.where(split == 0, 0, 3) if not recut else torch.full_like(split, 3)
-    for fold, part in enumerate(groups.tensor_split([int(share * len(groups)) for share in shares])):
-        new[torch.isin(group, part) & old] = fold
+    for index, part in enumerate(groups.tensor_split([int(share * len(groups)) for share in shares])):
+        new[torch.isin(group, part) & old] = index
     return new

@@ -1,6 +1,6 @@
 """When balancing helps and when it harms: the parts of EnergyCoordinator, one by one, on many cases.
 
-python examples/coordinator_map.py --data FOLDER --out map          development folds; goes on where it was stopped
+python examples/coordinator_map.py --data FOLDER --out map          development splits; goes on where it was stopped
 python examples/coordinator_map.py --data FOLDER --out map --test   test splits, once everything is settled
 
 FOLDER holds mfeat/mfeat.npz, ravdess/ravdess.npz, iemocap, mosi and mosi_overfit_vision; what is missing is left out.
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Case, Folds, cases, folds
+from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Case, SplitData, cases, split_data
 from ebmc_msa.data import DataError
 from ebmc_msa.experiments.bootstrap import interval
 from modbalance.functional import GateState, gate_weights
@@ -124,7 +124,7 @@ def coordination(models: Batched, z: Tensor, target: Tensor, arms: dict[str, Ten
     return (gate * terms + gate.amax(0) * arms["descent"] * size + fit).sum() + (arms["paper"] * pairs).sum()
 
 
-def train(data: Folds, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str, epochs: int = 20) -> np.ndarray:
+def train(data: SplitData, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str, epochs: int = 20) -> np.ndarray:
     """Which of the scored rows each arm gets right after the last epoch, `(arms, seeds, rows)`."""
     classes = int(data.y.max()) + 1
     models, hot = Batched(data.x, classes, len(arms), seeds), one_hot(data.y, classes).float()
@@ -135,7 +135,7 @@ def train(data: Folds, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str
         else torch.optim.Adam(models.parameters(), lr=1e-3, fused=True)
     )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    rows, observed, scored = ((data.split == fold).nonzero()[:, 0] for fold in (0, OBSERVED, SCORED))
+    rows, observed, scored = ((data.split == split).nonzero()[:, 0] for split in (0, OBSERVED, SCORED))
     unseen = torch.full((len(data.x), len(columns["gate"])), torch.inf)
     state, gated = GateState(torch.ones_like(unseen), unseen, unseen), columns["gate"] > 0
     for _ in range(epochs):
@@ -160,12 +160,12 @@ def train(data: Folds, arms: Sequence[Arm], seeds: Sequence[int], optimizer: str
 
 def scores(args: argparse.Namespace, case: Case) -> dict[str, np.ndarray]:
     """100 where an arm is right and 0 where not, `(seeds, rows)` by arm; trains what the folder has not got yet."""
-    fold = "test" if args.test else "development"
-    files = {a: args.out / "_".join([fold, *case, a, *map(str, args.seeds)]).replace(" ", "-") for a in args.arms}
+    split = "test" if args.test else "development"
+    files = {a: args.out / "_".join([split, *case, a, *map(str, args.seeds)]).replace(" ", "-") for a in args.arms}
     files = {arm: file.with_name(f"{file.name}.npy") for arm, file in files.items()}
     todo = [arm for arm, file in files.items() if not file.exists()]
     if todo:
-        data = folds(args.data, case, args.test)
+        data = split_data(args.data, case, args.test)
         for part in (todo[i : i + args.together] for i in range(0, len(todo), args.together)):
             right = train(data, [ARMS[arm] for arm in part], args.seeds, case.optimizer, args.epochs)
             for arm, x in zip(part, right, strict=True):

@@ -38,8 +38,8 @@ def by_split(fields):
     """MulT's fields, padding last."""
     names = {"text": "x_text", "audio": "x_audio", "vision": "x_vision", "labels": "y", "id": "id"}
     return {
-        fold: {key: fields[name][i == SPLIT] for key, name in names.items()}
-        for i, fold in enumerate(("train", "dev", "test"))
+        split: {key: fields[name][i == SPLIT] for key, name in names.items()}
+        for i, split in enumerate(("train", "dev", "test"))
     }
 
 
@@ -54,7 +54,7 @@ def pt(home, fields):
 
 def pth(home, fields):
     torch.save(
-        {fold: {k: tensors(x) for k, x in part.items()} for fold, part in by_split(fields).items()}, home / "d.pth"
+        {split: {k: tensors(x) for k, x in part.items()} for split, part in by_split(fields).items()}, home / "d.pth"
     )
     return home / "d.pth"
 
@@ -72,11 +72,11 @@ def safetensors(home, fields):
     return home / "d.safetensors"
 
 
-def safetensors_by_fold(home, fields):
+def safetensors_by_split(home, fields):
     save = pytest.importorskip("safetensors.torch").save_file
     parts = by_split(fields)
-    x = {f"{fold}.{k}": tensors(v) for fold, part in parts.items() for k, v in part.items() if k != "id"}
-    save(x, home / "d.safetensors", {f"{fold}.id": json.dumps(part["id"].tolist()) for fold, part in parts.items()})
+    x = {f"{split}.{k}": tensors(v) for split, part in parts.items() for k, v in part.items() if k != "id"}
+    save(x, home / "d.safetensors", {f"{split}.id": json.dumps(part["id"].tolist()) for split, part in parts.items()})
     return home / "d.safetensors"
 
 
@@ -91,10 +91,10 @@ def h5(home, fields):
 def h5_groups(home, fields):
     h5py = pytest.importorskip("h5py")
     with h5py.File(home / "d.hdf5", "w") as file:
-        for fold, part in by_split(fields).items():
+        for split, part in by_split(fields).items():
             for name, x in part.items():
                 packed = {"compression": "gzip"} if x.dtype.kind == "f" else {}
-                file.create_dataset(f"{fold}/{name}", data=x.astype("S20") if name == "id" else x, **packed)
+                file.create_dataset(f"{split}/{name}", data=x.astype("S20") if name == "id" else x, **packed)
     return home / "d.hdf5"
 
 
@@ -118,16 +118,16 @@ def manifest(home, fields):
                 length = fields[f"length_{m}"][i]
                 np.save(path, fields[f"x_{m}"][i, :length])
                 paths.append(f"{m}/{i}.npy" if length else "")
-            fold = ("train", "valid", "2")[SPLIT[i]]
-            writer.writerow([IDS[i], fold, fields["y"][i], fields["group"][i], *paths])
+            split = ("train", "valid", "2")[SPLIT[i]]
+            writer.writerow([IDS[i], split, fields["y"][i], fields["group"][i], *paths])
     return home / "table.csv"
 
 
 def tuples(home, fields, name="dev", **changes):
     """As MAG-BERT has them, but with features of words in place of words."""
-    folds = {"train": [], name: [], "test": []}
+    splits = {"train": [], name: [], "test": []}
     for i in range(N):
         x = [fields[f"x_{m}"][i, : fields[f"length_{m}"][i]] for m in ("text", "vision", "audio")]
-        folds[("train", name, "test")[SPLIT[i]]].append((tuple(x), fields["y"][i].reshape(1, 1), IDS[i]))
-    (home / "mosi.pkl").write_bytes(pickle.dumps(folds | changes))
+        splits[("train", name, "test")[SPLIT[i]]].append((tuple(x), fields["y"][i].reshape(1, 1), IDS[i]))
+    (home / "mosi.pkl").write_bytes(pickle.dumps(splits | changes))
     return home / "mosi.pkl"

@@ -2,7 +2,7 @@
 
 import torch
 
-from ebmc_msa.data.dataset import FOLDS, Dataset, Split
+from ebmc_msa.data.dataset import SPLITS, Dataset, Split
 
 SIZES = 1800, 400, 800
 
@@ -41,13 +41,13 @@ def interaction(kind, *, sizes=SIZES, seed=0, gain=2.3):
         features = {"first": shown(u, a, gain=gain / 2), "second": shown(u[rows], a[rows], gain=second)}
 
     splits, start = {}, 0
-    for fold, size in zip(FOLDS, sizes, strict=True):
+    for split, size in zip(SPLITS, sizes, strict=True):
         part = slice(start, start := start + size)
-        splits[fold] = Split(
+        splits[split] = Split(
             {name: x[part] for name, x in features.items()},
             {},
             {name: torch.ones(size, dtype=torch.bool) for name in features},
             target[part],
-            [f"{fold}-{i}" for i in range(size)],
+            [f"{split}-{i}" for i in range(size)],
         )
     return Dataset(kind, "classes", 2 if kind == "xor" else 4, splits, kind)

@@ -20,11 +20,11 @@ def load_views(noise):
     image = pixels.float().view(-1, 8, 8)
     views = {"profile": torch.cat([image.sum(1), image.sum(2)], 1), "image": image.flatten(1)}
     generator = torch.Generator().manual_seed(0)
-    folds = torch.randperm(len(y), generator=generator).split([800, 200, len(y) - 1000])
+    splits = torch.randperm(len(y), generator=generator).split([800, 200, len(y) - 1000])
     for name, x in views.items():
-        x = (x - x[folds[0]].mean(0)) / x[folds[0]].std(0).clamp(min=0.1)
+        x = (x - x[splits[0]].mean(0)) / x[splits[0]].std(0).clamp(min=0.1)
         views[name] = x + noise * (name == "image") * torch.randn(x.shape, generator=generator)
-    return views, y, folds
+    return views, y, splits
 
 
 def encoder(size):
@@ -32,7 +32,7 @@ def encoder(size):
     return nn.Sequential(*layers)
 
 
-def accuracy(views, y, folds, remedy, seed, epochs=20):
+def accuracy(views, y, splits, remedy, seed, epochs=20):
     """Test accuracy in percent after a fixed number of epochs; nothing is selected."""
     torch.manual_seed(seed)
     encoders = nn.ModuleDict({name: encoder(x.shape[1]) for name, x in views.items()})
@@ -41,7 +41,7 @@ def accuracy(views, y, folds, remedy, seed, epochs=20):
     balance = EnergyCoordinator(dict.fromkeys(views, 64), 10, **options)
     extra = [] if remedy == "joint" else balance.parameters()
     optimizer = torch.optim.SGD([*encoders.parameters(), *head.parameters(), *extra], lr=0.01, momentum=0.9)
-    train, held_out, test = folds
+    train, held_out, test = splits
     for _ in range(epochs):
         for batch in train[torch.randperm(len(train))].split(64):
             features = {name: encoders[name](x[batch]) for name, x in views.items()}

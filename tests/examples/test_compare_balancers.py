@@ -78,8 +78,8 @@ def test_utterances_are_averaged_over_their_frames(monkeypatch, tmp_path):
     )
     dataset = SimpleNamespace(splits={"train": split, "valid": split, "test": split})
     monkeypatch.setattr(ebmc_msa.data, "load", lambda path: dataset)
-    x, y, folds = balancer_data.utterances(tmp_path, ("audio", "text"))
+    x, y, parts = balancer_data.utterances(tmp_path, ("audio", "text"))
     assert x["text"].tolist() == [[2.0], [5.0]] * 3
     assert x["audio"].shape == (6, 4)
-    assert folds.tolist() == [0, 0, 1, 1, 2, 2]
+    assert parts.tolist() == [0, 0, 1, 1, 2, 2]
     assert y.tolist() == [0.5, -1.0] * 3

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import coordinator_map
-from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Folds, cases, developed, synthetic
+from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, SplitData, cases, developed, synthetic
 from coordinator_map import ARMS, Arm, main, train
 from modbalance import EnergyCoordinator
 
@@ -58,7 +58,7 @@ def plain_loop(data, arm, seed, optimizer, epochs):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_as_the_plain_loop(optimizer):
     x, y, split = synthetic(0.9, seed=1)
-    data = Folds({name: v[::4] for name, v in x.items()}, y[::4], split[::4])
+    data = SplitData({name: v[::4] for name, v in x.items()}, y[::4], split[::4])
     arms = [ARMS["+ all three"], ARMS["paper's gap"], Arm(alpha=0.1, delta=0.1, pull=1.0, gate=1.0)]
     right = torch.from_numpy(train(data, arms, SEEDS, optimizer, epochs=6))
     gates = []
@@ -76,7 +76,7 @@ def test_groups_share_no_data_set_and_every_case_is_there_twice():
 
 
 @pytest.mark.parametrize("recut", [True, False])
-def test_development_folds_leave_the_test_fold_alone_and_keep_groups_together(recut):
+def test_development_splits_leave_the_test_split_alone_and_keep_groups_together(recut):
     split, group = torch.tensor([0] * 70 + [1] * 40 + [2] * 30), torch.arange(140) // 5
     new = developed(split, group, recut)
     assert (new[split == 2] == 3).all()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
+from ebmc_msa.data.dataset import SPLITS, DataError, Dataset, Split, listed
 from ebmc_msa.data.formats.clean import row_blocks
 from ebmc_msa.data.frames import frame_mask
 from ebmc_msa.data.task import MOSI
@@ -19,21 +19,21 @@ def check(dataset: Dataset, *, labels: bool) -> Dataset:
     """The data set itself, if it can be trained on, or with `labels=False` predicted.
 
     Raises:
-        DataError: a split is empty, folds or fields disagree, a label is out of range, a row has nothing.
+        DataError: a split is empty, splits or fields disagree, a label is out of range, a row has nothing.
     """
-    for fold in FOLDS if labels else dataset.splits:
-        if not len(dataset.splits.get(fold, ())):
+    for part in SPLITS if labels else dataset.splits:
+        if not len(dataset.splits.get(part, ())):
             have = listed(f"{name} {len(split)}" for name, split in dataset.splits.items())
             raise DataError(
-                f"{dataset.name}: split {fold!r} is empty (rows: {have}), expected utterances in train, valid "
+                f"{dataset.name}: split {part!r} is empty (rows: {have}), expected utterances in train, valid "
                 "and test; assign some to it."
             )
     if not dataset.splits:
         raise DataError(f"{dataset.name}: holds no rows, expected at least one; check how the file was written.")
-    for fold, split in dataset.splits.items():
-        _check_rows(f"{dataset.name}[{fold!r}]", split)
-        _check_like_first(f"{dataset.name}[{fold!r}]", dataset, split)
-        _check_target(f"{dataset.name}[{fold!r}]", dataset, split)
+    for part, split in dataset.splits.items():
+        _check_rows(f"{dataset.name}[{part!r}]", split)
+        _check_like_first(f"{dataset.name}[{part!r}]", dataset, split)
+        _check_target(f"{dataset.name}[{part!r}]", dataset, split)
     if dataset.kind == "classes" and dataset.classes == 1:
         raise DataError(f"{dataset.name}: every label is class 0, expected at least two classes; check the labels.")
     return dataset
@@ -68,7 +68,7 @@ def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -
             lies in two splits.
     """
     seen: dict[int, str] = {}
-    for fold, split in dataset.splits.items():
+    for name, split in dataset.splits.items():
         if split.conversation is None:
             raise DataError(
                 f"{who}: {dataset.name} does not tell which utterances form a conversation and in which order, "
@@ -80,9 +80,9 @@ def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -
                 f"{who}: {dataset.name} does not tell who speaks, expected the field speaker as in training; add it."
             )
         for row, conversation in enumerate(split.conversation.id.tolist()):
-            if seen.setdefault(conversation, fold) != fold:
+            if seen.setdefault(conversation, name) != name:
                 raise DataError(
-                    f"{who}: the conversation of {split.id[row]} lies in {seen[conversation]} and in {fold}, "
+                    f"{who}: the conversation of {split.id[row]} lies in {seen[conversation]} and in {name}, "
                     "expected whole conversations in each split; move them, or pass --context none."
                 )
 
@@ -159,16 +159,16 @@ def _check_target(who: str, dataset: Dataset, split: Split) -> None:
 
 def _findings(dataset: Dataset) -> Iterator[str]:
     for name in dataset.modalities:
-        missing = {fold: int((~split.present[name]).sum()) for fold, split in dataset.splits.items()}
+        missing = {part: int((~split.present[name]).sum()) for part, split in dataset.splits.items()}
         if any(missing.values()):
-            yield f"{name} absent in {listed(f'{n} {fold}' for fold, n in missing.items() if n)} utterances"
-    fold, split = next(iter(dataset.splits.items()))
+            yield f"{name} absent in {listed(f'{n} {part}' for part, n in missing.items() if n)} utterances"
+    part, split = next(iter(dataset.splits.items()))
     for name, x in split.features.items():
         columns = _constant_columns(x, split, name)
         if columns == x.shape[-1]:
-            yield f"{name} is constant in {fold}: it is uninformative"
+            yield f"{name} is constant in {part}: it is uninformative"
         elif columns:
-            yield f"{name}: {columns} of {x.shape[-1]} columns constant in {fold}"
+            yield f"{name}: {columns} of {x.shape[-1]} columns constant in {part}"
     yield from outliers(dataset)
     if dataset.conversational and (share := _sorted_share(dataset)) is not None:
         yield (

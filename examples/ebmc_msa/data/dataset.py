@@ -14,7 +14,7 @@ from ebmc_msa.data.conversation import Conversation
 
 Kind = Literal["sentiment", "classes", "multilabel", "regression"]
 
-FOLDS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 
 
 class DataError(ValueError):
@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """One fold. Features are zero where absent or padding; they may lie in a file: take rows first, then float()."""
+    """One split. Features are zero where absent or padding; they may lie in a file: take rows first, then float()."""
 
     features: dict[str, Tensor]  # (N, D), or (N, T, D) with lengths; float32 or float16
     lengths: dict[str, Tensor]  # (N,) int64, valid frames first, 0 where absent; only with a time axis

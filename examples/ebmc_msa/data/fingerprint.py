@@ -18,8 +18,8 @@ def fingerprint(dataset: Dataset) -> str:
     Not of all features: those may be larger than memory, and this is read before every resumed run.
     """
     digest = hashlib.sha256(f"{dataset.kind} {dataset.classes} {dataset.dims}".encode())
-    for fold, split in dataset.splits.items():
-        digest.update(f"{fold} {len(split)} {split.id}".encode())
+    for part, split in dataset.splits.items():
+        digest.update(f"{part} {len(split)} {split.id}".encode())
         rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).long()
         for tensors in (split.present, split.lengths, {k: v[rows] for k, v in split.features.items()}):
             for name, x in tensors.items():

@@ -95,7 +95,7 @@ def drop_frames(batch: Batch, modality: str, rate: float, rows: Tensor, seed: in
     Args:
         modality: one with a time axis.
         rate: 0 to 1.
-        rows: where the samples stand in their fold, `(B,)`; the draws depend on it.
+        rows: where the samples stand in their split, `(B,)`; the draws depend on it.
         seed: of the draws; what is gone at a rate is gone at every higher one.
 
     Raises:

@@ -32,7 +32,7 @@ def load(
             or the folder that convert.py makes of any of them, whose features stay in their files.
         split_seed: draws the validation split where the data have none.
         options: what is known about the labels; by default all is guessed, and an ambiguous guess is refused.
-        labels: False accepts data without labels and without all three folds, for prediction.
+        labels: False accepts data without labels and without all three splits, for prediction.
         assemble: where cleaned features go, block by block; into memory by default.
 
     Raises:
@@ -48,7 +48,7 @@ def load(
     if labels and "valid" not in dataset.splits and len(dataset.splits.get("train", ())):
         dataset = split_off_valid(dataset, split_seed)
     if not labels:  # to predict, one split is enough
-        dataset = replace(dataset, splits={fold: split for fold, split in dataset.splits.items() if len(split)})
+        dataset = replace(dataset, splits={name: split for name, split in dataset.splits.items() if len(split)})
     return described(check(dataset, labels=labels))
 
 

@@ -15,7 +15,7 @@ from ebmc_msa.data.frames import frame_mask
 
 
 @dataclass(frozen=True)
-class Fold:
+class SplitView:
     """A split as a model of `spec` reads it.
 
     Features stay where the split has them, mapped from a file perhaps; `rows` reads those it is asked for, converts
@@ -31,7 +31,7 @@ class Fold:
     conversation: Conversation | None = None  # on the device; of models with context
 
     @classmethod
-    def of(cls, split: Split, spec: Spec, device: torch.device) -> Fold:
+    def of(cls, split: Split, spec: Spec, device: torch.device) -> SplitView:
         """The modalities of `spec`, absent where the data lack them."""
         rows = len(split)
         features, lengths, present = {}, {}, {}
@@ -79,7 +79,7 @@ class Fold:
         there = rows.to(self.device)
         return {name: here[there] for name, here in self.present.items()}
 
-    def select(self, mask: Tensor) -> Fold:
+    def select(self, mask: Tensor) -> SplitView:
         """Only the samples where `mask`, `(N,)` bool, is true."""
         there = mask.cpu()
         return replace(
@@ -91,11 +91,11 @@ class Fold:
             conversation=None if self.conversation is None else self.conversation.rows(mask),
         )
 
-    def with_any_modality(self) -> Fold:
+    def with_any_modality(self) -> SplitView:
         """Only the samples that have a modality; from the others a model learns nothing."""
         return self.select(torch.stack(list(self.present.values())).any(0))
 
-    def with_present(self, present: dict[str, Tensor]) -> Fold:
+    def with_present(self, present: dict[str, Tensor]) -> SplitView:
         return replace(self, present=present)
 
     def frames(self, name: str, size: int = 64) -> Iterator[Tensor]:
@@ -109,40 +109,40 @@ class Fold:
             yield x[where].to(self.device, torch.float32)
 
 
-def by_length(fold: Fold | Batch, size: int = 256) -> tuple[Tensor, ...]:
+def by_length(split: SplitView | Batch, size: int = 256) -> tuple[Tensor, ...]:
     """Every row once, bucketed by length, so that predictions do not depend on the order of the rows.
 
     With context whole conversations, the short ones together.
     """
-    if fold.conversation is not None:
-        return tuple(batches(fold.conversation, size)) or (torch.arange(0),)
-    return total_frames(fold).argsort(stable=True).split(size)
+    if split.conversation is not None:
+        return tuple(batches(split.conversation, size)) or (torch.arange(0),)
+    return total_frames(split).argsort(stable=True).split(size)
 
 
-def outputs_and_targets(fold: Fold, predict: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+def outputs_and_targets(split: SplitView, predict: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
     """Outputs and targets of a whole split."""
-    chunks = (fold.rows(rows) for rows in by_length(fold))
+    chunks = (split.rows(rows) for rows in by_length(split))
     outputs, targets = zip(*((predict(batch), batch.target) for batch in chunks), strict=True)
     return torch.cat(outputs), torch.cat(targets)
 
 
-def total_frames(fold: Fold | Batch) -> Tensor:
+def total_frames(split: SplitView | Batch) -> Tensor:
     """Frames of each sample over all its modalities, `(N,)`."""
-    return sum((n.cpu() for n in fold.lengths.values()), torch.zeros(len(fold), dtype=torch.int64))
+    return sum((n.cpu() for n in split.lengths.values()), torch.zeros(len(split), dtype=torch.int64))
 
 
-def shuffled(fold: Fold, size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
+def shuffled(split: SplitView, size: int, generator: torch.Generator, window: int = 16) -> list[Tensor]:
     """Batches of one epoch: every row once, at random, samples of similar length together.
 
     Rows are shuffled, sorted by length within windows of `window` batches, cut, and the batches shuffled. With one
     frame a sample this is a plain shuffle. With context batches hold whole conversations, of at least `size` rows.
     """
-    if fold.conversation is not None:
-        return batches(fold.conversation, size, generator, window)
-    order = torch.randperm(len(fold), generator=generator)
-    if not fold.lengths:
+    if split.conversation is not None:
+        return batches(split.conversation, size, generator, window)
+    order = torch.randperm(len(split), generator=generator)
+    if not split.lengths:
         return list(order.split(size))
-    frames = total_frames(fold)
+    frames = total_frames(split)
     windows = [rows[frames[rows].argsort(stable=True)] for rows in order.split(size * window)]
     found = [batch for rows in windows for batch in rows.split(size)]
     return [found[i] for i in torch.randperm(len(found), generator=generator)]

@@ -37,7 +37,7 @@ def unknown_split(where: str, name: object, rows: int) -> DataError:
 def by_split(
     where: str, content: Mapping[Any, Any], like: type | tuple[type, ...]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The splits of a file by fold, and the names of what is none.
+    """The splits of a file by their usual names, and the names of what is none.
 
     Args:
         like: what a split is an instance of.
@@ -49,19 +49,19 @@ def by_split(
     names: dict[str, str] = {}
     rest = []
     for name, value in content.items():
-        fold = split_of(name)
-        if fold is None and isinstance(value, like) and len(value):
+        split = split_of(name)
+        if split is None and isinstance(value, like) and len(value):
             rows = max(map(_rows, value.values()), default=0) if isinstance(value, Mapping) else len(value)
             raise unknown_split(where, name, rows)
-        if fold is None:
+        if split is None:
             rest.append(str(name))
-        elif fold in found:
+        elif split in found:
             raise DataError(
-                f"{where}: {names[fold]!r} and {name!r} both name the {fold} split, expected one; remove the other."
+                f"{where}: {names[split]!r} and {name!r} both name the {split} split, expected one; remove the other."
             )
         else:
-            found[fold], names[fold] = value, str(name)
-    return {fold: found[fold] for fold in ("train", "valid", "test") if fold in found}, rest
+            found[split], names[split] = value, str(name)
+    return {split: found[split] for split in ("train", "valid", "test") if split in found}, rest
 
 
 def ignored(names: list[str]) -> str:

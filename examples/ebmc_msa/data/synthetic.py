@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split
+from ebmc_msa.data.dataset import SPLITS, DataError, Dataset, Split
 
 _SHAPES = {"text": (20, 32), "audio": (40, 12), "vision": (30, 16)}  # most frames, features
 _SHARED = 0.4  # of the sentiment's variance; the rest is private to the modalities
@@ -65,13 +65,13 @@ def synthetic(*, n: tuple[int, int, int] = (1200, 300, 400), imbalance: float = 
     target = (1.5 * score).round().clamp(-3, 3).float() + 0.0  # no -0
 
     splits, start = {}, 0
-    for fold, rows in zip(FOLDS, n, strict=True):
+    for split, rows in zip(SPLITS, n, strict=True):
         part = slice(start, start := start + rows)
-        splits[fold] = Split(
+        splits[split] = Split(
             {name: x[part] for name, x in features.items()},
             {name: x[part] for name, x in lengths.items()},
             {name: x[part] for name, x in present.items()},
             target[part],
-            [f"{fold}-{i}" for i in range(rows)],
+            [f"{split}-{i}" for i in range(rows)],
         )
     return Dataset("synthetic", "sentiment", 1, splits, f"synthetic: imbalance {imbalance:g}, seed {seed}")

@@ -74,7 +74,7 @@ class LabelOptions:
 class Target(NamedTuple):
     kind: Kind | None  # None: no labels, and nothing states what they would be
     classes: int  # number of classes or of labels, 1 for the other kinds
-    values: dict[str, Tensor]  # by fold
+    values: dict[str, Tensor]  # by split
     note: str = ""
     range: tuple[float, float] | None = None  # of sentiment
     names: tuple[str, ...] = ()  # of labels, or of classes where they are known
@@ -95,15 +95,15 @@ class Source(NamedTuple):
     why: str = ""  # how it is known
     stated: Kind | None = None  # the task that the file itself states; `--task` comes first
 
-    def at(self, fold: str) -> str:
-        return f"{self.where}[{fold!r}]" if fold else self.where
+    def at(self, split: str) -> str:
+        return f"{self.where}[{split!r}]" if split else self.where
 
 
 def decide(source: Source, labels: Mapping[str, Any], options: LabelOptions) -> Target:
     """Kind and values of the labels of all splits.
 
     Args:
-        labels: by fold, or all under an empty name: `(N,)`, `(N, 1)`, `(N, 1, 1)`; one-hot `(N, C)`; 0 and 1
+        labels: by split, or all under an empty name: `(N,)`, `(N, 1)`, `(N, 1, 1)`; one-hot `(N, C)`; 0 and 1
             `(N, C)`; MOSEI's 7 or 6 columns; MulT's `(N, 4, 2)` of IEMOCAP. Empty without labels.
 
     Raises:
@@ -112,12 +112,12 @@ def decide(source: Source, labels: Mapping[str, Any], options: LabelOptions) -> 
     asked = TASKS.get(options.task) or ("sentiment" if options.range else source.stated)
     if not labels:
         return Target(asked, 0 if asked in ("classes", "multilabel") else 1, {}, range=options.range)
-    arrays = {fold: _array(source, fold, values) for fold, values in labels.items()}
+    arrays = {split: _array(source, split, values) for split, values in labels.items()}
     shapes = {y.shape[1:] for y in arrays.values() if len(y)} or {y.shape[1:] for y in arrays.values()}
     shape = max(shapes, key=len)
     if len(shapes) > 1 or (shape and shape != (4, 2) and len(shape) != 1):
         raise _shape_error(source, arrays)
-    arrays = {fold: y if len(y) else y.reshape(0, *shape) for fold, y in arrays.items()}
+    arrays = {split: y if len(y) else y.reshape(0, *shape) for split, y in arrays.items()}
     if shape == (4, 2):
         return _iemocap(source, arrays, options, asked)
     return _table(source, arrays, options, asked) if shape else _column(source, arrays, options, asked)
@@ -135,7 +135,7 @@ def _iemocap(source: Source, arrays: dict[str, Array], options: LabelOptions, as
             f"{source.where}: {source.what} holds NaN or infinities, expected (N, 4, 2) numbers; label these "
             "utterances."
         )
-    values = {fold: torch.from_numpy(y.argmax(-1).astype(np.float32)) for fold, y in arrays.items()}
+    values = {split: torch.from_numpy(y.argmax(-1).astype(np.float32)) for split, y in arrays.items()}
     return Target("multilabel", 4, values, "task multilabel: IEMOCAP's four emotions", names=IEMOCAP_EMOTIONS)
 
 
@@ -152,13 +152,13 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
         )
     if one_hot and asked in (None, "classes"):
         options.choose(source.where, ())
-        values = {fold: torch.from_numpy(part.argmax(1)) for fold, part in arrays.items()}
+        values = {split: torch.from_numpy(part.argmax(1)) for split, part in arrays.items()}
         note = _note(source, options, "classification", f"one-hot rows of {width} columns")
         return Target("classes", width, values, note)
     several = asked is None and (integers or (binary and (held > 1).any()))
     if several or (asked == "multilabel" and (binary or not _mosei(y))):
         options.choose(source.where, ())
-        values = {fold: _floats(part) for fold, part in arrays.items()}
+        values = {split: _floats(part) for split, part in arrays.items()}
         note = _note(source, options, "multilabel", f"0 or 1 in each of {width} columns")
         return Target("multilabel", width, values, note, names=tuple(map(str, range(width))))
     if not _mosei(y):
@@ -169,11 +169,11 @@ def _table(source: Source, arrays: dict[str, Array], options: LabelOptions, aske
     if options.choose(source.where, kinds, default) == "emotions":
         if asked not in (None, "multilabel"):
             raise DataError(f"--task: emotions are of --task multilabel, not {options.task}; leave one option out.")
-        values = {fold: torch.from_numpy((part[:, -6:] > 0).astype(np.float32)) for fold, part in arrays.items()}
+        values = {split: torch.from_numpy((part[:, -6:] > 0).astype(np.float32)) for split, part in arrays.items()}
         note = "task multilabel: MOSEI's six emotions, each present where its intensity is above 0"
         note += "; sentiment left out (--labels sentiment)" if width == 7 else ""
         return Target("multilabel", 6, values, note, names=MOSEI_EMOTIONS)
-    first = {fold: part[:, 0] for fold, part in arrays.items()}
+    first = {split: part[:, 0] for split, part in arrays.items()}
     found = _column(source, first, replace(options, labels=None), asked)
     return found._replace(note=f"{found.note}; MOSEI's six emotions left out (--labels emotions)")
 
@@ -202,7 +202,7 @@ def _column(source: Source, arrays: dict[str, Array], options: LabelOptions, ask
         )
     if kind == "classes":
         return _classes(source, arrays, finite, options, asked)
-    values = {fold: _floats(part) for fold, part in arrays.items()}
+    values = {split: _floats(part) for split, part in arrays.items()}
     if kind == "regression":
         return Target(kind, 1, values, _note(source, options, kind, f"labels {found}"))
     scale = options.range or source.range or _scale(source, finite, found, options)
@@ -250,11 +250,11 @@ def _classes(source: Source, arrays: dict[str, Array], y: Array, options: LabelO
     top = int(y.max(initial=0))
     if top >= _MOST_CLASSES:
         raise DataError(f"{source.where}: {source.what} run to {top}, expected classes 0, 1, …; recode them.")
-    values = {fold: torch.from_numpy(part.astype(np.int64)) for fold, part in arrays.items()}
+    values = {split: torch.from_numpy(part.astype(np.int64)) for split, part in arrays.items()}
     note, warning = f"labels 0 to {top}", ""
     if len(y) and set(np.unique(y)) <= {-1, 1} and y.min() < 0:
         values, top, note = (
-            {fold: (part > 0).long() for fold, part in values.items()},
+            {split: (part > 0).long() for split, part in values.items()},
             1,
             "labels -1 and 1, now 0 and 1",
         )
@@ -270,15 +270,15 @@ def _note(source: Source, options: LabelOptions, task: str, why: str) -> str:
 
 
 def _shape_error(source: Source, arrays: dict[str, Array]) -> DataError:
-    fold, y = next(iter(arrays.items()))
+    split, y = next(iter(arrays.items()))
     return DataError(
-        f"{source.at(fold)}: {source.what} has shape {y.shape}, expected one label per row, one-hot rows, 0 or 1 "
+        f"{source.at(split)}: {source.what} has shape {y.shape}, expected one label per row, one-hot rows, 0 or 1 "
         "in each column (--task multilabel), MOSEI's 7 columns (sentiment and six emotions) or its 6 emotions; keep "
         "the column you mean."
     )
 
 
-def _array(source: Source, fold: str, values: Any) -> Array:
+def _array(source: Source, split: str, values: Any) -> Array:
     """Numbers as the file has them, axes of size 1 dropped."""
     try:
         with np.errstate(over="ignore"):
@@ -288,7 +288,7 @@ def _array(source: Source, fold: str, values: Any) -> Array:
             y = np.atleast_1d(y if y.dtype.kind in "biuf" else y.astype(np.float32))
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
-            f"{source.at(fold)}: {source.what} are not numbers ({str(error)[:200]}), expected one label per "
+            f"{source.at(split)}: {source.what} are not numbers ({str(error)[:200]}), expected one label per "
             "row; recode them."
         ) from None
     return y.reshape(len(y), *(n for n in y.shape[1:] if n != 1)) if y.size else y.reshape(len(y), *y.shape[1:])

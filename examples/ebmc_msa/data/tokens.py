@@ -57,7 +57,7 @@ def tokenised(dataset: Dataset, model: dict[str, str]) -> Dataset:
     Raises:
         DataError: the data have neither, or ids that the model does not know.
     """
-    splits = {fold: _tokens(f"--finetune-text: {dataset.name}[{fold!r}]", split, model) for fold, split in
+    splits = {name: _tokens(f"--finetune-text: {dataset.name}[{name!r}]", split, model) for name, split in
               dataset.splits.items()}  # fmt: skip
     return replace(dataset, splits=splits, text=model)
 

@@ -43,7 +43,7 @@ def split_off_valid(dataset: Dataset, seed: int) -> Dataset:
     note = f"no validation split: {len(taken)} of {len(groups)} {what}{rows} split off train by seed {seed}"
     return replace(
         dataset,
-        splits=splits | {fold: split for fold, split in dataset.splits.items() if fold != "train"},
+        splits=splits | {part: split for part, split in dataset.splits.items() if part != "train"},
         note=f"{dataset.note}; {note}",
     )
 

@@ -11,7 +11,7 @@ from ebmc_msa.data.dataset import DataError, Dataset, Split, counted
 from ebmc_msa.data.formats.clean import row_blocks
 from ebmc_msa.data.frames import frame_mask
 
-REFUSED = 1e6  # times the 90th percentile of |x| of the column in the first fold
+REFUSED = 1e6  # times the 90th percentile of |x| of the column in the first split
 REPORTED = 1e3
 LARGEST = 1e15  # of any value: squares and their sums still fit float32
 _SAMPLE = 2**20  # numbers that the percentiles are taken from
@@ -27,10 +27,10 @@ def outliers(dataset: Dataset) -> Iterator[str]:
     for name in first.features:
         usual = _usual(first, name)
         worst = torch.zeros(())
-        for fold, split in dataset.splits.items():
+        for part, split in dataset.splits.items():
             peak = _peak(split.features[name])
             if (peak > (REFUSED * usual).clamp(max=LARGEST)).any():
-                raise _error(f"{dataset.name}[{fold!r}]", split, name, usual)
+                raise _error(f"{dataset.name}[{part!r}]", split, name, usual)
             worst = torch.maximum(worst, peak / usual)
         if (worst > REPORTED).any():
             column = int(worst.argmax())

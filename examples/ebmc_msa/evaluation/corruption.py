@@ -17,7 +17,7 @@ from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.frames import frame_mask
 from ebmc_msa.data.missing import drop_frames
 from ebmc_msa.data.rng import normal, order
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import Change
 from ebmc_msa.model.encoders import moments
 
@@ -42,9 +42,9 @@ def partners(present: Tensor, seed: int, modality: str) -> Tensor:
     return partner
 
 
-def feature_std(fold: Fold, modality: str) -> Tensor:
+def feature_std(split: SplitView, modality: str) -> Tensor:
     """Standard deviation of each feature, `(D,)`, over present samples and valid frames."""
-    return moments(fold.frames(modality), fold.features[modality].shape[-1])[1].float()
+    return moments(split.frames(modality), split.features[modality].shape[-1])[1].float()
 
 
 def corrupt(
@@ -64,7 +64,7 @@ def corrupt(
         modality: the one.
         kind: `noise`, `frames` or `swap`.
         mask: which samples, `(B,)` bool.
-        rows: where the samples stand in their fold, `(B,)`; the draws depend on it.
+        rows: where the samples stand in their split, `(B,)`; the draws depend on it.
         seed: of the draws.
         std: for `noise`, the standard deviation of each feature's noise, `(D,)`.
         others: for `swap`, the utterances to take the features from, one a sample.
@@ -93,15 +93,15 @@ def corrupt(
     return _mixed(batch, modality, corrupted, length, mask)
 
 
-def corruption(fold: Fold, modality: str, kind: str, seed: int, std: Tensor | None = None) -> Change:
-    """`corrupt` for half of a split, for `predict`: `predict(model, fold, corruption(fold, "audio", "swap", 0))`.
+def corruption(split: SplitView, modality: str, kind: str, seed: int, std: Tensor | None = None) -> Change:
+    """`corrupt` for half of a split, for `predict`: `predict(model, split, corruption(split, "audio", "swap", 0))`.
 
-    Which half: `half(fold.present[modality], seed, modality)`, the same for every kind.
+    Which half: `half(split.present[modality], seed, modality)`, the same for every kind.
     """
-    mask, partner = (choose(fold.present[modality], seed, modality) for choose in (half, partners))
+    mask, partner = (choose(split.present[modality], seed, modality) for choose in (half, partners))
 
     def change(batch: Batch, rows: Tensor) -> Batch:
-        others = fold.rows(partner[rows]) if kind == "swap" else None
+        others = split.rows(partner[rows]) if kind == "swap" else None
         return corrupt(batch, modality, kind, mask[rows], rows, seed, std=std, others=others)
 
     return change

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.data.split import SplitView, by_length
 from ebmc_msa.model.prediction import Model, Prediction
 from modbalance.tasks import prediction_variance
 
@@ -17,13 +17,13 @@ Change = Callable[[Batch, Tensor], Batch]
 
 
 @torch.no_grad()
-def predict(model: Model, fold: Fold | Batch, change: Change | None = None) -> Prediction:
+def predict(model: Model, split: SplitView | Batch, change: Change | None = None) -> Prediction:
     """Predictions for a whole split, in chunks and without its labels.
 
     `change(batch, rows)` is applied to each chunk first; `rows` are its places in the split.
     """
     model.eval()
-    unlabelled, chunks, pieces = replace(fold, target=None), by_length(fold), []
+    unlabelled, chunks, pieces = replace(split, target=None), by_length(split), []
     for rows in chunks:
         batch = unlabelled.rows(rows)
         pieces.append(model(batch if change is None else change(batch, rows)))

@@ -15,7 +15,7 @@ from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, restrict, unequal_rates
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import corruption
 from ebmc_msa.evaluation.metrics import METRICS
 from ebmc_msa.evaluation.predict import Change, predict
@@ -111,7 +111,7 @@ def _without(rate: float, seed: int) -> Change:
     return change
 
 
-def degrade(model: Model, test: Fold, rows: Sequence[Level]) -> Degradation:
+def degrade(model: Model, test: SplitView, rows: Sequence[Level]) -> Degradation:
     """Metrics by level and on average, and how much worse than untouched each is."""
 
     def tested(change: Change) -> Scores:
@@ -146,24 +146,24 @@ class Size(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "std"}
 
 
-def noise_size(modality: str, name: str, models: Sequence[Model], valid: Sequence[Fold]) -> Size:
+def noise_size(modality: str, name: str, models: Sequence[Model], valid: Sequence[SplitView]) -> Size:
     """By bisection on validation samples that have the modality, with the others absent; the mean over `models`.
 
     Args:
         name: of the models, which are one a seed.
     """
-    alone = [fold.select(fold.present[modality]) for fold in valid]
-    alone = [fold.with_present(restrict(fold.present, [modality])) for fold in alone]
+    alone = [split.select(split.present[modality]) for split in valid]
+    alone = [split.with_present(restrict(split.present, [modality])) for split in alone]
     std = corruption.feature_std(alone[0], modality)
-    constants = [constant_score(model.spec, fold.target) for model, fold in zip(models, alone, strict=True)]
+    constants = [constant_score(model.spec, split.target) for model, split in zip(models, alone, strict=True)]
 
     def gain(size: float) -> float:
         def change(batch: Batch, rows: Tensor) -> Batch:
             return corruption.corrupt(batch, modality, "noise", batch.present[modality], rows, 0, std=size * std)
 
         scores = (
-            selection_score(model.spec.kind, evaluate(model, fold, change))[0]
-            for model, fold in zip(models, alone, strict=True)
+            selection_score(model.spec.kind, evaluate(model, split, change))[0]
+            for model, split in zip(models, alone, strict=True)
         )
         return statistics.fmean(score - constant for score, constant in zip(scores, constants, strict=True))
 
@@ -172,7 +172,7 @@ def noise_size(modality: str, name: str, models: Sequence[Model], valid: Sequenc
     return Size(size, std, name, gain(0.0), gain(size), found is not None)
 
 
-def degrade_by_noise(model: Model, test: Fold, sizes: Mapping[str, Size], draws: int = DRAWS) -> Degradation:
+def degrade_by_noise(model: Model, test: SplitView, sizes: Mapping[str, Size], draws: int = DRAWS) -> Degradation:
     """Metrics with half of the samples corrupted, the loss on that half, and whether low trust detects it.
 
     One modality at a time, of those that the model reads; Gaussian noise only where its size is given.
@@ -200,7 +200,7 @@ def degrade_by_noise(model: Model, test: Fold, sizes: Mapping[str, Size], draws:
 
 
 def _compare(
-    model: Model, test: Fold, clean: Prediction, out: Prediction, mask: Tensor, modality: str
+    model: Model, test: SplitView, clean: Prediction, out: Prediction, mask: Tensor, modality: str
 ) -> tuple[Scores, Scores, Scores]:
     """Metrics of all samples, loss on the masked ones, and the AUROC of low trust in the modality as a detector."""
     mask = mask.to(out.outputs.device)
@@ -233,6 +233,6 @@ def noise_sizes(
             continue  # token ids have no deviation
         chosen = modality if modality in dict(readers) else readers[0][0]
         models = [model for name, model in readers if name == chosen]
-        valid = [Fold.of(dataset.splits["valid"], model.spec, device) for model in models]
+        valid = [SplitView.of(dataset.splits["valid"], model.spec, device) for model in models]
         sizes[modality] = noise_size(modality, chosen, models, valid)
     return sizes

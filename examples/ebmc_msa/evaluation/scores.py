@@ -10,7 +10,7 @@ from torch import Tensor
 from ebmc_msa.data import DataError
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions, restrict
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import metrics
 from ebmc_msa.evaluation.metrics import KINDS, METRICS
 from ebmc_msa.evaluation.predict import Change, label_predictions, label_targets, predict
@@ -20,12 +20,12 @@ from modbalance.tasks import task_loss
 
 
 def evaluate(
-    model: Model, fold: Fold | Batch, change: Change | None = None, parts: Mapping[str, Tensor] | None = None
+    model: Model, split: SplitView | Batch, change: Change | None = None, parts: Mapping[str, Tensor] | None = None
 ) -> dict[str, float]:
     """The metrics of the data's kind, and the task loss."""
-    outputs = predict(model, fold, change).outputs
-    found = compute_metrics(model.spec, outputs, fold.target, parts)
-    return {**found, "loss": task_loss(model.spec.task, outputs, fold.target).mean().item()}
+    outputs = predict(model, split, change).outputs
+    found = compute_metrics(model.spec, outputs, split.target, parts)
+    return {**found, "loss": task_loss(model.spec.task, outputs, split.target).mean().item()}
 
 
 def compute_metrics(
@@ -64,24 +64,26 @@ def outputs_score(spec: Spec, outputs: Tensor, target: Tensor) -> tuple[float, f
     return selection_score(spec.kind, {**found, "loss": task_loss(spec.task, outputs, target).mean().item()})
 
 
-def by_condition(model: Model, fold: Fold, parts: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, float]]:
+def by_condition(
+    model: Model, split: SplitView, parts: Mapping[str, Tensor] | None = None
+) -> dict[str, dict[str, float]]:
     """The metrics with only some of the modalities present."""
     found = {}
     for condition, keep in conditions(model.spec.dims).items():
-        found[condition] = evaluate(model, fold.with_present(restrict(fold.present, keep)), parts=parts)
+        found[condition] = evaluate(model, split.with_present(restrict(split.present, keep)), parts=parts)
         del found[condition]["loss"]
     return found
 
 
-def contribution(model: Model, fold: Fold) -> dict[str, float]:
+def contribution(model: Model, split: SplitView) -> dict[str, float]:
     """Share of each modality in the gain over a constant prediction: Shapley values over subsets, held out."""
     spec = model.spec
-    constant = constant_score(spec, fold.target)
+    constant = constant_score(spec, split.target)
 
     def value(subset: tuple[str, ...]) -> float:
         if not subset:
             return constant
-        return selection_score(spec.kind, evaluate(model, fold.with_present(restrict(fold.present, subset))))[0]
+        return selection_score(spec.kind, evaluate(model, split.with_present(restrict(split.present, subset))))[0]
 
     return shares(shapley_values(value, list(spec.dims)))
 

@@ -1,4 +1,4 @@
-"""What EBMC is compared with: functions from folds to a trained model. Every choice is made on validation."""
+"""What EBMC is compared with: functions from splits to a trained model. Every choice is made on validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.frames import std_or_one
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.scores import evaluate, selection_score
 from ebmc_msa.experiments.balancers import UMT, Balanced, agm, blending, mmpareto, ogm, unimodal
 from ebmc_msa.experiments.stacking import fit_stacking
@@ -34,8 +34,8 @@ class Work:
 
     spec: Spec
     settings: Settings
-    train: Fold
-    valid: Fold
+    train: SplitView
+    valid: SplitView
     seed: int
     alone: Callable[[str], Concat]
 
@@ -158,11 +158,11 @@ def gradient_blending(work: Work) -> Model:
     """Weights from models trained by themselves, then one network with all the heads."""
 
     def losses(model: Model) -> tuple[float, float]:
-        folds = []
-        for fold in (work.train, work.valid):
-            rows = torch.stack([fold.present[name] for name in model.spec.dims]).any(0)
-            folds.append(evaluate(model, fold.select(rows))["loss"])
-        return folds[0], folds[1]
+        splits = []
+        for split in (work.train, work.valid):
+            rows = torch.stack([split.present[name] for name in model.spec.dims]).any(0)
+            splits.append(evaluate(model, split.select(rows))["loss"])
+        return splits[0], splits[1]
 
     before, after = {}, {}
     for name in [*work.spec.dims, "task"]:
@@ -180,9 +180,9 @@ def gradient_blending(work: Work) -> Model:
     return trained(model, work)
 
 
-def standardised(model: Concat, fold: Fold) -> Concat:
+def standardised(model: Concat, split: SplitView) -> Concat:
     for name, encoder in model.encoders.items():
-        encoder.standardise(fold.frames(name))
+        encoder.standardise(split.frames(name))
     return model
 
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.check import context_of
-from ebmc_msa.data.split import Fold, shuffled
+from ebmc_msa.data.split import SplitView, shuffled
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.prediction import Model, spec_of
@@ -34,7 +34,7 @@ class Case:
 
     name: str
     step: Callable[[Batch], None]
-    fold: Fold
+    split: SplitView
     batches: list[Tensor]
 
 
@@ -53,14 +53,14 @@ def cost_of_context(dataset: Dataset, context: str, rounds: int, size: int) -> l
     turns = {case.name: cycle(case.batches) for case in cases}
     for i in range(rounds + 1):  # the first does not count
         for case in cases:
-            batch = hidden(case.fold.rows(next(turns[case.name])), i)
+            batch = hidden(case.split.rows(next(turns[case.name])), i)
             start = time.process_time()
             case.step(batch)
             if i:
                 times[case.name].append(1000 * (time.process_time() - start))
                 utterances[case.name] += len(batch)
     peaks = {
-        case.name: max(peak_bytes(case.step, hidden(case.fold.rows(rows), 0)) for rows in case.batches[:3])
+        case.name: max(peak_bytes(case.step, hidden(case.split.rows(rows), 0)) for rows in case.batches[:3])
         for case in cases
     }
     first = 100 * sum(times[cases[0].name]) / utterances[cases[0].name]
@@ -84,7 +84,7 @@ def cost_of_context(dataset: Dataset, context: str, rounds: int, size: int) -> l
 def cases_of(dataset: Dataset, context: str, size: int) -> list[Case]:
     settings = Settings(context=context)
     spec = spec_of(dataset, settings)
-    train, valid = (Fold.of(dataset.splits[name], spec, CPU) for name in ("train", "valid"))
+    train, valid = (SplitView.of(dataset.splits[name], spec, CPU) for name in ("train", "valid"))
     batches = shuffled(train, size, torch.Generator().manual_seed(0))
     plain, first, second = Concat(spec, settings), EBMC(spec, settings), EBMC(spec, settings)
     second.eval().start_balancing(train, valid, {})

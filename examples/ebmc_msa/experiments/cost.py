@@ -39,7 +39,7 @@ from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.parser import Parser
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.experiments.context_cost import cost_of_context
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
@@ -85,7 +85,7 @@ def stepper(parameters: Any, loss: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def make_fold(size: int, frames: int, spec: Spec, device: torch.device) -> Fold:
+def make_split(size: int, frames: int, spec: Spec, device: torch.device) -> SplitView:
     there = torch.ones(size, dtype=torch.bool)
     split = Split(
         {name: torch.randn(size, frames, dim) for name, dim in DIMS.items()},
@@ -94,7 +94,7 @@ def make_fold(size: int, frames: int, spec: Spec, device: torch.device) -> Fold:
         torch.randn(size),
         [str(i) for i in range(size)],
     )
-    return Fold.of(split, spec, device)
+    return SplitView.of(split, spec, device)
 
 
 def components(size: int, dim: int, device: torch.device) -> dict[str, Callable[[], None]]:
@@ -128,8 +128,8 @@ def components(size: int, dim: int, device: torch.device) -> dict[str, Callable[
 def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[Row]:
     """Steps and answers of concatenation and of EBMC, and a step of each component on its own."""
     spec, settings = Spec("sentiment", DIMS, tuple(DIMS), 1), Settings()
-    fold = make_fold(size, frames, spec, device)
-    batch = fold.rows(torch.arange(size))
+    split = make_split(size, frames, spec, device)
+    batch = split.rows(torch.arange(size))
     # as in training: teachers read only what is there
     dropped = modality_dropout(batch.present, settings.modality_dropout, generator=torch.Generator().manual_seed(0))
     lacking = batch.with_present(dropped)
@@ -137,7 +137,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
     for model in models.values():
         model.to(device)
-    stage1 = second.eval().start_balancing(fold, fold, {})
+    stage1 = second.eval().start_balancing(split, split, {})
     steps = {name: stepper(m.train().parameters(), lambda m=m: m(lacking).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
@@ -146,7 +146,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
 
     answers = {}
     for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
-        answers[name] = second.finalize(fold, stage1)
+        answers[name] = second.finalize(split, stage1)
         answers[name].mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys(experts, 0.0))}
     student = copy.deepcopy(second)
     student.teachers = None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ebmc_msa.data import DataError, Dataset, LabelOptions, Split, load, synthetic
-from ebmc_msa.data.dataset import FOLDS
+from ebmc_msa.data.dataset import SPLITS
 from ebmc_msa.data.frames import frame_mask
 
 
@@ -45,11 +45,11 @@ def read(source: Source) -> Dataset:
             raise DataError(f"{option}: {unknown}, expected some of {known[option]}; correct the name.")
     if len(set(names)) < 2:
         raise DataError(f"--modalities: {list(names)}, expected at least two to balance; add one.")
-    splits = {fold: split for fold, split in dataset.splits.items() if source.test or fold != "test"}
-    only = {fold: _only(split, names) for fold, split in splits.items()}
+    splits = {part: split for part, split in dataset.splits.items() if source.test or part != "test"}
+    only = {part: _only(split, names) for part, split in splits.items()}
     for place, (name, size) in enumerate(source.noisy):
         spread = size * _std(only["train"], name)
-        only = {fold: _noisy(split, name, spread, 3 * place + FOLDS.index(fold)) for fold, split in only.items()}
+        only = {part: _noisy(split, name, spread, 3 * place + SPLITS.index(part)) for part, split in only.items()}
     return replace(dataset, splits=only)
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
+from ebmc_msa.data.split import SplitView, by_length, outputs_and_targets
 from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import contribution
 from ebmc_msa.experiments.trust import trust_tests
@@ -27,7 +27,7 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @torch.no_grad()
-def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
+def inspect(ebmc: Trained, splits: Mapping[str, SplitView]) -> dict[str, Any]:
     """Numbers by modality of a trained model, on the test split where there is one, else on validation.
 
     Returns:
@@ -39,11 +39,11 @@ def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
         silhouette, fused, group: of the fused features, and by what they are grouped.
     """
     model, student = ebmc.model, ebmc.student
-    held, spec = folds.get("test", folds["valid"]), model.spec
+    held, spec = splits.get("test", splits["valid"]), model.spec
     found: dict[str, Any] = {
         "contribution": {"before": contribution(ebmc.stage1, held), "after": contribution(model, held)},
         "gradient": {s.name: _mean([epoch["gradient"] for epoch in s.history]) for s in ebmc.stages if s.history},
-        "energy": {fold: energies(student, folds[fold]) for fold in ("train", "valid")},
+        "energy": {split: energies(student, splits[split]) for split in ("train", "valid")},
         "teachers": {},
         "trust": trust_tests(model, held) if isinstance(model, TrustEnsemble) else {},
     }
@@ -63,11 +63,11 @@ def inspect(ebmc: Trained, folds: Mapping[str, Fold]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def energies(model: EBMC, fold: Fold) -> dict[str, float]:
+def energies(model: EBMC, split: SplitView) -> dict[str, float]:
     """Mean energy of each modality over the samples of a split that have it."""
     model.eval()
-    values: dict[str, list[Tensor]] = {name: [] for name in fold.present}
-    for batch in (fold.rows(rows) for rows in by_length(fold)):
+    values: dict[str, list[Tensor]] = {name: [] for name in split.present}
+    for batch in (split.rows(rows) for rows in by_length(split)):
         energy = model.coordinate(encode(model.encoders, batch), batch.target, batch.present).energy
         for name, here in batch.present.items():
             values[name].append(energy[name][here])

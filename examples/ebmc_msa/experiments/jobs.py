@@ -18,7 +18,7 @@ import torch
 from ebmc_msa.data import DataError, LabelOptions
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.data.missing import conditions, restrict
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.task import MOSI
 from ebmc_msa.evaluation import robustness
 from ebmc_msa.evaluation.metrics import KINDS
@@ -75,7 +75,7 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
     dataset, method = read(source), job.method
     settings = method.settings()
     spec = spec_of(dataset, settings, [method.modality] if method.modality else None)
-    splits = {name: Fold.of(split, spec, CPU) for name, split in dataset.splits.items()}
+    splits = {name: SplitView.of(split, spec, CPU) for name, split in dataset.splits.items()}
 
     def alone(modality: str) -> Concat:
         model = Concat(spec_of(dataset, settings, [modality]), settings)
@@ -104,7 +104,7 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
         sizes = {}
         for modality in spec.dims:
             unimodal = model if method.modality else alone(modality)
-            valid = Fold.of(dataset.splits["valid"], unimodal.spec, CPU)
+            valid = SplitView.of(dataset.splits["valid"], unimodal.spec, CPU)
             sizes[modality] = robustness.noise_size(modality, f"alone:{modality}", [unimodal], [valid])
         result["noise"] = robustness.degrade_by_noise(model, splits["test"], sizes)
     result |= {"settings": settings.as_dict(), "seconds": time.process_time() - started}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import conditions
-from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.data.split import SplitView, by_length
 from ebmc_msa.evaluation.scores import outputs_score
 from ebmc_msa.model.encoders import encode, make_encoders
 from ebmc_msa.model.prediction import Model, Prediction, make_head, weighted_loss
@@ -132,7 +132,7 @@ def mixing_weights(task: str, outputs: Tensor, target: Tensor) -> Tensor:
     return free.detach().softmax(0).float()
 
 
-def fit_stacking(spec: Spec, settings: Settings, train_fold: Fold, valid: Fold, seed: int) -> Stacking:
+def fit_stacking(spec: Spec, settings: Settings, train_split: SplitView, valid: SplitView, seed: int) -> Stacking:
     """Train the network once, keeping the best epoch of every subset.
 
     It gets twice the patience: a weak modality is best later than the fused head, by which training stops.
@@ -157,7 +157,7 @@ def fit_stacking(spec: Spec, settings: Settings, train_fold: Fold, valid: Fold, 
         if epoch in epochs.values():
             states[epoch] = {name: x.clone() for name, x in net.state_dict().items()}
 
-    train(net, train_fold, valid, replace(settings, patience=2 * settings.patience), seed, keep_best)
+    train(net, train_split, valid, replace(settings, patience=2 * settings.patience), seed, keep_best)
     nets = {}
     for epoch in sorted(set(epochs.values())):
         nets[epoch] = SubsetNetwork(spec, settings).eval()

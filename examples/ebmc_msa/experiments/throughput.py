@@ -26,7 +26,7 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.formats.converted import on_disk, write_folder
 from ebmc_msa.data.parser import Parser
-from ebmc_msa.data.split import Fold, shuffled
+from ebmc_msa.data.split import SplitView, shuffled
 from ebmc_msa.model.settings import ENCODERS, Settings
 from ebmc_msa.training import checkpoint
 
@@ -36,12 +36,12 @@ ROWS = sum(SHARES.values())
 
 
 def make(rows: int, folder: Path) -> None:
-    """Write `rows` random utterances of MOSEI's shape, in its three folds."""
+    """Write `rows` random utterances of MOSEI's shape, in its three splits."""
     rng = np.random.default_rng(0)
     splits = {}
     with tempfile.TemporaryDirectory(dir=folder.parent) as workspace:
         assemble = on_disk(Path(workspace))
-        for fold, share in SHARES.items():
+        for split, share in SHARES.items():
             size = max(2, rows * share // ROWS)
             seconds = rng.lognormal(np.log(6.2), 0.6, size)
             features, lengths = {}, {}
@@ -52,7 +52,7 @@ def make(rows: int, folder: Path) -> None:
                 lengths[name] = torch.from_numpy(length)
             present = {name: torch.ones(size, dtype=torch.bool) for name in SHAPES}
             target = torch.from_numpy(rng.uniform(-3, 3, size).astype(np.float32))
-            splits[fold] = Split(features, lengths, present, target, [f"{fold}-{i}" for i in range(size)])
+            splits[split] = Split(features, lengths, present, target, [f"{split}-{i}" for i in range(size)])
         folder.mkdir()
         write_folder(Dataset("random-mosei", "sentiment", 1, splits, "random numbers"), folder)
 
@@ -70,35 +70,35 @@ def measure(source: Path, model_name: str, encoder: str, steps: int, device: tor
         dataset = load(source)
         loaded = time.perf_counter()
         spec, settings = Spec.of(dataset), Settings(encoder=encoder)
-        fold = Fold.of(dataset.splits["train"], spec, device)
+        split = SplitView.of(dataset.splits["train"], spec, device)
         model = checkpoint.build(model_name, spec, settings).to(device).train()
         for name in spec.dims:
-            model.encoders[name].standardise(fold.frames(name))
+            model.encoders[name].standardise(split.frames(name))
         ready = time.perf_counter()
         step = stepper(model, settings)
-        bucketed = iter(epochs(fold, settings.batch_size, 16))
+        bucketed = iter(epochs(split, settings.batch_size, 16))
         for _ in range(steps):
-            step(fold.rows(next(bucketed)))
-        print(f"{source}: {len(fold)} training samples; {model_name}, {encoder}, batches of {settings.batch_size}")
+            step(split.rows(next(bucketed)))
+        print(f"{source}: {len(split)} training samples; {model_name}, {encoder}, batches of {settings.batch_size}")
         print(f"ready after {ready - started:.1f} s: {loaded - started:.1f} s opening, the rest statistics")
         print(f"{steps} steps hold {memory.anonymous / 1e9:.2f} GB, {memory.peak() / 1e9:.2f} GB with mapped pages")
 
-    longest = {name: fold.features[name].shape[1] for name in spec.sequences}
-    plain = iter(epochs(fold, settings.batch_size, 1))
+    longest = {name: split.features[name].shape[1] for name in spec.sequences}
+    plain = iter(epochs(split, settings.batch_size, 1))
     ways: dict[str, Callable[[], Batch]] = {
-        "padded to the maximum": lambda: padded(fold.rows(next(plain)), longest),
-        "padded to the batch": lambda: fold.rows(next(plain)),
-        "and similar lengths together": lambda: fold.rows(next(bucketed)),
+        "padded to the maximum": lambda: padded(split.rows(next(plain)), longest),
+        "padded to the batch": lambda: split.rows(next(plain)),
+        "and similar lengths together": lambda: split.rows(next(bucketed)),
     }
     for way, (seconds, frames, of) in timed(ways, step, steps, device).items():
         speed = f"{1e3 * seconds / steps:8.1f} ms/step {frames / seconds:9.0f} tokens/s"
         print(f"{way:>30}: {speed}, padding {1 - frames / of:.0%}")
 
 
-def epochs(fold: Fold, size: int, window: int) -> Iterator[torch.Tensor]:
+def epochs(split: SplitView, size: int, window: int) -> Iterator[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     while True:
-        yield from shuffled(fold, size, generator, window)
+        yield from shuffled(split, size, generator, window)
 
 
 def padded(batch: Batch, longest: dict[str, int]) -> Batch:

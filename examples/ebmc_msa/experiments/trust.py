@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.data.split import SplitView, by_length
 from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric
 from ebmc_msa.evaluation.predict import label_predictions, label_targets
 from ebmc_msa.experiments.bootstrap import interval
@@ -23,7 +23,7 @@ PARTS = ("clean", "corrupted")
 
 
 @torch.no_grad()
-def trust_tests(model: TrustEnsemble, split: Fold) -> dict[str, dict[str, dict[str, Any]]]:
+def trust_tests(model: TrustEnsemble, split: SplitView) -> dict[str, dict[str, dict[str, Any]]]:
     """`trust_permutation_test` of two kinds of weights, `answer` and `teachers`, on `clean` and `corrupted` samples.
 
     `answer` are the weights with which the ensemble mixes its experts. `teachers` is the trust that is distilled,

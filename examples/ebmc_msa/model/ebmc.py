@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import dropout_rates
-from ebmc_msa.data.split import Fold, by_length, outputs_and_targets
+from ebmc_msa.data.split import SplitView, by_length, outputs_and_targets
 from ebmc_msa.model.encoders import encode, feature_std, make_encoders
 from ebmc_msa.model.ensemble import STAGE1, TrustEnsemble
 from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term, weight_of, weighted_loss
@@ -150,7 +150,7 @@ class EBMC(Model):
         """How much the generators may use each modality, `(B,)`: the explained variance; None in stage I."""
         return {name: self.explained[name] * here for name, here in present.items()} if self.explained else None
 
-    def _explained_variance_on(self, valid: Fold) -> dict[str, float]:
+    def _explained_variance_on(self, valid: SplitView) -> dict[str, float]:
         """Share of the target's variance that each teacher explains, in [0, 1]: the mean over validation."""
         chance, shares = self.distill.chance().sum(), {name: [torch.zeros(0)] for name in self.spec.dims}
         for batch in (valid.rows(rows) for rows in by_length(valid)):
@@ -182,7 +182,7 @@ class EBMC(Model):
         return self._branches() if wanted else {}
 
     @torch.no_grad()
-    def start_balancing(self, train: Fold, valid: Fold, branches: dict[str, dict[str, Tensor]]) -> EBMC:
+    def start_balancing(self, train: SplitView, valid: SplitView, branches: dict[str, dict[str, Tensor]]) -> EBMC:
         stage1 = Teacher(self).copy
         if "imtd" not in self.settings.without:
             self.teachers = self._new_teachers()
@@ -201,7 +201,7 @@ class EBMC(Model):
         return settings.observe and settings.gamma > 0 and self.balancing and "emc" not in settings.without
 
     @torch.no_grad()
-    def observe(self, valid: Fold) -> None:
+    def observe(self, valid: SplitView) -> None:
         if self._weighs:
             self.eval()
             for batch in (valid.rows(rows) for rows in by_length(valid)):  # all of it in every process: the same mean
@@ -211,7 +211,7 @@ class EBMC(Model):
         weight = self.coordinate.gate.weight.tolist()
         return dict(zip(self.spec.dims, weight, strict=True)) if self._weighs else {}
 
-    def _log_trust_on(self, valid: Fold) -> dict[str, float]:
+    def _log_trust_on(self, valid: SplitView) -> dict[str, float]:
         """Logarithm of the mean trust in each modality on validation, tempered by `fused_trust`.
 
         Not on training samples, because teachers are over-confident there.
@@ -224,7 +224,7 @@ class EBMC(Model):
         means = {name: torch.cat(parts).mean().nan_to_num(1.0).item() for name, parts in trust.items()}
         return {name: (1 - self.fused_trust) * math.log(max(mean, 1e-3)) for name, mean in means.items()}
 
-    def _fused_trust_on(self, valid: Fold, stage1: Model) -> float:
+    def _fused_trust_on(self, valid: SplitView, stage1: Model) -> float:
         """Mean trust in the stage-1 model among it and the teachers, all calibrated, on validation."""
         if not len(valid):
             return 0.0
@@ -238,7 +238,7 @@ class EBMC(Model):
             trust.append(self.distill.trust(outputs, None, {**batch.present, STAGE1: always})[STAGE1])
         return torch.cat(trust).mean().item()
 
-    def finalize(self, valid: Fold, stage1: Model | None) -> Model:
+    def finalize(self, valid: SplitView, stage1: Model | None) -> Model:
         if self.teachers is None or stage1 is None:
             return self
         ensemble = TrustEnsemble(self, stage1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import conditions, restrict
-from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.data.split import SplitView, by_length
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.teachers import TeacherOutputs
@@ -70,7 +70,7 @@ class TrustEnsemble(Model):
         return mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
 
     @torch.no_grad()
-    def fit(self, valid: Fold) -> None:
+    def fit(self, valid: SplitView) -> None:
         """Fit temperatures and mixtures on validation: clean samples and, at a fifth of the weight, corrupted ones.
 
         Clean samples alone do not show when to distrust a modality that is corrupted at test time.
@@ -101,20 +101,20 @@ class TrustEnsemble(Model):
         return stage1 | {STAGE2: out.outputs}
 
     @torch.no_grad()
-    def calibrated_experts(self, fold: Fold) -> ExpertOutputs:
+    def calibrated_experts(self, split: SplitView) -> ExpertOutputs:
         """Of all experts, kept or not: on a clean split and then on a corrupted copy, in the order of `by_length`."""
-        outputs, present, scores = self.eval()._expert_outputs(fold)
+        outputs, present, scores = self.eval()._expert_outputs(split)
         temperatures = self.fused_temperatures.items()
         outputs |= {name: scale_temperature(self.spec.task, outputs[name], t) for name, t in temperatures}
         return ExpertOutputs(outputs, present, scores)
 
-    def _expert_outputs(self, fold: Fold) -> ExpertOutputs:
+    def _expert_outputs(self, split: SplitView) -> ExpertOutputs:
         """Of a clean split and then of a corrupted copy, in the order of `by_length`; fused ones not calibrated."""
         generator, parts = torch.Generator().manual_seed(0), []
         for rate in (0.0, 0.5):
-            for rows in by_length(fold):
+            for rows in by_length(split):
                 batch = corrupt_at_random(
-                    replace(fold.rows(rows), target=None), feature_std(self.encoders), rate, generator
+                    replace(split.rows(rows), target=None), feature_std(self.encoders), rate, generator
                 )
                 batch = self.imputed(batch)
                 teachers: TeacherOutputs = self.student.teachers(batch)

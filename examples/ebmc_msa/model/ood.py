@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.frames import frame_mask, std_or_one
-from ebmc_msa.data.split import Fold, by_length
+from ebmc_msa.data.split import SplitView, by_length
 from modbalance import masked_mean
 
 
@@ -52,9 +52,9 @@ class OODScore(nn.Module):
         d = ((pooled(x, lengths) - self.mean) @ self.whiten).square().mean(-1)
         return torch.stack([torch.ones_like(d), d.clamp(min=1e-12).log(), n.log()], -1)
 
-    def fit(self, name: str, train: Fold, valid: Fold) -> None:
+    def fit(self, name: str, train: SplitView, valid: SplitView) -> None:
         """Fit on the samples of two splits that have the modality `name`; does nothing with fewer than two."""
-        train, valid = (fold.select(fold.present[name]) for fold in (train, valid))
+        train, valid = (split.select(split.present[name]) for split in (train, valid))
         if len(train) < 2 or not len(valid):
             return
         batches = (train.rows(rows) for rows in by_length(train))

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.settings import Settings
 from modbalance.distributed import mean
 from modbalance.tasks import output_width, task_loss
@@ -65,7 +65,9 @@ class Model(nn.Module):
         """The branches to keep from their own best epochs, because they will become teachers."""
         return {}
 
-    def start_balancing(self, train: Fold, valid: Fold, branches: dict[str, dict[str, Tensor]]) -> Self | None:
+    def start_balancing(
+        self, train: SplitView, valid: SplitView, branches: dict[str, dict[str, Tensor]]
+    ) -> Self | None:
         """Begin the second stage; returns a frozen copy of the model after the first, or None where there is one.
 
         Args:
@@ -73,14 +75,14 @@ class Model(nn.Module):
         """
         return None
 
-    def observe(self, valid: Fold) -> None:
+    def observe(self, valid: SplitView) -> None:
         """Take in validation after each epoch, where a balancer weighs modalities by held-out data."""
 
     def balance_weights(self) -> dict[str, float]:
         """What share of the balancer's terms each modality gets, 0 to 1; empty where nothing is weighed."""
         return {}
 
-    def finalize(self, valid: Fold, stage1: Model | None) -> Model:
+    def finalize(self, valid: SplitView, stage1: Model | None) -> Model:
         """The model that predicts once training is over."""
         return self
 

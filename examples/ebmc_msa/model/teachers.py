@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.split import Fold, outputs_and_targets
+from ebmc_msa.data.split import SplitView, outputs_and_targets
 from ebmc_msa.model.ood import OODScore
 from modbalance import Teacher
 from modbalance.functional import fit_temperature, scale_temperature
@@ -72,7 +72,7 @@ class Teachers(nn.Module):
         return outputs
 
     @torch.no_grad()
-    def fit(self, train: Fold, valid: Fold) -> None:
+    def fit(self, train: SplitView, valid: SplitView) -> None:
         """Fit temperatures on validation, and the scores on both splits."""
         for name in self.branches:
             rows = valid.select(valid.present[name])

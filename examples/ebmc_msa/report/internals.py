@@ -35,8 +35,8 @@ def tables(runs: Runs) -> list[str]:
             lines.append(row(f"{method}, {stage}", [f["gradient"][stage] for f in found], 0, 100))
     lines += ["", "**Energy** (mean at the end, lowest is strongest):", "", head, rule]
     for method, found in runs.items():
-        for fold in ("train", "valid"):
-            lines.append(row(f"{method}, {fold}", [f["energy"][fold] for f in found], 2))
+        for split in ("train", "valid"):
+            lines.append(row(f"{method}, {split}", [f["energy"][split] for f in found], 2))
     first = next(iter(runs.values()))
     if first[0]["teachers"]:
         lines += ["", f"**Teachers** of {next(iter(runs))}:", "", head, rule]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ebmc_msa.data import DataError, Dataset
-from ebmc_msa.data.dataset import FOLDS
+from ebmc_msa.data.dataset import SPLITS
 from ebmc_msa.training.distributed import count, rank
 
 console = Console(quiet=rank() > 0)
@@ -55,5 +55,5 @@ def introduce(dataset: Dataset) -> None:
 
 
 def sizes(dataset: Dataset) -> str:
-    rows = " / ".join(f"{len(dataset.splits[fold])} {fold}" for fold in FOLDS if fold in dataset.splits)
+    rows = " / ".join(f"{len(dataset.splits[split])} {split}" for split in SPLITS if split in dataset.splits)
     return f"{rows}; " + ", ".join(f"{name} {size}" for name, size in dataset.dims.items())

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from ebmc_msa.data import DataError, Dataset, canonical
 from ebmc_msa.data.files import write_text
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.tokens import tokenised
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import predict
@@ -29,8 +29,8 @@ from ebmc_msa.training.results import grouped, prediction_rows, save_predictions
 def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | None) -> None:
     """Test the checkpoints of a run on data that they can read, with or without labels."""
     paths = checkpoints(run, dataset)
-    fold = "test" if "test" in dataset.splits else next(iter(dataset.splits))
-    split = dataset.splits[fold]
+    part = "test" if "test" in dataset.splits else next(iter(dataset.splits))
+    split = dataset.splits[part]
     if split.target is None and predictions is None:
         raise DataError(
             "--evaluate: the data have no labels, so there is nothing to measure, expected labels or --predictions; "
@@ -47,7 +47,7 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         data = dataset if spec.text is None else tokenised(dataset, spec.text)
         spec.check(data, f"--evaluate {path}")
         context = context or context_of(model, paths)
-        test = Fold.of(data.splits[fold], spec, device)
+        test = SplitView.of(data.splits[part], spec, device)
         rows += prediction_rows(name, seed, spec, split.id, predict(model, test), test)
         if split.target is not None:
             tested.append((name, seed, by_condition(model, test, split.parts)))
@@ -112,7 +112,7 @@ def evaluate_robustness(run: Path, dataset: Dataset, protocol: str, device_name:
         rows = levels(protocol, present, [name for name in present if name in split.lengths], split.conversation)
     tested = []
     for name, _, model in track(loaded, f"--missing {protocol}", console=console, transient=True):
-        test = Fold.of(split, model.spec, device)
+        test = SplitView.of(split, model.spec, device)
         found = degrade_by_noise(model, test, sizes) if protocol == "noise" else degrade(model, test, rows)
         tested.append((name, found))
     results = {

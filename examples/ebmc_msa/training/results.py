@@ -16,7 +16,7 @@ import modbalance
 from ebmc_msa.data import Dataset
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.files import write_text
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_predictions, label_targets, label_variance
 from ebmc_msa.model.prediction import Model, Prediction, spec_of
@@ -90,7 +90,7 @@ def _means(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def prediction_rows(
-    name: str, seed: int, spec: Spec, ids: list[str], out: Prediction, test: Fold
+    name: str, seed: int, spec: Spec, ids: list[str], out: Prediction, test: SplitView
 ) -> list[dict[str, Any]]:
     columns = {"prediction": label_predictions(spec, out.outputs), "variance": label_variance(spec, out.outputs)}
     if test.target is not None:
@@ -117,7 +117,7 @@ def save_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
     console.print(f"Written to {path}: {len(rows)} prediction{'s' * (len(rows) != 1)}.")
 
 
-def errors(spec: Spec, outputs: torch.Tensor, test: Fold) -> torch.Tensor:
+def errors(spec: Spec, outputs: torch.Tensor, test: SplitView) -> torch.Tensor:
     """By utterance: |error| in label units, or 1 - p of the true class or, on average, of the true labels."""
     if spec.kind == "classes":
         return 1 - outputs.softmax(-1).gather(-1, test.target[:, None])[:, 0]

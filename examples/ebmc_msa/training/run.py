@@ -14,9 +14,10 @@ import torch
 from rich.progress import Progress
 
 from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data.dataset import SPLITS
 from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.tokens import describe, tokenised
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_targets, predict
@@ -33,7 +34,6 @@ from ebmc_msa.training.results import errors, parameters, prediction_rows, save_
 from ebmc_msa.training.resume import PartialRun, begin, finalized
 from ebmc_msa.training.stages import train as train_model
 
-FOLDS = ("train", "valid", "test")
 if "OMP_NUM_THREADS" not in os.environ:
     # Steps this small gain nothing from more threads, and on a busy machine lose tenfold to their waiting.
     torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def one(
     model = checkpoint.build(base, spec, settings).to(device)
     if spec.text is not None:
         model.encoders["text"].load(Path(settings.finetune_text))
-    train_fold, valid, test = (Fold.of(dataset.splits[fold], spec, device) for fold in FOLDS)
+    train_split, valid, test = (SplitView.of(dataset.splits[split], spec, device) for split in SPLITS)
     bar = progress.add_task(f"{name} {seed}", total=settings.stage1_epochs + settings.stage2_epochs, state="")
 
     def show(stage: str, epoch: int, entry: dict[str, Any]) -> None:
@@ -112,8 +112,8 @@ def one(
 
     save, state = run.saver(name, seed), run.training(name, seed)
     barrier()  # all have read it before the first goes on to remove it
-    train_fold = train_fold.with_any_modality()
-    trained = train_model(model, train_fold, valid, settings, seed, show, save=save, state=state)
+    train_split = train_split.with_any_modality()
+    trained = train_model(model, train_split, valid, settings, seed, show, save=save, state=state)
     model, stages, stage1 = trained.model, trained.stages, trained.stage1
     progress.update(bar, total=1, completed=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
     if rank() > 0:

@@ -15,7 +15,7 @@ from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.dataset import DataError
 from ebmc_msa.data.missing import dropout_rates
-from ebmc_msa.data.split import Fold, by_length, outputs_and_targets, shuffled
+from ebmc_msa.data.split import SplitView, by_length, outputs_and_targets, shuffled
 from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
@@ -52,8 +52,8 @@ class Stage(NamedTuple):
 
 def train(
     model: Model,
-    train: Fold,
-    valid: Fold,
+    train: SplitView,
+    valid: SplitView,
     settings: Settings,
     seed: int,
     progress: Progress,
@@ -127,8 +127,8 @@ def train(
 def run_stage(
     name: str,
     model: Model,
-    train: Fold,
-    valid: Fold,
+    train: SplitView,
+    valid: SplitView,
     settings: Settings,
     optimizer: torch.optim.Optimizer,
     epochs: int,
@@ -196,7 +196,7 @@ def _draw(*what: int | str) -> int:
 
 
 @torch.no_grad()
-def keep_best_branches(model: Model, valid: Fold, best: Branches) -> None:
+def keep_best_branches(model: Model, valid: SplitView, best: Branches) -> None:
     """Keep each unimodal branch from its own best epoch, because these epochs differ."""
     model.eval()
     for name, branch in model.unimodal_branches().items():
@@ -212,7 +212,7 @@ def _epoch(
     model: Model,
     step: Callable[[Batch], Prediction],
     optimizer: torch.optim.Optimizer,
-    train: Fold,
+    train: SplitView,
     settings: Settings,
     schedule: Schedule,
     epochs: int,

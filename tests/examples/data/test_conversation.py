@@ -148,8 +148,8 @@ def test_convert_keeps_them(tmp_path):
     convert(source, tmp_path / "folder")
     read, written = load(tmp_path / "folder"), load(source)
     assert read.conversational
-    for fold, split in written.splits.items():
-        assert all(map(torch.equal, read.splits[fold].conversation, split.conversation))
+    for name, split in written.splits.items():
+        assert all(map(torch.equal, read.splits[name].conversation, split.conversation))
 
 
 BY_TEN = {
@@ -261,7 +261,7 @@ def test_four_layers_of_text_are_averaged_and_three_splits_are_train_test_valid(
     values.insert(order.index("test") + 1, [5])
     path.write_bytes(pickle.dumps(tuple(values)))
     data = load(path)
-    assert {fold: len(split) for fold, split in data.splits.items()} == {"train": 15, "valid": 3, "test": 2}
+    assert {part: len(split) for part, split in data.splits.items()} == {"train": 15, "valid": 3, "test": 2}
     row = data.splits["test"].id.index("6_1")
     np.testing.assert_allclose(data.splits["test"].features["text"][row], entries["text"][6][1] + 1.5, rtol=1e-5)
     assert "mean of four layers" in data.note

@@ -15,19 +15,19 @@ from ebmc_msa.data.formats.converted import verify
 @pytest.fixture
 def source(tmp_path):
     rng = np.random.default_rng(0)
-    folds = {}
-    for fold, n in (("train", 9), ("valid", 3), ("test", 4)):
-        folds[fold] = {
-            "id": [f"{fold}{i}$_$0" for i in range(n)],
+    splits = {}
+    for split, n in (("train", 9), ("valid", 3), ("test", 4)):
+        splits[split] = {
+            "id": [f"{split}{i}$_$0" for i in range(n)],
             "text": rng.normal(size=(n, 6, 5)).astype(np.float16),
             "audio": rng.normal(size=(n, 8, 3)),
             "vision": rng.normal(size=(n, 1, 2)).astype(np.float32),
             "audio_lengths": [0, *([5] * (n - 1))],
             "regression_labels": np.linspace(-3, 3, n),
         }
-    folds["train"]["audio"][1, 0, 0] = -np.inf
+    splits["train"]["audio"][1, 0, 0] = -np.inf
     path = tmp_path / "source.pkl"
-    path.write_bytes(pickle.dumps(folds))
+    path.write_bytes(pickle.dumps(splits))
     return path
 
 
@@ -42,8 +42,8 @@ def test_converted_data_are_the_same_and_mapped(source, folder):
     assert (found.name, found.kind, found.classes, found.note) == (
         expected.name, expected.kind, expected.classes, expected.note,
     )  # fmt: skip
-    for fold, split in expected.splits.items():
-        other = found.splits[fold]
+    for key, split in expected.splits.items():
+        other = found.splits[key]
         assert (other.id, other.group) == (split.id, split.group)
         assert torch.equal(other.target, split.target)
         for part in ("features", "lengths", "present"):
@@ -160,7 +160,7 @@ def edit(folder, change):
             lambda m: m.update(kind="classes"),
             r"y has shape \(9,\) and dtype torch\.float32, expected labels for classes",
         ),
-        (lambda m: m["folds"].update({"../train": {}}), r"folds train, valid, test, \.\./train"),
+        (lambda m: m["folds"].update({"../train": {}}), r"splits train, valid, test, \.\./train"),
         (lambda m: m["folds"]["train"].update({"x_../../y": m["folds"]["train"]["y"]}), r"fields x_\.\./\.\./y"),
         (lambda m: m["folds"]["train"].pop("present_text"), r"each modality needs x and present"),
         (lambda m: m["folds"]["train"]["x_text"].update(shape=[9, -6, 5]), r"x_text has no shape"),

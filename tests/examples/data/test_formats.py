@@ -21,7 +21,7 @@ from containers import (
     pt,
     pth,
     safetensors,
-    safetensors_by_fold,
+    safetensors_by_split,
     tensors,
     tuples,
     utterances,
@@ -30,7 +30,7 @@ from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.formats.matlab import read_matlab
 from ebmc_msa.data.formats.ragged import stack
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def fields():
     return utterances()
 
 
-FORMATS = [pt, pth, old_pt, safetensors, safetensors_by_fold, h5, h5_groups, mat, manifest, tuples]
+FORMATS = [pt, pth, old_pt, safetensors, safetensors_by_split, h5, h5_groups, mat, manifest, tuples]
 
 
-def batch(data, fold):
-    return Fold.of(data.splits[fold], Spec.of(data), torch.device("cpu")).rows(torch.arange(6))
+def batch(data, split):
+    return SplitView.of(data.splits[split], Spec.of(data), torch.device("cpu")).rows(torch.arange(6))
 
 
 @pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
@@ -55,10 +55,10 @@ def test_the_same_utterances_give_identical_batches(tmp_path, fields, write):
     )
     assert data.modalities == expected.modalities
     assert (data.kind, data.range) == ("sentiment", (-3, 3))
-    for fold in ("train", "valid", "test"):
-        one, other = data.splits[fold], expected.splits[fold]
+    for split in ("train", "valid", "test"):
+        one, other = data.splits[split], expected.splits[split]
         assert (one.id, one.group) == (other.id, other.group)
-        a, b = batch(data, fold), batch(expected, fold)
+        a, b = batch(data, split), batch(expected, split)
         assert torch.equal(a.target, b.target)
         for m in FRAMES:
             assert torch.equal(a.features[m], b.features[m])
@@ -222,11 +222,11 @@ def test_text_that_is_no_table(tmp_path):
 
 def mag_bert(home, fields, words=lambda i: ["so", "good"], frames=2):
     rng = np.random.default_rng(0)
-    folds = {"train": [], "dev": [], "test": []}
+    splits = {"train": [], "dev": [], "test": []}
     for i in range(N):
         x = (words(i), rng.normal(size=(frames, 2)), rng.normal(size=(frames, 3)))
-        folds[("train", "dev", "test")[SPLIT[i]]].append((x, np.array([[fields["y"][i]]]), IDS[i]))
-    (home / "mosi.pkl").write_bytes(pickle.dumps(folds))
+        splits[("train", "dev", "test")[SPLIT[i]]].append((x, np.array([[fields["y"][i]]]), IDS[i]))
+    (home / "mosi.pkl").write_bytes(pickle.dumps(splits))
     return home / "mosi.pkl"
 
 

@@ -26,7 +26,7 @@ MOST_SECONDS = 10  # a file
 TRACE = "fuzz-trace"
 
 
-def fold(rng, rows, names):
+def split(rng, rows, names):
     return {m: rng.normal(size=(rows, 3, 2)).astype(t) for m, t in zip(names, ("f4", "f2", "f8"), strict=False)}
 
 
@@ -35,7 +35,7 @@ def pickles():
     rng = np.random.default_rng(0)
     mmsa, mult, iemocap = {}, {}, {}
     for name in ("train", "valid", "test"):
-        x = fold(rng, 3, ("text", "audio", "vision"))
+        x = split(rng, 3, ("text", "audio", "vision"))
         ids = [f"v$_${i}" for i in range(3)]
         bert = np.ones((3, 3, 3))
         mmsa[name] = x | {

@@ -9,7 +9,7 @@ import torch
 
 from ebmc_msa.data import DataError, convert, load
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.evaluation.scores import by_condition
 from ebmc_msa.model.ebmc import EBMC
@@ -21,10 +21,10 @@ FRAMES = {"text": (6, 5), "audio": (8, 3), "vision": (7, 2)}
 
 @pytest.fixture(scope="module")
 def utterances():
-    """{fold: (features, padding last; lengths; sentiment; ids)}; row 1 lacks vision, row 2 has a zero frame."""
+    """{split: (features, padding last; lengths; sentiment; ids)}; row 1 lacks vision, row 2 has a zero frame."""
     rng = np.random.default_rng(0)
     found = {}
-    for fold, n in N.items():
+    for split, n in N.items():
         x, lengths = {}, {}
         for m, (frames, size) in FRAMES.items():
             x[m] = rng.normal(size=(n, frames, size)).astype(np.float32)
@@ -33,7 +33,7 @@ def utterances():
             x[m][np.arange(frames) >= lengths[m][:, None]] = 0
             x[m][2, 1] = 0
         y = np.round(rng.uniform(-3, 3, n), 1).astype(np.float32)
-        found[fold] = x, lengths, y, [f"{fold}{i // 2}$_${i}" for i in range(n)]
+        found[split] = x, lengths, y, [f"{split}{i // 2}$_${i}" for i in range(n)]
     return found
 
 
@@ -51,10 +51,10 @@ def dump(path, content, protocol=4):
 
 
 def mmsa(tmp_path, utterances):
-    folds = {}
-    for fold, (x, lengths, y, ids) in utterances.items():
+    splits = {}
+    for split, (x, lengths, y, ids) in utterances.items():
         mask = np.arange(6) < lengths["text"][:, None]
-        folds[fold] = {
+        splits[split] = {
             "raw_text": np.array(["words"] * len(y)),
             "id": np.array(ids),
             "text": x["text"] + (~mask)[..., None],  # [PAD] is not zero
@@ -68,17 +68,17 @@ def mmsa(tmp_path, utterances):
             "audio_lengths": lengths["audio"].tolist(),
             "vision_lengths": lengths["vision"].tolist(),
         }
-    return dump(tmp_path / "unaligned_50.pkl", folds)
+    return dump(tmp_path / "unaligned_50.pkl", splits)
 
 
 def mult(tmp_path, utterances, first=True, **changes):
-    folds = {
-        fold: {m: padding_first(x[m], lengths[m]) if first else x[m] for m in FRAMES}
+    splits = {
+        split: {m: padding_first(x[m], lengths[m]) if first else x[m] for m in FRAMES}
         | {"labels": y[:, None, None], "id": np.array(ids)[:, None]}
-        | {key: value(fold) for key, value in changes.items()}
-        for fold, (x, lengths, y, ids) in utterances.items()
+        | {key: value(split) for key, value in changes.items()}
+        for split, (x, lengths, y, ids) in utterances.items()
     }
-    return dump(tmp_path / "mosi_data_noalign.pkl", folds, 2)
+    return dump(tmp_path / "mosi_data_noalign.pkl", splits, 2)
 
 
 def npz(tmp_path, utterances):
@@ -110,9 +110,9 @@ LAYOUTS = {
 }
 
 
-def batch(data, fold):
-    rows = torch.arange(len(data.splits[fold]))
-    return Fold.of(data.splits[fold], Spec.of(data), torch.device("cpu")).rows(rows)
+def batch(data, split):
+    rows = torch.arange(len(data.splits[split]))
+    return SplitView.of(data.splits[split], Spec.of(data), torch.device("cpu")).rows(rows)
 
 
 def train_two_steps(data):
@@ -130,8 +130,8 @@ def train_two_steps(data):
 def test_layouts_of_the_same_utterances_give_identical_batches(tmp_path, utterances, layout):
     data = load(LAYOUTS[layout](tmp_path, utterances))
     assert (data.kind, data.modalities) == ("sentiment", ["text", "audio", "vision"])
-    for fold, (x, lengths, y, ids) in utterances.items():
-        split = data.splits[fold]
+    for name, (x, lengths, y, ids) in utterances.items():
+        split = data.splits[name]
         assert split.id == ids
         assert split.group == [i.split("$_$")[0] for i in ids]
         assert torch.equal(split.target, torch.from_numpy(y))
@@ -145,40 +145,40 @@ def test_layouts_of_the_same_utterances_give_identical_batches(tmp_path, utteran
 def test_pooled_layouts_of_the_same_utterances_give_identical_batches(tmp_path):
     """GCNet, MMSA, MulT and .npz with one vector per utterance."""
     rng = np.random.default_rng(0)
-    ids = {fold: [f"{fold}{i}_1" for i in range(n)] for fold, n in N.items()}
-    x = {fold: {m: rng.normal(size=(n, 3)).astype(np.float32) for m in ("text", "audio")} for fold, n in N.items()}
-    y = {fold: rng.normal(size=n).round(2) for fold, n in N.items()}
+    ids = {split: [f"{split}{i}_1" for i in range(n)] for split, n in N.items()}
+    x = {split: {m: rng.normal(size=(n, 3)).astype(np.float32) for m in ("text", "audio")} for split, n in N.items()}
+    y = {split: rng.normal(size=n).round(2) for split, n in N.items()}
     gcnet = tmp_path / "gcnet"
-    for fold in N:
+    for split in N:
         for m, folder in (("text", "bert-UTT"), ("audio", "hubert-UTT")):
             (gcnet / "features" / folder).mkdir(parents=True, exist_ok=True)
-            for i, row in zip(ids[fold], x[fold][m], strict=True):
+            for i, row in zip(ids[split], x[split][m], strict=True):
                 np.save(gcnet / "features" / folder / f"{i}.npy", row)
-    videos = {fold: [i.split("_")[0] for i in ids[fold]] for fold in N}
-    of_video = {i.split("_")[0]: [i] for fold in N for i in ids[fold]}
-    labels = {i.split("_")[0]: [value] for fold in N for i, value in zip(ids[fold], y[fold].tolist(), strict=True)}
+    videos = {split: [i.split("_")[0] for i in ids[split]] for split in N}
+    of_video = {i.split("_")[0]: [i] for split in N for i in ids[split]}
+    labels = {i.split("_")[0]: [value] for split in N for i, value in zip(ids[split], y[split].tolist(), strict=True)}
     dump(gcnet / "CMUMOSEI_features_raw_2way.pkl", [of_video, labels, {}, {}, *videos.values()])
 
-    def fields(fold, key):
-        return {m: v[:, None] for m, v in x[fold].items()} | {"id": np.array(ids[fold]), key: y[fold]}
+    def fields(split, key):
+        return {m: v[:, None] for m, v in x[split].items()} | {"id": np.array(ids[split]), key: y[split]}
 
     sources = [
         gcnet,
-        dump(tmp_path / "mmsa.pkl", {fold: fields(fold, "regression_labels") for fold in N}),
-        dump(tmp_path / "mult.pkl", {fold: fields(fold, "labels") for fold in N}),
+        dump(tmp_path / "mmsa.pkl", {split: fields(split, "regression_labels") for split in N}),
+        dump(tmp_path / "mult.pkl", {split: fields(split, "labels") for split in N}),
     ]
     convert.convert(gcnet, tmp_path / "converted")
     sources.append(tmp_path / "converted")
     for source in sources:
         data = load(source)
         train_two_steps(data)
-        for fold in N:
-            order = np.argsort(ids[fold])  # GCNet folders are read by name
-            assert sorted(data.splits[fold].id) == sorted(ids[fold])
-            mine = np.argsort(data.splits[fold].id)
-            for m in x[fold]:
-                np.testing.assert_array_equal(batch(data, fold).features[m].numpy()[mine], x[fold][m][order])
-            np.testing.assert_array_equal(data.splits[fold].target.numpy()[mine], y[fold].astype(np.float32)[order])
+        for split in N:
+            order = np.argsort(ids[split])  # GCNet folders are read by name
+            assert sorted(data.splits[split].id) == sorted(ids[split])
+            mine = np.argsort(data.splits[split].id)
+            for m in x[split]:
+                np.testing.assert_array_equal(batch(data, split).features[m].numpy()[mine], x[split][m][order])
+            np.testing.assert_array_equal(data.splits[split].target.numpy()[mine], y[split].astype(np.float32)[order])
 
 
 # MulT
@@ -186,8 +186,8 @@ def test_pooled_layouts_of_the_same_utterances_give_identical_batches(tmp_path):
 
 def test_mult_of_iemocap_has_four_binary_emotions(tmp_path, utterances):
     rng = np.random.default_rng(1)
-    truth = {fold: rng.integers(2, size=(n, 4)) for fold, n in N.items()}
-    data = load(mult(tmp_path, utterances, labels=lambda fold: np.eye(2)[truth[fold]], id=lambda fold: None))
+    truth = {split: rng.integers(2, size=(n, 4)) for split, n in N.items()}
+    data = load(mult(tmp_path, utterances, labels=lambda split: np.eye(2)[truth[split]], id=lambda split: None))
     assert (data.kind, data.classes, data.labels) == ("multilabel", 4, ("neutral", "happy", "sad", "angry"))
     assert data.splits["test"].target.tolist() == truth["test"].tolist()
     train_two_steps(data)
@@ -195,27 +195,27 @@ def test_mult_of_iemocap_has_four_binary_emotions(tmp_path, utterances):
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 1, 1)])
 def test_mult_label_shapes(tmp_path, utterances, shape):
-    path = mult(tmp_path, utterances, labels=lambda fold: utterances[fold][2].reshape(shape).astype(np.float64))
+    path = mult(tmp_path, utterances, labels=lambda split: utterances[split][2].reshape(shape).astype(np.float64))
     assert load(path).splits["test"].target.tolist() == utterances["test"][2].tolist()
 
 
 def test_mult_of_mosei_has_sentiment_in_the_first_of_seven_columns(tmp_path, utterances):
     seven = {
-        fold: np.column_stack([y, np.full((len(y), 6), 2.5)])[:, None] for fold, (_, _, y, _) in utterances.items()
+        split: np.column_stack([y, np.full((len(y), 6), 2.5)])[:, None] for split, (_, _, y, _) in utterances.items()
     }
     data = load(mult(tmp_path, utterances, labels=seven.get))
     assert data.splits["test"].target.tolist() == utterances["test"][2].tolist()
 
 
 def test_mult_names_of_python_2_are_video_start_and_end(tmp_path, utterances):
-    names = {fold: np.array([[b"video", b"0.5", b"%d" % i] for i in range(n)]) for fold, n in N.items()}
+    names = {name: np.array([[b"video", b"0.5", b"%d" % i] for i in range(n)]) for name, n in N.items()}
     split = load(mult(tmp_path, utterances, id=names.get)).splits["test"]
     assert split.id[1] == "video_0.5_1"
     assert split.group == ["video"] * 4
 
 
 def test_mult_infinite_audio_in_front_is_a_frame_and_becomes_zero(tmp_path, utterances):
-    x = {fold: padding_first(x["audio"], lengths["audio"]) for fold, (x, lengths, *_) in utterances.items()}
+    x = {name: padding_first(x["audio"], lengths["audio"]) for name, (x, lengths, *_) in utterances.items()}
     frames = 8 - utterances["train"][1]["audio"][0]
     x["train"][0, frames] = -np.inf
     split = load(mult(tmp_path, utterances, audio=x.get)).splits["train"]
@@ -238,13 +238,13 @@ def test_mult_without_labels_to_predict(tmp_path, utterances):
     ("changes", "message"),
     [
         (
-            {"labels": lambda fold: np.zeros((N[fold], 4))},
+            {"labels": lambda split: np.zeros((N[split], 4))},
             r"\['train'\]: labels has shape \(10, 4\), expected one.*keep",
         ),
-        ({"labels": lambda fold: ["a"] * N[fold]}, r"labels are not numbers .*recode"),
-        ({"labels": lambda fold: np.full((N[fold], 4, 2), np.nan)}, r"labels holds NaN.*label these"),
-        ({"id": lambda fold: [{}] * N[fold]}, r"id holds a dict, expected one name per row; flatten"),
-        ({"text": lambda fold: np.zeros((N[fold], 2, 2, 2))}, r"\['text'\]: features have shape \(10, 2, 2, 2\)"),
+        ({"labels": lambda split: ["a"] * N[split]}, r"labels are not numbers .*recode"),
+        ({"labels": lambda split: np.full((N[split], 4, 2), np.nan)}, r"labels holds NaN.*label these"),
+        ({"id": lambda split: [{}] * N[split]}, r"id holds a dict, expected one name per row; flatten"),
+        ({"text": lambda split: np.zeros((N[split], 2, 2, 2))}, r"\['text'\]: features have shape \(10, 2, 2, 2\)"),
     ],
 )
 def test_mult_errors(tmp_path, utterances, changes, message):
@@ -282,9 +282,9 @@ def test_improvised_and_scripted_dialogues_are_scored_apart(tmp_path):
     split = data.splits["test"]
     assert split.parts["impro"].tolist() == ["impro" in i for i in split.id]
     assert split.parts["script"].tolist() == ["script" in i for i in split.id]
-    model, fold = EBMC(Spec.of(data), Settings(dim=8)), Fold.of(split, Spec.of(data), torch.device("cpu"))
-    said = predict(model, fold).outputs.argmax(-1)
-    scores = by_condition(model, fold, split.parts)["text+audio"]
+    model, key = EBMC(Spec.of(data), Settings(dim=8)), SplitView.of(split, Spec.of(data), torch.device("cpu"))
+    said = predict(model, key).outputs.argmax(-1)
+    scores = by_condition(model, key, split.parts)["text+audio"]
     for part, rows in split.parts.items():
         assert scores[f"acc_{part}"] == pytest.approx(100 * (said == split.target)[rows].float().mean().item())
     assert not load(gcnet(tmp_path / "other", {f"Ses0{i}F_impro": [0, 1] for i in range(5)})).splits["test"].parts
@@ -299,14 +299,14 @@ def bclstm(root, *, videos=8, shift=0, folders=("text", "audio", "video")):
     root.mkdir(exist_ok=True)
     (root / "transcripts.csv").write_text("".join(f'{name},"so, it was ""good""",1\n' for name in names))
     rows = {"train": list(range(len(names) - 6))[::-1], "test": list(range(len(names) - 6, len(names)))}
-    for fold, chosen in rows.items():
-        (root / f"text_{fold}.csv").write_text("".join(f"{row},so it was good,1\n" for row in chosen))
+    for split, chosen in rows.items():
+        (root / f"text_{split}.csv").write_text("".join(f"{row},so it was good,1\n" for row in chosen))
         y = np.array([row % 2 + shift for row in chosen])
         for folder in folders:
             (root / folder).mkdir(exist_ok=True)
             table = np.column_stack([rng.normal(size=(len(chosen), 3)), y])
             table[0, 0] = -np.inf if folder == "audio" else 0
-            np.savetxt(root / folder / f"{folder}_{fold}0.csv", table, delimiter=",")
+            np.savetxt(root / folder / f"{folder}_{split}0.csv", table, delimiter=",")
     return root
 
 
@@ -318,7 +318,7 @@ def test_bclstm(tmp_path):
         2,
         ["text", "audio", "vision"],
     )
-    assert {fold: len(split) for fold, split in data.splits.items()} == {"train": 15, "valid": 3, "test": 6}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 15, "valid": 3, "test": 6}
     assert not {*data.splits["train"].group} & {*data.splits["valid"].group}
     train = data.splits["train"]
     assert train.id[:2] == ["vid_5_3", "vid_5_2"]

@@ -27,7 +27,7 @@ def write(path, content):
 # MMSA
 
 
-def mmsa_fold(rows=4, **changes):
+def mmsa_split(rows=4, **changes):
     bert = np.zeros((rows, 3, 6))
     for i in range(rows):
         bert[i, 1, : 2 + i % 3] = 1
@@ -47,7 +47,7 @@ def mmsa_fold(rows=4, **changes):
 
 
 def mmsa(tmp_path, **changes):
-    return write(tmp_path / "any.name", {fold: mmsa_fold(**changes) for fold in ("train", "valid", "test")})
+    return write(tmp_path / "any.name", {split: mmsa_split(**changes) for split in ("train", "valid", "test")})
 
 
 def test_mmsa(tmp_path):
@@ -106,19 +106,19 @@ def test_mmsa_seven_columns_start_with_the_sentiment(tmp_path):
 
 
 def test_mmsa_without_validation_splits_off_whole_videos(tmp_path):
-    data = load(write(tmp_path / "d.pkl", {"train": mmsa_fold(40), "test": mmsa_fold()}))
+    data = load(write(tmp_path / "d.pkl", {"train": mmsa_split(40), "test": mmsa_split()}))
     assert len(data.splits["valid"]) == 6
     assert not set(data.splits["train"].group) & set(data.splits["valid"].group)
 
 
-def test_mmsa_one_unlabelled_fold_to_predict(tmp_path):
-    path = write(tmp_path / "d.pkl", {"test": mmsa_fold(regression_labels=None, classification_labels=None)})
+def test_mmsa_one_unlabelled_split_to_predict(tmp_path):
+    path = write(tmp_path / "d.pkl", {"test": mmsa_split(regression_labels=None, classification_labels=None)})
     data = load(path, labels=False)
     assert list(data.splits) == ["test"]
     assert data.splits["test"].target is None
-    folds = {"test": mmsa_fold(regression_labels=None, classification_labels=None)}
+    splits = {"test": mmsa_split(regression_labels=None, classification_labels=None)}
     with pytest.raises(DataError, match=r"holds .*expected .* and regression_labels; add"):
-        load(write(tmp_path / "d.pkl", folds))
+        load(write(tmp_path / "d.pkl", splits))
 
 
 @pytest.mark.parametrize(
@@ -156,20 +156,20 @@ def test_mmsa_errors(tmp_path, changes, message):
         load(mmsa(tmp_path, **changes))
 
 
-def test_folds_must_agree(tmp_path):
-    folds = {"train": mmsa_fold(), "valid": mmsa_fold(vision=None), "test": mmsa_fold()}
+def test_splits_must_agree(tmp_path):
+    splits = {"train": mmsa_split(), "valid": mmsa_split(vision=None), "test": mmsa_split()}
     with pytest.raises(DataError, match=r"\['valid'\]: vision is missing, expected the same .*\(4, 7, 2\); extract"):
-        load(write(tmp_path / "d.pkl", folds))
-    folds["valid"] = mmsa_fold(vision=np.ones((4, 7, 9)))
+        load(write(tmp_path / "d.pkl", splits))
+    splits["valid"] = mmsa_split(vision=np.ones((4, 7, 9)))
     with pytest.raises(DataError, match=r"\['valid'\]: vision is \(4, 7, 9\), expected the same modalities"):
-        load(write(tmp_path / "d.pkl", folds))
+        load(write(tmp_path / "d.pkl", splits))
 
 
-@pytest.mark.parametrize("fold", ["train", "valid", "test"])
-def test_empty_folds_are_named(tmp_path, fold):
-    folds = {name: mmsa_fold(0 if name == fold else 4) for name in ("train", "valid", "test")}
-    with pytest.raises(DataError, match=rf"split '{fold}' is empty \(rows: .*{fold} 0.*expected.*assign"):
-        load(write(tmp_path / "d.pkl", folds))
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_empty_splits_are_named(tmp_path, split):
+    splits = {name: mmsa_split(0 if name == split else 4) for name in ("train", "valid", "test")}
+    with pytest.raises(DataError, match=rf"split '{split}' is empty \(rows: .*{split} 0.*expected.*assign"):
+        load(write(tmp_path / "d.pkl", splits))
 
 
 # GCNet
@@ -180,8 +180,8 @@ def gcnet(root, *, classes=False, rows=3, videos=8, skip=(), labels=None, featur
     ids = {v: [f"{v}_{j}" for j in range(rows)] for v in names}
     if labels is None:
         labels = {v: [j % 3 if classes else np.float64(j - 1.5) for j in range(rows)] for v in names}
-    folds = [set(names[:-2]), names[-2:]] if classes else [set(names[:-3]), {names[-3]}, names[-2:]]
-    sets = [ids, labels, {v: ["F"] * rows for v in names}, {v: [""] * rows for v in names}, *folds]
+    splits = [set(names[:-2]), names[-2:]] if classes else [set(names[:-3]), {names[-3]}, names[-2:]]
+    sets = [ids, labels, {v: ["F"] * rows for v in names}, {v: [""] * rows for v in names}, *splits]
     for folder, shape in (features or {"minilm-UTT": (4,), "hubert-UTT": (5, 3), "gait": (2,)}).items():
         for utterance in (u for v in names for u in ids[v] if (folder, u) not in skip):
             file = root / "features" / folder / f"{utterance}.npy"
@@ -195,7 +195,7 @@ def test_gcnet_seven_list(tmp_path):
     for source in (path, tmp_path):
         data = load(source)
         assert data.kind == "sentiment"
-        assert {fold: len(split) for fold, split in data.splits.items()} == {"train": 15, "valid": 3, "test": 6}
+        assert {name: len(split) for name, split in data.splits.items()} == {"train": 15, "valid": 3, "test": 6}
         assert data.dims == {"text": 4, "audio": 3, "gait": 2}
     train, test = data.splits["train"], data.splits["test"]
     assert not train.lengths
@@ -221,7 +221,7 @@ def test_gcnet_six_list_splits_off_whole_conversations_by_seed(tmp_path):
     data = load(path)
     assert (data.kind, data.classes) == ("classes", 3)
     assert data.splits["train"].target.dtype == torch.int64
-    assert {fold: len(split) for fold, split in data.splits.items()} == {"train": 102, "valid": 18, "test": 6}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 102, "valid": 18, "test": 6}
     groups = [set(split.group) for split in data.splits.values()]
     assert sum(map(len, groups)) == len(set().union(*groups)) == 42
     assert "6 of 40 groups (18 of 120 utterances) split off train by seed 0" in data.note
@@ -281,7 +281,7 @@ def test_gcnet_label_errors(tmp_path):
         load(gcnet(tmp_path, labels={v: [0, 0, 0] for v in names}))
 
 
-def test_gcnet_fold_of_unknown_videos(tmp_path):
+def test_gcnet_split_of_unknown_videos(tmp_path):
     content = pickle.loads(gcnet(tmp_path).read_bytes())
     content[-1] = ["Ses99"]
     with pytest.raises(DataError, match=r"split 'test' names Ses99, expected videos of the first entry; add"):
@@ -384,7 +384,7 @@ def test_npz_without_validation(tmp_path):
         load(npz(tmp_path, split=split, group=["a"] * 12))
 
 
-def test_npz_groups_across_folds_are_noted(tmp_path):
+def test_npz_groups_across_splits_are_noted(tmp_path):
     assert "2 groups occur in more than one split" in load(npz(tmp_path, group=["a"] * 12)).note
 
 
@@ -394,7 +394,7 @@ def test_npz_to_predict(tmp_path):
     assert (data.kind, data.classes, list(data.splits)) == ("classes", 0, ["test"])
     assert len(data.splits["test"]) == 12
     kept = load(npz(tmp_path, split=np.array([0] * 6 + [2] * 6)), labels=False)
-    assert {fold: len(split) for fold, split in kept.splits.items()} == {"train": 6, "test": 6}
+    assert {name: len(split) for name, split in kept.splits.items()} == {"train": 6, "test": 6}
     assert kept.splits["test"].target is not None
 
 
@@ -564,5 +564,5 @@ REAL = os.environ.get("MODBALANCE_DATA")
 def test_real_data(name, kind, classes, rows, dims):
     data = load(Path(REAL) / name)
     assert (data.kind, data.classes, data.dims) == (kind, classes, dims)
-    assert tuple(len(data.splits[fold]) for fold in ("train", "valid", "test")) == rows
+    assert tuple(len(data.splits[split]) for split in ("train", "valid", "test")) == rows
     assert "more than one split" not in data.note

@@ -1,4 +1,4 @@
-"""Folds read by rows: the right ones, each once, never all at a time."""
+"""SplitData read by rows: the right ones, each once, never all at a time."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold, by_length, shuffled, total_frames
+from ebmc_msa.data.split import SplitView, by_length, shuffled, total_frames
 from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
@@ -25,19 +25,19 @@ def dataset():
     return synthetic(n=(96, 40, 8))
 
 
-def fold_of(dataset, name="train", **changes):
-    return Fold.of(replace(dataset.splits[name], **changes), Spec.of(dataset), CPU)
+def split_of(dataset, name="train", **changes):
+    return SplitView.of(replace(dataset.splits[name], **changes), Spec.of(dataset), CPU)
 
 
 def lengths_only(*columns):
-    """A fold of which nothing but lengths matters."""
+    """A split of which nothing but lengths matters."""
     lengths = {str(i): torch.tensor(column) for i, column in enumerate(columns)}
-    return Fold({}, torch.arange(len(columns[0])), lengths, {}, None, CPU)
+    return SplitView({}, torch.arange(len(columns[0])), lengths, {}, None, CPU)
 
 
 def test_rows_are_those_of_the_split_cropped_to_the_longest(dataset):
     split, rows = dataset.splits["train"], torch.tensor([7, 3, 90])
-    batch = fold_of(dataset).rows(rows)
+    batch = split_of(dataset).rows(rows)
     for name, x in split.features.items():
         longest = int(split.lengths[name][rows].max())
         assert torch.equal(batch.features[name], x[rows][:, :longest])
@@ -49,7 +49,7 @@ def test_rows_are_those_of_the_split_cropped_to_the_longest(dataset):
 
 def test_keep_and_showing_follow_the_rows(dataset):
     split, which = dataset.splits["train"], torch.arange(96) % 3 == 1
-    kept = fold_of(dataset).select(which)
+    kept = split_of(dataset).select(which)
     assert len(kept) == 32
     assert torch.equal(
         kept.rows(torch.tensor([4])).features["text"][0], split.features["text"][13, : split.lengths["text"][13]]
@@ -60,22 +60,22 @@ def test_keep_and_showing_follow_the_rows(dataset):
 
 def test_float16_becomes_float32_by_the_batch(dataset):
     half = {name: x.half() for name, x in dataset.splits["train"].features.items()}
-    batch = fold_of(dataset, features=half).rows(torch.arange(4))
+    batch = split_of(dataset, features=half).rows(torch.arange(4))
     assert all(x.dtype == torch.float32 for x in batch.features.values())
 
 
 def test_a_modality_the_data_lack_is_absent(dataset):
     split = dataset.splits["train"]
     only = {"text": split.features["text"]}
-    batch = fold_of(dataset, features=only).rows(torch.arange(4))
+    batch = split_of(dataset, features=only).rows(torch.arange(4))
     assert batch.features["audio"].shape == (4, 1, 12)
     assert not batch.present["audio"].any()
     assert (batch.lengths["audio"] == 0).all()
 
 
-def test_a_fold_of_nothing(dataset):
-    fold = fold_of(dataset)
-    nothing = fold.select(torch.zeros(96, dtype=torch.bool))
+def test_a_split_of_nothing(dataset):
+    split = split_of(dataset)
+    nothing = split.select(torch.zeros(96, dtype=torch.bool))
     assert len(nothing.rows(by_length(nothing)[0])) == 0
 
 
@@ -86,10 +86,10 @@ def test_a_fold_of_nothing(dataset):
     st.integers(0, 99),
 )
 def test_an_epoch_has_each_row_once(lengths, size, window, seed):
-    fold = lengths_only(*zip(*lengths, strict=True))
+    split = lengths_only(*zip(*lengths, strict=True))
 
     def epoch(generator):
-        return shuffled(fold, size, generator, window)
+        return shuffled(split, size, generator, window)
 
     generator = torch.Generator().manual_seed(seed)
     batches = epoch(generator)
@@ -100,11 +100,11 @@ def test_an_epoch_has_each_row_once(lengths, size, window, seed):
 
 
 def test_epochs_differ_and_batches_are_of_similar_length():
-    fold = lengths_only(torch.randint(1, 500, (4096,)).tolist())
+    split = lengths_only(torch.randint(1, 500, (4096,)).tolist())
     generator = torch.Generator().manual_seed(0)
-    first, second = (shuffled(fold, 64, generator) for _ in range(2))
+    first, second = (shuffled(split, 64, generator) for _ in range(2))
     assert not torch.equal(torch.cat(first), torch.cat(second))
-    frames = total_frames(fold)
+    frames = total_frames(split)
 
     def padding(batches):
         return 1 - frames.sum() / sum(frames[rows].max() * len(rows) for rows in batches)
@@ -116,8 +116,8 @@ def test_epochs_differ_and_batches_are_of_similar_length():
 
 
 def test_without_sequences_an_epoch_is_a_plain_shuffle():
-    fold = Fold({}, torch.arange(50), {}, {}, None, CPU)
-    batches = shuffled(fold, 8, torch.Generator().manual_seed(3))
+    split = SplitView({}, torch.arange(50), {}, {}, None, CPU)
+    batches = shuffled(split, 8, torch.Generator().manual_seed(3))
     assert torch.equal(torch.cat(batches), torch.randperm(50, generator=torch.Generator().manual_seed(3)))
 
 
@@ -136,25 +136,25 @@ def test_moments_by_block_are_those_of_the_whole(sizes, seed, offset):
 
 
 def test_encoders_are_standardised_by_valid_frames_alone(dataset):
-    split, fold = dataset.splits["train"], fold_of(dataset)
+    split, name = dataset.splits["train"], split_of(dataset)
     encoder = Concat(Spec.of(dataset), Settings()).encoders["audio"]
-    encoder.standardise(fold.frames("audio", size=7))
+    encoder.standardise(name.frames("audio", size=7))
     valid = torch.arange(40) < split.lengths["audio"][:, None]
     x = split.features["audio"][valid].double()
     torch.testing.assert_close(encoder.mean.double(), x.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(encoder.scale.double(), x.std(0, correction=0), rtol=1e-5, atol=1e-6)
 
 
-def test_predictions_come_in_the_order_of_the_fold(dataset):
-    fold = fold_of(dataset, "valid")
+def test_predictions_come_in_the_order_of_the_split(dataset):
+    split = split_of(dataset, "valid")
     model = Concat(Spec.of(dataset), Settings()).eval()
     with torch.no_grad():
-        one_by_one = torch.cat([model(fold.rows(torch.tensor([i]))).outputs for i in range(len(fold))])
-    torch.testing.assert_close(predict(model, fold).outputs, one_by_one)
+        one_by_one = torch.cat([model(split.rows(torch.tensor([i]))).outputs for i in range(len(split))])
+    torch.testing.assert_close(predict(model, split).outputs, one_by_one)
 
 
 def test_a_modality_absent_from_validation_still_has_a_teacher(dataset):
-    valid = fold_of(dataset, "valid")
+    valid = split_of(dataset, "valid")
     gone = valid.with_present(valid.present | {"vision": torch.zeros(40, dtype=torch.bool)})
     model = EBMC(Spec.of(dataset), Settings())
     model.start_balancing(gone, gone, {})
@@ -179,7 +179,7 @@ class Watched(torch.Tensor):
         return out
 
 
-def test_no_fold_is_ever_read_whole():
+def test_no_split_is_ever_read_whole():
     """Training and validation take batches and blocks, never all rows."""
     dataset = synthetic(n=(600, 300, 8))
     watched = {
@@ -187,9 +187,9 @@ def test_no_fold_is_ever_read_whole():
         for name, split in dataset.splits.items()
     }
     spec = Spec.of(dataset)
-    train_fold, valid = (Fold.of(watched[name], spec, CPU) for name in ("train", "valid"))
+    train_split, valid = (SplitView.of(watched[name], spec, CPU) for name in ("train", "valid"))
     Watched.taken.clear()
     settings = Settings(encoder="mean", stage1_epochs=1, stage2_epochs=1, batch_size=200)
-    train(EBMC(spec, settings), train_fold, valid, settings, 0, lambda *_: None)
+    train(EBMC(spec, settings), train_split, valid, settings, 0, lambda *_: None)
     assert sum(Watched.taken) > 3 * 3 * 0.5, "three passes over three modalities have been seen"
     assert max(Watched.taken) < 0.9

@@ -31,7 +31,7 @@ def worth(dataset, names):
 
 def test_shapes_padding_and_labels():
     data = synthetic(n=(50, 20, 30))
-    assert {fold: len(split) for fold, split in data.splits.items()} == {"train": 50, "valid": 20, "test": 30}
+    assert {part: len(split) for part, split in data.splits.items()} == {"train": 50, "valid": 20, "test": 30}
     assert data.modalities == ["text", "audio", "vision"]
     assert data.dims == {"text": 32, "audio": 12, "vision": 16}
     assert (data.kind, data.classes) == ("sentiment", 1)

@@ -11,7 +11,7 @@ from ebmc_msa.data import DataError, LabelOptions, load
 from ebmc_msa.data.convert import main
 from ebmc_msa.data.task import Source, decide
 
-FOLDS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 rng = np.random.default_rng(0)
 FRACTIONS = np.array([-2.4, 0.6, 1.0, -1.8, 0.2, 3.0])
 
@@ -22,21 +22,21 @@ def guess(labels, options=None, **source):
 
 def mult(path, y, **names):
     """A MulT pickle with labels `y` in each split."""
-    folds = {
-        names.get(fold, fold): {
+    splits = {
+        names.get(split, split): {
             "text": rng.normal(size=(len(y), 4, 3)),
             "audio": rng.normal(size=(len(y), 3)),
             "labels": y,
         }
-        for fold in FOLDS
+        for split in SPLITS
     }
-    path.write_bytes(pickle.dumps(folds))
+    path.write_bytes(pickle.dumps(splits))
     return path
 
 
 def mmsa(path, y, **more):
-    folds = {
-        fold: {
+    splits = {
+        split: {
             "text": rng.normal(size=(len(y), 4, 3)),
             "audio": rng.normal(size=(len(y), 3)),
             "vision": rng.normal(size=(len(y), 2)),
@@ -44,9 +44,9 @@ def mmsa(path, y, **more):
             "raw_text": ["words"] * len(y),
         }
         | {key: value for key, value in more.items() if value is not None}
-        for fold in FOLDS
+        for split in SPLITS
     }
-    path.write_bytes(pickle.dumps(folds))
+    path.write_bytes(pickle.dumps(splits))
     return path
 
 
@@ -167,7 +167,7 @@ def test_years_are_no_classes():
         guess(np.array([1990, 2001]), integers=True, sentiment=False)
 
 
-def test_folds_decide_together():
+def test_splits_decide_together():
     with pytest.raises(DataError, match="whole numbers only"):
         decide(Source("f", "y"), {"train": np.array([0.0, 1]), "test": np.array([2.0])}, LabelOptions())
     found = decide(Source("f", "y"), {"train": np.array([0.0, 1]), "test": np.array([2.5])}, LabelOptions())
@@ -280,10 +280,10 @@ def test_classes_of_an_mmsa_file(tmp_path):
     assert (data.kind, data.splits["train"].target.tolist()) == ("classes", [0, 0, 1, 2, 2])
     assert "from classification_labels" in data.note
     only = mmsa(tmp_path / "only.pkl", np.zeros(4), classification_labels=np.array([0.0, 2, 1, 1]))
-    folds = pickle.loads(only.read_bytes())
-    for fields in folds.values():
+    splits = pickle.loads(only.read_bytes())
+    for fields in splits.values():
         del fields["regression_labels"]
-    only.write_bytes(pickle.dumps(folds))
+    only.write_bytes(pickle.dumps(splits))
     data = load(only)
     assert (data.kind, data.classes) == ("classes", 3)
     assert "from classification_labels" in data.note
@@ -305,36 +305,36 @@ def test_of_several_kinds_of_labels_those_a_trained_model_expects(tmp_path):
 @pytest.mark.parametrize("name", ["dev", "val", "validation", "eval", "Valid", "DEV"])
 def test_names_of_the_validation_split(tmp_path, name):
     data = load(mult(tmp_path / "d.pkl", FRACTIONS, valid=name))
-    assert {fold: len(split) for fold, split in data.splits.items()} == dict.fromkeys(FOLDS, 6)
+    assert {part: len(split) for part, split in data.splits.items()} == dict.fromkeys(SPLITS, 6)
     assert "split off" not in data.note
 
 
 @pytest.mark.parametrize("write", [mult, mmsa])
 def test_other_names_of_splits_are_named_and_refused(tmp_path, write):
     path = write(tmp_path / "d.pkl", FRACTIONS)
-    folds = pickle.loads(path.read_bytes())
-    folds["testing"] = folds.pop("test")
-    path.write_bytes(pickle.dumps(folds))
+    splits = pickle.loads(path.read_bytes())
+    splits["testing"] = splits.pop("test")
+    path.write_bytes(pickle.dumps(splits))
     with pytest.raises(DataError, match=r"a split is called 'testing' \(6 rows\), expected train.*to 'test', or"):
         load(path)
-    folds["test"], folds["dev"] = folds.pop("testing"), folds["train"]
-    path.write_bytes(pickle.dumps(folds))
+    splits["test"], splits["dev"] = splits.pop("testing"), splits["train"]
+    path.write_bytes(pickle.dumps(splits))
     with pytest.raises(DataError, match=r"'valid' and 'dev' both name the valid split, expected one"):
         load(path)
 
 
 def test_what_is_no_split_is_ignored_and_noted(tmp_path):
     path = mult(tmp_path / "d.pkl", FRACTIONS)
-    folds = pickle.loads(path.read_bytes()) | {"version": 2, "words": ["a", "b"]}
-    path.write_bytes(pickle.dumps(folds))
+    splits = pickle.loads(path.read_bytes()) | {"version": 2, "words": ["a", "b"]}
+    path.write_bytes(pickle.dumps(splits))
     assert "ignored version, words" in load(path).note
 
 
 def test_unlabelled_files_state_no_task(tmp_path):
     path = mult(tmp_path / "d.pkl", FRACTIONS)
-    folds = pickle.loads(path.read_bytes())
-    del folds["test"]["labels"]
-    path.write_bytes(pickle.dumps({"test": folds["test"]}))
+    splits = pickle.loads(path.read_bytes())
+    del splits["test"]["labels"]
+    path.write_bytes(pickle.dumps({"test": splits["test"]}))
     assert load(path, labels=False).kind is None
     assert load(path, labels=False, options=LabelOptions("classification")).kind == "classes"
 

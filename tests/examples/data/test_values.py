@@ -18,11 +18,11 @@ def write(path, where=(), value=1e30, scale=1.0, dtype=np.float64, column=2):
     return path
 
 
-@pytest.mark.parametrize(("row", "fold"), [(3, "train"), (4, "valid"), (5, "test")])
+@pytest.mark.parametrize(("row", "split"), [(3, "train"), (4, "valid"), (5, "test")])
 @pytest.mark.parametrize("value", [1e30, -1e30, 1e8])
-def test_an_absurd_value_is_named(tmp_path, row, fold, value):
+def test_an_absurd_value_is_named(tmp_path, row, split, value):
     with pytest.raises(
-        DataError, match=rf"\['{fold}'\]: a of u{row} reaches .* in column 2, where the 90th percentile"
+        DataError, match=rf"\['{split}'\]: a of u{row} reaches .* in column 2, where the 90th percentile"
     ):
         load(write(tmp_path / "d.npz", [row], value))
 

@@ -11,14 +11,14 @@ from ebmc_msa.data import Split
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import drop_frames
 from ebmc_msa.data.rng import normal
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.corruption import KINDS, corrupt, corruption, feature_std, half, halving_size, partners
 
 CPU = torch.device("cpu")
 PRESENT = st.lists(st.booleans(), min_size=1, max_size=12).map(torch.tensor)
 
 
-def make_fold(lengths=(3, 0, 5, 2, 4, 1)):
+def make_split(lengths=(3, 0, 5, 2, 4, 1)):
     lengths = torch.tensor(lengths)
     n = len(lengths)
     text = torch.randn(n, 5, 2)
@@ -26,12 +26,12 @@ def make_fold(lengths=(3, 0, 5, 2, 4, 1)):
     here = {"text": lengths > 0, "audio": torch.arange(n) != 2}
     audio = torch.randn(n, 3) * here["audio"][:, None]
     split = Split({"text": text, "audio": audio}, {"text": lengths}, here, torch.zeros(n), ["u"] * n)
-    return Fold.of(split, Spec("regression", {"text": 2, "audio": 3}, ("text",), 1), CPU)
+    return SplitView.of(split, Spec("regression", {"text": 2, "audio": 3}, ("text",), 1), CPU)
 
 
-def changed(fold, change):
-    rows = torch.arange(len(fold))
-    return fold.rows(rows), change(fold.rows(rows), rows)
+def changed(split, change):
+    rows = torch.arange(len(split))
+    return split.rows(rows), change(split.rows(rows), rows)
 
 
 @given(PRESENT, st.integers(0, 5))
@@ -54,17 +54,17 @@ def test_partners_are_others_that_have_it(present, seed):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("modality", ["text", "audio"])
 def test_only_one_modality_of_half_the_samples_changes(kind, modality):
-    fold = make_fold()
+    split = make_split()
     if (kind, modality) == ("frames", "audio"):
         with pytest.raises(ValueError, match="drop_frames: audio has no time axis"):
-            changed(fold, corruption(fold, modality, kind, 0))
+            changed(split, corruption(split, modality, kind, 0))
         return
-    clean, spoilt = changed(fold, corruption(fold, modality, kind, 0, torch.tensor(2.0)))
-    hit = half(fold.present[modality], 0, modality)
+    clean, spoilt = changed(split, corruption(split, modality, kind, 0, torch.tensor(2.0)))
+    hit = half(split.present[modality], 0, modality)
     other = "audio" if modality == "text" else "text"
     assert torch.equal(spoilt.features[other], clean.features[other])
     assert all(torch.equal(spoilt.present[m], clean.present[m]) for m in clean.present)
-    for i in range(len(fold)):
+    for i in range(len(split)):
         same = torch.equal(spoilt.features[modality][i], clean.features[modality][i])
         assert same == (not hit[i] or (kind == "frames" and clean.lengths["text"][i] == 1))
         if modality == "text":
@@ -72,9 +72,9 @@ def test_only_one_modality_of_half_the_samples_changes(kind, modality):
 
 
 def test_gaussian_noise_is_the_drawn_one_times_the_std():
-    fold, std = make_fold(), torch.tensor([0.0, 1.0, 10.0])
-    clean, spoilt = changed(fold, corruption(fold, "audio", "noise", 3, std))
-    hit = half(fold.present["audio"], 3, "audio")
+    split, std = make_split(), torch.tensor([0.0, 1.0, 10.0])
+    clean, spoilt = changed(split, corruption(split, "audio", "noise", 3, std))
+    hit = half(split.present["audio"], 3, "audio")
     drawn = normal(torch.arange(6), (3,), 3, "noise audio") * hit[:, None]
     torch.testing.assert_close(spoilt.features["audio"], clean.features["audio"] + std * drawn)
     many = Batch({"a": torch.zeros(4000, 2)}, {}, {"a": torch.ones(4000, dtype=torch.bool)}, None)
@@ -83,19 +83,19 @@ def test_gaussian_noise_is_the_drawn_one_times_the_std():
 
 
 def test_frames_are_dropped_as_by_drop_frames():
-    fold = make_fold((10, 20, 0, 13, 20, 7))
-    clean, spoilt = changed(fold, corruption(fold, "text", "frames", 1))
+    split = make_split((10, 20, 0, 13, 20, 7))
+    clean, spoilt = changed(split, corruption(split, "text", "frames", 1))
     dropped = drop_frames(clean, "text", 0.7, torch.arange(6), 1)
-    for i, hit in enumerate(half(fold.present["text"], 1, "text")):
+    for i, hit in enumerate(half(split.present["text"], 1, "text")):
         want = dropped if hit else clean
         assert spoilt.lengths["text"][i] == want.lengths["text"][i]
         assert torch.equal(spoilt.features["text"][i], want.features["text"][i])
 
 
 def test_swapped_features_come_with_their_length():
-    fold = make_fold()
-    clean, spoilt = changed(fold, corruption(fold, "text", "swap", 2))
-    hit, partner = half(fold.present["text"], 2, "text"), partners(fold.present["text"], 2, "text")
+    split = make_split()
+    clean, spoilt = changed(split, corruption(split, "text", "swap", 2))
+    hit, partner = half(split.present["text"], 2, "text"), partners(split.present["text"], 2, "text")
     for i in range(6):
         source = partner[i] if hit[i] else i
         assert spoilt.lengths["text"][i] == clean.lengths["text"][source]
@@ -104,11 +104,11 @@ def test_swapped_features_come_with_their_length():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_are_spoilt_as_the_whole(kind):
-    fold = make_fold()
-    change = corruption(fold, "text", kind, 0, torch.ones(2))
-    _, whole = changed(fold, change)
+    split = make_split()
+    change = corruption(split, "text", kind, 0, torch.ones(2))
+    _, whole = changed(split, change)
     for rows in (torch.tensor([5, 3]), torch.tensor([0, 2, 4, 1])):
-        part = change(fold.rows(rows), rows)
+        part = change(split.rows(rows), rows)
         frames = part.features["text"].shape[1]
         assert torch.equal(part.lengths["text"], whole.lengths["text"][rows])
         assert torch.equal(part.features["text"], whole.features["text"][rows, :frames])
@@ -116,11 +116,11 @@ def test_chunks_are_spoilt_as_the_whole(kind):
 
 
 def test_feature_std_of_what_is_there():
-    fold = make_fold()
-    frames = torch.cat([fold.features["text"][i, :n] for i, n in enumerate(fold.lengths["text"])])
-    torch.testing.assert_close(feature_std(fold, "text"), frames.std(0, correction=0))
-    audio = fold.features["audio"][fold.present["audio"]]
-    torch.testing.assert_close(feature_std(fold, "audio"), audio.std(0, correction=0))
+    split = make_split()
+    frames = torch.cat([split.features["text"][i, :n] for i, n in enumerate(split.lengths["text"])])
+    torch.testing.assert_close(feature_std(split, "text"), frames.std(0, correction=0))
+    audio = split.features["audio"][split.present["audio"]]
+    torch.testing.assert_close(feature_std(split, "audio"), audio.std(0, correction=0))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,6 @@ def test_halving_size(worth, size):
 
 @pytest.mark.parametrize(("kind", "lacks"), [("noise", "std"), ("swap", "others"), ("blur", "std")])
 def test_corrupt_refuses(kind, lacks):
-    batch = make_fold().rows(torch.arange(6))
+    batch = make_split().rows(torch.arange(6))
     with pytest.raises(ValueError, match=rf"corrupt: kind '{kind}' without {lacks}, expected one of .*pass these"):
         corrupt(batch, "text", kind, torch.ones(6, dtype=torch.bool), torch.arange(6), 0)

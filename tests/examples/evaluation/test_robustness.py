@@ -12,7 +12,7 @@ from torch import nn
 from ebmc_msa.data import Split, load
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import corruption, metrics, robustness
 from ebmc_msa.model.prediction import Prediction
 from ebmc_msa.model.settings import PROTOCOLS, Settings
@@ -48,9 +48,9 @@ def write_run(folder, data, names=("ebmc", "concat", "sound"), seeds=(1, 2)):
             spec = Spec.of(dataset, None if name in ("ebmc", "concat") else [name])
             model = checkpoint.build(name, spec, settings)
             for m, encoder in model.encoders.items():
-                encoder.standardise(Fold.of(dataset.splits["train"], spec, CPU).frames(m))
+                encoder.standardise(SplitView.of(dataset.splits["train"], spec, CPU).frames(m))
             if name == "ebmc":
-                valid = Fold.of(dataset.splits["valid"], spec, CPU)
+                valid = SplitView.of(dataset.splits["valid"], spec, CPU)
                 model = model.finalize(valid, model.start_balancing(valid, valid, {}))
             checkpoint.save(folder / f"{name}-{seed}.pt", name, seed, model, settings)
     return folder
@@ -153,24 +153,24 @@ class Adding(nn.Module):
         return Prediction(outputs, outputs, {m: -v.abs() for m, v in x.items()}, {}, torch.zeros(()), {})
 
 
-def make_fold(n=30, seed=0, names=("a", "b")):
+def make_split(n=30, seed=0, names=("a", "b")):
     generator = torch.Generator().manual_seed(seed)
     x = {m: torch.randn(n, 1, generator=generator) for m in names}
     here = {m: torch.rand(n, generator=generator) < 0.8 for m in names}
     split = Split(x, {}, here, sum(x.values())[:, 0], ["u"] * n)
-    return Fold.of(split, Adding(names).spec, CPU)
+    return SplitView.of(split, Adding(names).spec, CPU)
 
 
 def test_random_against_loops():
-    model, fold = Adding(), make_fold()
-    record = robustness.degrade(model, fold, robustness.levels("random", fold.present, (), draws=3))
-    full = metrics.regression(robustness.predict(model, fold).outputs[:, 0], fold.target)
+    model, split = Adding(), make_split()
+    record = robustness.degrade(model, split, robustness.levels("random", split.present, (), draws=3))
+    full = metrics.regression(robustness.predict(model, split).outputs[:, 0], split.target)
     for i in range(8):
         maes = []
         for seed in range(3):
-            kept = robustness.missing_at_random(fold.present, i / 10, seed)
+            kept = robustness.missing_at_random(split.present, i / 10, seed)
             errors = [
-                abs(sum(fold.features[m][row, 0].item() for m in "ab" if kept[m][row]) - fold.target[row].item())
+                abs(sum(split.features[m][row, 0].item() for m in "ab" if kept[m][row]) - split.target[row].item())
                 for row in range(30)
             ]
             maes.append(sum(errors) / 30)
@@ -196,20 +196,20 @@ def test_whole_conversations_lack_a_modality_with_the_rate():
 
 
 def test_noise_against_loops():
-    model, fold = Adding(), make_fold()
+    model, split = Adding(), make_split()
     size = robustness.Size(2.0, torch.tensor([1.5]), "a", 1.0, 0.5, True)
-    record = robustness.degrade_by_noise(model, fold, {"a": size}, draws=2)
+    record = robustness.degrade_by_noise(model, split, {"a": size}, draws=2)
     for level, kind, scale in (("a: noise x2", "noise", torch.tensor([6.0])), ("a: swap", "swap", None)):
         losses, areas = [], []
         for seed in range(2):
-            mask = corruption.half(fold.present["a"], seed, "a")
+            mask = corruption.half(split.present["a"], seed, "a")
             rows = torch.arange(30)
-            x = corruption.corruption(fold, "a", kind, seed, scale)(fold.rows(rows), rows).features["a"][:, 0]
-            clean = fold.features["a"][:, 0]
-            rest = (fold.features["b"][:, 0] * fold.present["b"]).double()
-            errors = [abs(v * fold.present["a"] + rest - fold.target) for v in (clean, x)]
+            x = corruption.corruption(split, "a", kind, seed, scale)(split.rows(rows), rows).features["a"][:, 0]
+            clean = split.features["a"][:, 0]
+            rest = (split.features["b"][:, 0] * split.present["b"]).double()
+            errors = [abs(v * split.present["a"] + rest - split.target) for v in (clean, x)]
             losses.append((errors[1][mask] - errors[0][mask]).mean().item())
-            both = fold.present["a"] & fold.present["b"]
+            both = split.present["a"] & split.present["b"]
             pairs = [(x[i].abs(), x[j].abs()) for i in rows[both & mask] for j in rows[both & ~mask]]
             areas.append(sum((a > b).item() + 0.5 * (a == b).item() for a, b in pairs) / len(pairs))
         assert record["loss"][level]["mae"] == pytest.approx(sum(losses) / 2, abs=1e-6)
@@ -217,20 +217,20 @@ def test_noise_against_loops():
 
 
 def test_noise_size_halves_the_gain():
-    models, folds = [Adding(), Adding()], [make_fold(200), make_fold(200)]
-    found = robustness.noise_size("a", "adding", models, folds)
+    models, splits = [Adding(), Adding()], [make_split(200), make_split(200)]
+    found = robustness.noise_size("a", "adding", models, splits)
     assert found.halved
     assert found.gain_left == pytest.approx(found.gain / 2, rel=0.02)
-    here = folds[0].present["a"]
-    alone, target = folds[0].features["a"][here, 0], folds[0].target[here]
+    here = splits[0].present["a"]
+    alone, target = splits[0].features["a"][here, 0], splits[0].target[here]
     assert found.gain == pytest.approx((target.abs() - (alone - target).abs()).mean().item(), rel=1e-5)
     torch.testing.assert_close(found.std, alone.std(correction=0)[None])
 
 
 def test_no_gain_takes_one_deviation():
-    fold = make_fold()
-    fold.target[:] = 0
-    found = robustness.noise_size("a", "adding", [Adding()], [fold])
+    split = make_split()
+    split.target[:] = 0
+    found = robustness.noise_size("a", "adding", [Adding()], [split])
     assert (found.size, found.halved) == (1.0, False)
 
 
@@ -243,11 +243,11 @@ def test_more_than_three_modalities_each_alone_each_left_out():
 
 def test_nothing_to_tell_apart_is_no_area():
     """One sample with another modality beside: an area needs both kinds."""
-    fold = make_fold(4)
-    fold.present["b"][:] = torch.tensor([True, False, False, False])
-    fold.present["a"][:] = True
+    split = make_split(4)
+    split.present["b"][:] = torch.tensor([True, False, False, False])
+    split.present["a"][:] = True
     size = robustness.Size(1.0, torch.ones(1), "a", 1.0, 0.5, True)
-    record = robustness.degrade_by_noise(Adding(), fold, {"a": size}, draws=1)
+    record = robustness.degrade_by_noise(Adding(), split, {"a": size}, draws=1)
     assert math.isnan(record["detection"]["a: swap"]["auroc"])
 
 

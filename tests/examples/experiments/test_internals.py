@@ -5,7 +5,7 @@ import torch
 
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.metrics import METRICS
 from ebmc_msa.evaluation.predict import label_predictions, label_targets, predict
 from ebmc_msa.experiments import internals
@@ -25,20 +25,20 @@ CLASSES = Spec("classes", {"a": 2, "b": 2}, (), 3)
 def looked():
     dataset = synthetic(n=(64, 32, 32))
     spec = Spec.of(dataset)
-    folds = {name: Fold.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
+    splits = {name: SplitView.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    ebmc = train(model, folds["train"], folds["valid"], model.settings, 0, lambda *_: None)
+    ebmc = train(model, splits["train"], splits["valid"], model.settings, 0, lambda *_: None)
 
     def kept():
-        return predict(ebmc.model, folds["test"]).outputs, dict(ebmc.model.mixtures), ebmc.model.temperatures()
+        return predict(ebmc.model, splits["test"]).outputs, dict(ebmc.model.mixtures), ebmc.model.temperatures()
 
     then = kept()
-    found = internals.inspect(ebmc, folds)
+    found = internals.inspect(ebmc, splits)
     now = kept()
     assert torch.equal(then[0], now[0])  # looking changes nothing
     assert then[1:] == now[1:]
-    return model, folds, found, ebmc.model
+    return model, splits, found, ebmc.model
 
 
 def test_shares_sum_to_one(looked):
@@ -49,8 +49,8 @@ def test_shares_sum_to_one(looked):
 
 
 def test_energy_is_that_of_the_coordinator_on_the_samples_there(looked):
-    model, folds, found, _ = looked
-    batch = folds["valid"].rows(torch.arange(32))
+    model, splits, found, _ = looked
+    batch = splits["valid"].rows(torch.arange(32))
     with torch.no_grad():
         energy = model.eval()(batch).energy
     for name, here in batch.present.items():
@@ -83,9 +83,9 @@ def test_neutral_sentiment_has_no_group():
 
 
 def test_the_answer_before_permuting_is_that_of_the_model(looked):
-    _, folds, found, model = looked
-    predicted = label_predictions(model.spec, predict(model, folds["test"]).outputs)
-    mae = (predicted - label_targets(model.spec, folds["test"].target)).abs().mean().item()
+    _, splits, found, model = looked
+    predicted = label_predictions(model.spec, predict(model, splits["test"]).outputs)
+    mae = (predicted - label_targets(model.spec, splits["test"].target)).abs().mean().item()
     assert found["trust"]["answer"]["clean"]["score"] == pytest.approx(-mae, rel=1e-5)
     for kinds in found["trust"].values():
         for test in kinds.values():
@@ -94,10 +94,10 @@ def test_the_answer_before_permuting_is_that_of_the_model(looked):
 
 
 def test_weights_that_are_the_same_for_all_samples_decide_nothing(looked):
-    _, folds, _, model = looked
+    _, splits, _, model = looked
     mixtures = dict(model.mixtures)
     model.mixtures = {names: Mixture(0.0, 0.0, mixture.bias) for names, mixture in mixtures.items()}
-    even = trust_tests(model, folds["test"])["answer"]
+    even = trust_tests(model, splits["test"])["answer"]
     model.mixtures = mixtures
     for test in even.values():
         assert test["p"] == 1
@@ -106,9 +106,9 @@ def test_weights_that_are_the_same_for_all_samples_decide_nothing(looked):
 
 def test_trust_that_knows_the_corrupted_samples_is_seen(looked):
     """The teacher of the right modality gets the weight of a sample; permuted, the error is that of a random one."""
-    _, folds, _, model = looked
+    _, splits, _, model = looked
     text = (torch.arange(32) % 2).bool()
-    target = folds["test"].target
+    target = splits["test"].target
     outputs = {m: torch.stack([torch.where(own, target, -target), torch.zeros(32)], 1) for m, own in
                (("text", text), ("audio", ~text))}  # fmt: skip
     found = _permute(model.spec, outputs, {"text": text.float() + 1e-9, "audio": (~text).float() + 1e-9}, target)

@@ -73,7 +73,7 @@ def test_every_method_has_the_same_context(tmp_path):
     assert "talks, gru context" in (tmp_path / "out/valid.md").read_text()
 
 
-def test_what_was_measured_on_the_test_fold_is_not_shown_as_validation(compared):
+def test_what_was_measured_on_the_test_split_is_not_shown_as_validation(compared):
     methods = {"ebmc -cce": Method.parse(" ".join(["ebmc -cce", *SHORT[1:]]))}
     assert measured(compared, methods, [1, 2], "test", "internals").keys() == {"ebmc -cce"}
     assert measured(compared, methods, [1, 2], "valid", "internals") == {}
@@ -100,7 +100,7 @@ def test_goes_on_where_it_stopped(data, compared, capsys):
     assert sum(after[path] != before[path] for path in before) == 1
 
 
-def test_validation_mode_never_holds_the_test_fold(data, tmp_path):
+def test_validation_mode_never_holds_the_test_split(data, tmp_path):
     assert call(data, tmp_path, "--methods", "linear", "--valid") == 0
     assert not any(key.startswith("test") for key in read_tensors(tmp_path / "linear-1.pt"))
     assert (tmp_path / "valid.md").exists()
@@ -118,8 +118,8 @@ def test_noise_has_the_size_asked_for(data):
     noisy = read(Source(data, modalities=("b", "a"), noisy=(("a", 2.0),)))
     assert clean.modalities == ["b", "a"]
     train = clean.splits["train"].features
-    for fold in ("train", "valid", "test"):
-        before, after = clean.splits[fold].features, noisy.splits[fold].features
+    for split in ("train", "valid", "test"):
+        before, after = clean.splits[split].features, noisy.splits[split].features
         assert torch.equal(before["b"], after["b"])
         size = (after["a"] - before["a"]).std(0) / train["a"].std(0)
         assert size.tolist() == pytest.approx([2] * 4, rel=0.5)

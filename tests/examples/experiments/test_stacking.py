@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import restrict
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.experiments.stacking import fit_stacking, mixing_weights
 from ebmc_msa.model.settings import Settings
@@ -14,7 +14,7 @@ from ebmc_msa.model.settings import Settings
 SPEC = Spec("classes", {"good": 4, "noise": 4}, (), 3)
 
 
-def fold(rows, seed):
+def split(rows, seed):
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(3, (rows,), generator=generator)
     noise = torch.randn(rows, 4, generator=generator)
@@ -22,14 +22,14 @@ def fold(rows, seed):
     present = {name: torch.ones(rows, dtype=torch.bool) for name in SPEC.dims}
     present["noise"][::5] = False
     features = {"good": good, "noise": noise}
-    return Fold(features, torch.arange(rows), {}, present, target, torch.device("cpu"))
+    return SplitView(features, torch.arange(rows), {}, present, target, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def composite():
     torch.manual_seed(0)
     settings = Settings(stage1_epochs=4, stage2_epochs=0, dim=8, batch_size=16, lr=1e-2)
-    return fit_stacking(SPEC, settings, fold(90, 0), fold(60, 1), 0)
+    return fit_stacking(SPEC, settings, split(90, 0), split(60, 1), 0)
 
 
 def simplex(steps):
@@ -76,7 +76,7 @@ def test_each_set_of_modalities_has_its_own_mixture(composite):
 
 
 def test_a_missing_modality_changes_nothing_beyond_its_absence(composite):
-    data = fold(30, 2).rows(torch.arange(30))
+    data = split(30, 2).rows(torch.arange(30))
     hidden = data.with_present(restrict(data.present, ("good",)))
     poisoned = Batch({**hidden.features, "noise": torch.full((30, 4), 1e4)}, {}, hidden.present, hidden.target)
     said = predict(composite, hidden).outputs
@@ -87,5 +87,5 @@ def test_a_missing_modality_changes_nothing_beyond_its_absence(composite):
 
 
 def test_nothing_present_gives_a_number(composite):
-    data = fold(8, 4).rows(torch.arange(8))
+    data = split(8, 4).rows(torch.arange(8))
     assert torch.isfinite(predict(composite, data.with_present(restrict(data.present, ()))).outputs).all()

@@ -22,7 +22,7 @@ def made(tmp_path_factory):
 
 def test_makes_what_train_reads(made):
     splits = load(made).splits
-    assert {fold: len(split) for fold, split in splits.items()} == {"train": 28, "valid": 3, "test": 8}
+    assert {name: len(split) for name, split in splits.items()} == {"train": 28, "valid": 3, "test": 8}
     train = splits["train"]
     assert train.features["audio"].shape == (28, 500, 74)
     assert not train.features["audio"][torch.arange(500) >= train.lengths["audio"][:, None]].any()

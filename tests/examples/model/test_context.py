@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ebmc_msa.data import Dataset, Split
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.data.split import Fold, by_length, shuffled
+from ebmc_msa.data.split import SplitView, by_length, shuffled
 from ebmc_msa.evaluation.scores import by_condition, predict
 from ebmc_msa.experiments.stacking import fit_stacking
 from ebmc_msa.model.concat import Concat
@@ -46,7 +46,7 @@ def talk(lengths=(1, 7, 12, 3), seed=0):
 
 def dataset(**splits):
     parts = {"train": (5, 9, 4, 11), "valid": (6, 4), "test": (1, 7, 12, 3)}
-    made = {fold: talk(lengths, seed) for seed, (fold, lengths) in enumerate(parts.items())}
+    made = {split: talk(lengths, seed) for seed, (split, lengths) in enumerate(parts.items())}
     return Dataset("talk", "classes", 3, made | splits, conversational=True)
 
 
@@ -56,8 +56,8 @@ def trained(kind="gru", model=EBMC, **changes):
     spec = spec_of(data, settings)
     torch.manual_seed(0)
     network = model(spec, settings)
-    folds = {fold: Fold.of(split, spec, CPU) for fold, split in data.splits.items()}
-    return train(network, folds["train"], folds["valid"], settings, 0, lambda *_: None), folds
+    splits = {name: SplitView.of(split, spec, CPU) for name, split in data.splits.items()}
+    return train(network, splits["train"], splits["valid"], settings, 0, lambda *_: None), splits
 
 
 def contexts(model):
@@ -77,12 +77,12 @@ def encoder(kind, **options):
     return made
 
 
-def changed(fold, rows, names=("text", "audio")):
-    """The fold with other features in some rows."""
-    noise = {name: torch.zeros_like(x) for name, x in fold.features.items()}
+def changed(split, rows, names=("text", "audio")):
+    """The split with other features in some rows."""
+    noise = {name: torch.zeros_like(x) for name, x in split.features.items()}
     for name in names:
         noise[name][rows] = 3.0
-    return replace(fold, features={name: x + noise[name] for name, x in fold.features.items()})
+    return replace(split, features={name: x + noise[name] for name, x in split.features.items()})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,26 +174,26 @@ def test_a_gru_reads_each_conversation_forwards_and_backwards():
 @pytest.mark.parametrize("model", [EBMC, Concat])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_conversation_reads_another(model, kind):
-    out, folds = trained(kind, model)
+    out, splits = trained(kind, model)
     network = out.model
-    ids = folds["test"].conversation.id
-    before = predict(network, folds["test"])
-    after = predict(network, changed(folds["test"], ids == 2))
+    ids = splits["test"].conversation.id
+    before = predict(network, splits["test"])
+    after = predict(network, changed(splits["test"], ids == 2))
     assert torch.equal(before.outputs[ids != 2], after.outputs[ids != 2])
     assert not torch.equal(before.outputs[ids == 2], after.outputs[ids == 2])
     # but within one an utterance reads the others
-    last = changed(folds["test"], torch.tensor([19]))
+    last = changed(splits["test"], torch.tensor([19]))
     assert (before.outputs[8:19] != predict(network, last).outputs[8:19]).any(1).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_causal_predictions_do_not_know_the_future(kind):
-    out, folds = trained(kind, causal=True)
+    out, splits = trained(kind, causal=True)
     network = out.model
     assert len(list(contexts(network))) == 6  # of the model, of the one after stage I, and of the teachers
     for context in contexts(network):
         context.window = 4
-    test = folds["test"]
+    test = splits["test"]
     before = predict(network, test).outputs
     later = test.conversation.order >= 5
     hidden = test.with_present({name: here & ~later for name, here in test.present.items()})
@@ -205,10 +205,10 @@ def test_causal_predictions_do_not_know_the_future(kind):
 
 @pytest.mark.parametrize("model", [EBMC, Concat])
 def test_a_modality_reads_no_other_before_the_components(model):
-    out, folds = trained(model=model)
+    out, splits = trained(model=model)
     network = out.student.eval()
-    batch = folds["test"].rows(torch.arange(23))
-    other = changed(folds["test"], slice(None), ["audio"]).rows(torch.arange(23))
+    batch = splits["test"].rows(torch.arange(23))
+    other = changed(splits["test"], slice(None), ["audio"]).rows(torch.arange(23))
     hidden = batch.with_present(batch.present | {"audio": torch.zeros(23, dtype=torch.bool)})
     text = encode(network.encoders, batch)["text"]
     for one in (other, hidden):
@@ -218,10 +218,10 @@ def test_a_modality_reads_no_other_before_the_components(model):
 
 
 def test_a_teacher_is_a_whole_unimodal_branch_with_its_context():
-    out, folds = trained()
+    out, splits = trained()
     predict_text = out.student.teachers.predict
-    batch = folds["test"].rows(torch.arange(23))
-    other = changed(folds["test"], torch.tensor([19]), ["text"]).rows(torch.arange(23))
+    batch = splits["test"].rows(torch.arange(23))
+    other = changed(splits["test"], torch.tensor([19]), ["text"]).rows(torch.arange(23))
     said, after = predict_text("text", batch), predict_text("text", other)
     assert torch.equal(said[:8], after[:8])
     assert (said[8:19] != after[8:19]).any(1).all()
@@ -229,19 +229,19 @@ def test_a_teacher_is_a_whole_unimodal_branch_with_its_context():
 
 def test_batches_hold_whole_conversations_of_about_the_size_asked_for():
     lengths = [30, 1, 2, 40, 7, 9, 12, 3, 110, 5, 6, 20, 21, 22]
-    fold = Fold({}, torch.arange(sum(lengths)), {}, {"text": torch.ones(sum(lengths))}, None, CPU)
-    fold = replace(fold, conversation=conversations(lengths))
-    drawn = shuffled(fold, 32, torch.Generator().manual_seed(0), window=2)
-    for batches in (drawn, by_length(fold, 32)):
+    split = SplitView({}, torch.arange(sum(lengths)), {}, {"text": torch.ones(sum(lengths))}, None, CPU)
+    split = replace(split, conversation=conversations(lengths))
+    drawn = shuffled(split, 32, torch.Generator().manual_seed(0), window=2)
+    for batches in (drawn, by_length(split, 32)):
         assert torch.equal(torch.cat(list(batches)).sort().values, torch.arange(sum(lengths)))
-        owners = [set(fold.conversation.id[rows].tolist()) for rows in batches]
+        owners = [set(split.conversation.id[rows].tolist()) for rows in batches]
         assert sum(map(len, owners)) == len(lengths)  # none in two batches
-        ids = fold.conversation.id
+        ids = split.conversation.id
         last = [int((ids[rows] == ids[rows[-1]]).sum()) for rows in batches]
         assert all(len(rows) - n < 32 for rows, n in zip(batches, last, strict=True))  # full only with its last one
-    assert sum(len(rows) < 32 for rows in by_length(fold, 32)) <= 1
+    assert sum(len(rows) < 32 for rows in by_length(split, 32)) <= 1
     assert len(drawn) <= 9
-    again = shuffled(fold, 32, torch.Generator().manual_seed(1), window=2)
+    again = shuffled(split, 32, torch.Generator().manual_seed(1), window=2)
     assert [rows.tolist() for rows in drawn] != [rows.tolist() for rows in again]
 
 
@@ -249,13 +249,13 @@ def test_the_shuffled_control_keeps_the_conversation_and_loses_its_order():
     data = dataset()
     split = data.splits["train"]
     spec = spec_of(data, Settings(context="gru", shuffled=True))
-    fold = Fold.of(split, spec, CPU)
+    name = SplitView.of(split, spec, CPU)
     assert spec.context == "shuffled"
-    assert torch.equal(fold.conversation.id, split.conversation.id)
-    assert len(fold.conversation.order.unique()) == len(split)
+    assert torch.equal(name.conversation.id, split.conversation.id)
+    assert len(name.conversation.order.unique()) == len(split)
     drawn, ordered = (
         [split.conversation.order[rows].tolist() for rows in c.apart()]
-        for c in (fold.conversation, split.conversation)
+        for c in (name.conversation, split.conversation)
     )
     assert drawn != ordered
     assert [sorted(rows) for rows in drawn] == ordered
@@ -263,12 +263,12 @@ def test_the_shuffled_control_keeps_the_conversation_and_loses_its_order():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_conditions_and_stacking_work_with_it(kind):
-    out, folds = trained(kind)
-    found = by_condition(out.model, folds["test"])
+    out, splits = trained(kind)
+    found = by_condition(out.model, splits["test"])
     assert set(found) == {"text", "audio", "text+audio"}
     settings = Settings(context=kind, **SMALL)
-    stacked = fit_stacking(out.model.spec, settings, folds["train"], folds["valid"], 0)
-    assert predict(stacked, folds["test"]).outputs.shape == (23, 3)
+    stacked = fit_stacking(out.model.spec, settings, splits["train"], splits["valid"], 0)
+    assert predict(stacked, splits["test"]).outputs.shape == (23, 3)
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -292,8 +292,8 @@ def test_the_nearest_utterance_against_a_loop(earlier):
 
 @pytest.mark.parametrize("model", [EBMC, Concat])
 def test_an_absent_modality_is_taken_from_the_nearest_utterance_only_where_asked(model):
-    (plain, folds), (found, _) = (trained(model=model, impute_context=impute) for impute in (False, True))
-    batch = folds["test"].rows(torch.arange(23))
+    (plain, splits), (found, _) = (trained(model=model, impute_context=impute) for impute in (False, True))
+    batch = splits["test"].rows(torch.arange(23))
     assert plain.model.spec.impute == "none"
     assert plain.model.imputed(batch) is batch
     alone = batch.present["audio"] & (batch.conversation.id != 0) & (batch.conversation.id != 3)

@@ -9,7 +9,7 @@ import torch
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
@@ -21,22 +21,24 @@ from modbalance.functional import scale_temperature
 
 
 @pytest.fixture(scope="module")
-def fold():
+def split():
     dataset = synthetic(n=(64, 32, 32))
     spec = Spec.of(dataset)
-    return spec, *(Fold.of(dataset.splits[name], spec, torch.device("cpu")) for name in ("train", "valid", "test"))
+    return spec, *(
+        SplitView.of(dataset.splits[name], spec, torch.device("cpu")) for name in ("train", "valid", "test")
+    )
 
 
 @pytest.fixture(scope="module")
-def balanced(fold):
-    spec, train_fold, valid, _ = fold
+def balanced(split):
+    spec, train_split, valid, _ = split
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    return train(model, train_fold, valid, model.settings, 0, lambda *_: None).model.eval()
+    return train(model, train_split, valid, model.settings, 0, lambda *_: None).model.eval()
 
 
-def test_target_changes_no_output(balanced, fold):
-    batch = fold[3].rows(torch.arange(32))
+def test_target_changes_no_output(balanced, split):
+    batch = split[3].rows(torch.arange(32))
     with torch.no_grad():
         seen = balanced(batch)
         assert torch.equal(seen.outputs, balanced(replace(batch, target=None)).outputs)
@@ -44,8 +46,8 @@ def test_target_changes_no_output(balanced, fold):
 
 
 @pytest.mark.parametrize("kind", [EBMC, Concat])
-def test_absent_modalities_and_padding_change_nothing(kind, fold):
-    spec, _, _, batch = fold
+def test_absent_modalities_and_padding_change_nothing(kind, split):
+    spec, _, _, batch = split
     torch.manual_seed(0)
     model = kind(spec, Settings()).eval()
     batch = batch.with_present(restrict(batch.present, ("text", "audio")))
@@ -58,8 +60,8 @@ def test_absent_modalities_and_padding_change_nothing(kind, fold):
     assert torch.equal(predict(model, other).outputs, expected)
 
 
-def test_enhanced_features_reach_the_head(balanced, fold):
-    batch = fold[3]
+def test_enhanced_features_reach_the_head(balanced, split):
+    batch = split[3]
     before = predict(balanced, batch).outputs
     enhance = balanced.student.enhance
     state = {k: v.clone() for k, v in enhance.state_dict().items()}
@@ -69,16 +71,16 @@ def test_enhanced_features_reach_the_head(balanced, fold):
     enhance.load_state_dict(state)
 
 
-def test_trust_is_exact_over_present_modalities(balanced, fold):
-    batch = fold[3].with_present(restrict(fold[3].present, ("audio", "vision")))
+def test_trust_is_exact_over_present_modalities(balanced, split):
+    batch = split[3].with_present(restrict(split[3].present, ("audio", "vision")))
     trust = predict(balanced, batch).trust
     assert (trust["text"] == 0).all()
     some = batch.present["audio"] | batch.present["vision"]
     torch.testing.assert_close(sum(trust.values()), some.float())
 
 
-def test_fusion_weighs_by_trust_on_held_out_data(balanced, fold):
-    spec, _, valid, _ = fold
+def test_fusion_weighs_by_trust_on_held_out_data(balanced, split):
+    spec, _, valid, _ = split
     trust = predict(balanced, valid).trust
     present = valid.present
     # tempered by the trust in the stage-1 model: at 1 the weights stay even
@@ -96,9 +98,9 @@ def test_fusion_weighs_by_trust_on_held_out_data(balanced, fold):
     assert even["text"][whole][0] == pytest.approx(1)
 
 
-def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanced, fold):
+def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanced, split):
     """The formula anew: mean trust among the calibrated teachers and the calibrated stage-1 model."""
-    spec, _, valid, _ = fold
+    spec, _, valid, _ = split
     student, stage1 = balanced.student, balanced.stage1.copy
     batch = valid.rows(torch.arange(len(valid)))
     with torch.no_grad():
@@ -115,8 +117,8 @@ def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanc
     assert copy.fused_trust == student.fused_trust
 
 
-def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fold):
-    batch, calls = fold[2].rows(torch.arange(8)), []
+def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, split):
+    batch, calls = split[2].rows(torch.arange(8)), []
     handle = balanced.stage1.register_forward_hook(lambda *_: calls.append(1))
     kept = dict(balanced.mixtures)
     try:
@@ -135,8 +137,8 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, fo
 
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
-def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(names, balanced, fold):
-    batch = fold[3].rows(torch.arange(32))
+def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(names, balanced, split):
+    batch = split[3].rows(torch.arange(32))
     batch = batch.with_present(restrict(batch.present, names))
     kept, calls = dict(balanced.mixtures), []
     handles = [
@@ -157,8 +159,8 @@ def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(name
             handle.remove()
 
 
-def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
-    batch = fold[2].rows(torch.arange(16))
+def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, split):
+    batch = split[2].rows(torch.arange(16))
     here = torch.arange(16) % 3 == 0
     batch = batch.with_present({**batch.present, "text": here})
     branch, seen = balanced.student.teachers.branches["text"], []
@@ -177,21 +179,21 @@ def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, fold):
     assert nothing.shape == whole.shape
 
 
-def test_nothing_present_gives_a_number(balanced, fold):
-    batch = fold[3].with_present(restrict(fold[3].present, ()))
+def test_nothing_present_gives_a_number(balanced, split):
+    batch = split[3].with_present(restrict(split[3].present, ()))
     assert torch.isfinite(predict(balanced, batch).outputs).all()
 
 
-def test_batch_of_one_trains(fold):
-    spec, train_fold, _, _ = fold
+def test_batch_of_one_trains(split):
+    spec, train_split, _, _ = split
     model = EBMC(spec, Settings())
-    model.start_balancing(train_fold, train_fold, {})
-    model(train_fold.rows(torch.tensor([0]))).loss.backward()
+    model.start_balancing(train_split, train_split, {})
+    model(train_split.rows(torch.tensor([0]))).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_teachers_do_not_drift(balanced, fold):
-    batch = fold[1].rows(torch.arange(64))
+def test_teachers_do_not_drift(balanced, split):
+    batch = split[1].rows(torch.arange(64))
     teachers = balanced.student.teachers
     before = teachers.predict("text", batch).clone()
     optimizer = torch.optim.SGD(balanced.parameters(), lr=0.1)
@@ -202,8 +204,8 @@ def test_teachers_do_not_drift(balanced, fold):
     assert torch.equal(teachers.predict("text", batch), before)
 
 
-def test_teachers_are_kept_at_their_own_best_epochs(fold):
-    spec, train_fold, valid, _ = fold
+def test_teachers_are_kept_at_their_own_best_epochs(split):
+    spec, train_split, valid, _ = split
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=3, stage2_epochs=0, warmup_steps=0))
     best = {}
@@ -213,10 +215,10 @@ def test_teachers_are_kept_at_their_own_best_epochs(fold):
             if name not in best or score > best[name][0]:
                 best[name] = score, {k: v.clone() for k, v in weights.items()}
 
-    train(model, train_fold, valid, model.settings, 0, lambda *_: None, save=save)
+    train(model, train_split, valid, model.settings, 0, lambda *_: None, save=save)
     settings = replace(model.settings, stage2_epochs=1)
     torch.manual_seed(0)
-    ebmc = train(EBMC(spec, settings), train_fold, valid, settings, 0, lambda *_: None).student
+    ebmc = train(EBMC(spec, settings), train_split, valid, settings, 0, lambda *_: None).student
     assert best.keys() == spec.dims.keys()
     for name, (_, weights) in best.items():
         kept = ebmc.teachers.branches[name].copy.state_dict()
@@ -224,13 +226,13 @@ def test_teachers_are_kept_at_their_own_best_epochs(fold):
 
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",)])
-def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
-    shown = fold[3].with_present(restrict(dict.fromkeys(fold[3].present, torch.ones(32, dtype=torch.bool)), names))
+def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, split):
+    shown = split[3].with_present(restrict(dict.fromkeys(split[3].present, torch.ones(32, dtype=torch.bool)), names))
     got = predict(balanced, shown)
     batch = shown.rows(torch.arange(32))
     student, temperatures = balanced.student, balanced.temperatures()
     with torch.no_grad():
-        raw = {name: student.teachers.predict(name, batch) for name in fold[0].dims}
+        raw = {name: student.teachers.predict(name, batch) for name in split[0].dims}
         raw |= {STAGE1: balanced.stage1(batch).outputs, STAGE2: student(batch).outputs}
         scores = {
             name: score(batch.features[name], batch.lengths[name]) for name, score in student.teachers.ood.items()
@@ -241,13 +243,13 @@ def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, fold):
     torch.testing.assert_close(expected, got.outputs, atol=1e-5, rtol=1e-5)
 
 
-def test_without_weight_emc_moves_nothing_but_its_probes(fold):
-    spec, train_fold, valid, _ = fold
-    batch, grads, fits = train_fold.rows(torch.arange(32)), {}, {}
+def test_without_weight_emc_moves_nothing_but_its_probes(split):
+    spec, train_split, valid, _ = split
+    batch, grads, fits = train_split.rows(torch.arange(32)), {}, {}
     for name, settings in {"0": Settings(), "none": Settings(without=("emc",)), "paper": Settings(gamma=0.1)}.items():
         torch.manual_seed(0)
         model = EBMC(spec, settings)
-        model.start_balancing(train_fold, valid, {})
+        model.start_balancing(train_split, valid, {})
         torch.manual_seed(0)
         out = model.train()(batch)
         out.loss.backward()
@@ -258,8 +260,8 @@ def test_without_weight_emc_moves_nothing_but_its_probes(fold):
     assert fits == {"0": True, "none": False, "paper": True}
 
 
-def test_weights_of_emc_come_from_validation_and_are_recorded(fold, monkeypatch):
-    spec, train_fold, valid, _ = fold
+def test_weights_of_emc_come_from_validation_and_are_recorded(split, monkeypatch):
+    spec, train_split, valid, _ = split
     seen, saved, observe = [], [], EnergyCoordinator.observe
 
     def watched(self, features, target, present):
@@ -270,7 +272,7 @@ def test_weights_of_emc_come_from_validation_and_are_recorded(fold, monkeypatch)
         torch.manual_seed(0)
         model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=4, gamma=0.5, observe=True, lr=0.03))
         keep = None if state else lambda state: saved.append(copy.deepcopy(state))
-        return train(model, train_fold, valid, model.settings, 0, lambda *_: None, save=keep, state=state).stages
+        return train(model, train_split, valid, model.settings, 0, lambda *_: None, save=keep, state=state).stages
 
     monkeypatch.setattr(EnergyCoordinator, "observe", watched)
     monkeypatch.setattr(EBMC, "finalize", lambda self, *_: self)
@@ -293,11 +295,11 @@ def test_weights_of_emc_come_from_validation_and_are_recorded(fold, monkeypatch)
         ("joint", {"joint": {"alignment", "reconstruction", "gap", "descent"}}),
     ],
 )
-def test_order_of_the_stages(order, first, fold):
-    spec, train_fold, valid, _ = fold
+def test_order_of_the_stages(order, first, split):
+    spec, train_split, valid, _ = split
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order=order, gamma=0.1))
-    trained = train(model, train_fold, valid, model.settings, 0, lambda *_: None)
+    trained = train(model, train_split, valid, model.settings, 0, lambda *_: None)
     stages = trained.stages
     assert "-".join(stage.name for stage in stages) == order
     (name, terms), *_ = first.items()

@@ -6,7 +6,7 @@ from torch import nn
 
 from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Batch, Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
 
@@ -29,13 +29,13 @@ class Inference(nn.Module):
 def test_both_stages_are_exported_for_any_batch_size():
     dataset = synthetic(n=(16, 24, 8))
     spec = Spec.of(dataset)
-    fold = Fold.of(dataset.splits["valid"], spec, torch.device("cpu"))
+    split = SplitView.of(dataset.splits["valid"], spec, torch.device("cpu"))
     torch.manual_seed(0)
     model = EBMC(spec, Settings())
-    model = model.finalize(fold, model.start_balancing(fold, fold, {})).eval()
+    model = model.finalize(split, model.start_balancing(split, split, {})).eval()
     rows = {0: torch.export.Dim("rows", min=2)}
     with torch.no_grad():
-        batch = fold.rows(torch.arange(6))
+        batch = split.rows(torch.arange(6))
         inputs = (batch.features, batch.lengths, batch.present)
         shapes = tuple(dict.fromkeys(group, rows) for group in inputs)
         program = torch.export.export(Inference(model), inputs, dynamic_shapes=shapes)

@@ -10,27 +10,27 @@ from sklearn.metrics import roc_auc_score
 
 from ebmc_msa.data.augment import corrupt_at_random
 from ebmc_msa.data.batch import Spec
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.ood import OODScore, pooled
 
 
-def fold(rows, seed, length=True):
+def split(rows, seed, length=True):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 12, 3, generator=generator) @ torch.randn(3, 6, generator=torch.Generator().manual_seed(9))
     x[..., 5] = 2.0  # never moves
     lengths = torch.randint(4, 13, (rows,), generator=generator) if length else {}
     present = torch.arange(rows) % 5 > 0
     features, lengths = (x, {"a": lengths}) if length else (x[:, 0], {})
-    return Fold({"a": features}, torch.arange(rows), lengths, {"a": present}, None, torch.device("cpu"))
+    return SplitView({"a": features}, torch.arange(rows), lengths, {"a": present}, None, torch.device("cpu"))
 
 
 SPEC = Spec("classes", {"a": 6}, ("a",), 2)
 
 
 def fitted(length=True):
-    train = fold(200, 0, length)
+    train = split(200, 0, length)
     score = OODScore(torch.cat(list(train.frames("a"))).std(0))
-    score.fit("a", train, fold(100, 1, length))
+    score.fit("a", train, split(100, 1, length))
     return score, train
 
 
@@ -51,7 +51,7 @@ def test_distance_is_that_of_mahalanobis():
 @pytest.mark.parametrize("length", [True, False])
 def test_separates_corrupted_from_clean_samples_it_never_saw(length):
     score, _ = fitted(length)
-    clean = fold(200, 2, length).rows(torch.arange(200))
+    clean = split(200, 2, length).rows(torch.arange(200))
     corrupted = corrupt_at_random(clean, {"a": score.feature_std}, 1.0, torch.Generator().manual_seed(0))
     scores = torch.cat([score(b.features["a"], b.lengths.get("a")) for b in (clean, corrupted)])
     assert (scores <= 0).all()
@@ -60,16 +60,16 @@ def test_separates_corrupted_from_clean_samples_it_never_saw(length):
 
 def test_an_empty_split_changes_nothing():
     score = OODScore(torch.ones(6))
-    none = fold(20, 0).with_present({"a": torch.zeros(20, dtype=torch.bool)})
-    score.fit("a", none, fold(20, 1))
-    score.fit("a", fold(20, 1), none)
+    none = split(20, 0).with_present({"a": torch.zeros(20, dtype=torch.bool)})
+    score.fit("a", none, split(20, 1))
+    score.fit("a", split(20, 1), none)
     assert score(torch.randn(3, 4, 6), torch.tensor([4, 2, 1])).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("rows", [2, 40])
 def test_a_constant_modality_and_little_data_give_numbers(rows):
     score = OODScore(torch.ones(6))
-    train, valid = (fold(rows, seed, False) for seed in (0, 1))
+    train, valid = (split(rows, seed, False) for seed in (0, 1))
     still = {"a": torch.full((rows, 6), 3.0)}
     for features in (train.features, still):
         here = {"a": torch.ones(rows, dtype=torch.bool)}

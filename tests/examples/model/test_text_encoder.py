@@ -39,19 +39,19 @@ def mmsa(tmp_path):
     """A file of utterances with sound, and either their words or their tokens."""
 
     def write(**changes):
-        rng, folds = np.random.default_rng(0), {}
-        for fold, n in (("train", 16), ("valid", 8), ("test", 8)):
+        rng, splits = np.random.default_rng(0), {}
+        for split, n in (("train", 16), ("valid", 8), ("test", 8)):
             words = [SAID[i % 4] for i in range(n)]
-            folds[fold] = {
+            splits[split] = {
                 "raw_text": np.array(words),
                 "id": [f"v{i}$_${i}" for i in range(n)],
                 "audio": rng.normal(size=(n, 1, 5)).astype("float32"),
                 "regression_labels": np.array([1 if "good" in w else -1.5 for w in words], "float32"),
             }
-            folds[fold] |= {name: make(n) for name, make in changes.items()}
-            folds[fold] = {name: value for name, value in folds[fold].items() if value is not None}
+            splits[split] |= {name: make(n) for name, make in changes.items()}
+            splits[split] = {name: value for name, value in splits[split].items() if value is not None}
         path = tmp_path / "mmsa.pkl"
-        path.write_bytes(pickle.dumps(folds))
+        path.write_bytes(pickle.dumps(splits))
         return path
 
     return write
@@ -122,14 +122,14 @@ def test_with_context_it_reads_weights_and_learns_too(bert, mmsa):
     from dataclasses import replace
 
     from ebmc_msa.data.conversation import Conversation
-    from ebmc_msa.data.split import Fold
+    from ebmc_msa.data.split import SplitView
     from ebmc_msa.model.prediction import spec_of
     from ebmc_msa.model.settings import Settings
 
     data = tokenised(load(mmsa()), describe(bert))
     splits = {
-        fold: replace(split, conversation=Conversation(torch.arange(len(split)) // 3, torch.arange(len(split))))
-        for fold, split in data.splits.items()
+        name: replace(split, conversation=Conversation(torch.arange(len(split)) // 3, torch.arange(len(split))))
+        for name, split in data.splits.items()
     }
     settings = Settings(context="gru", dim=8)
     model = Concat(spec_of(replace(data, splits=splits), settings), settings)
@@ -137,8 +137,8 @@ def test_with_context_it_reads_weights_and_learns_too(bert, mmsa):
     weight = model.encoders["text"].encoder.bert.embeddings.word_embeddings.weight
     start = transformers.AutoModel.from_pretrained(bert).embeddings.word_embeddings.weight
     torch.testing.assert_close(weight, start)
-    fold = Fold.of(splits["train"], model.spec, torch.device("cpu"))
-    model(fold.rows(torch.arange(len(fold)))).loss.backward()
+    name = SplitView.of(splits["train"], model.spec, torch.device("cpu"))
+    model(name.rows(torch.arange(len(name)))).loss.backward()
     assert weight.grad.abs().sum() > 0
 
 

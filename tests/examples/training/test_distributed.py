@@ -12,7 +12,7 @@ import torch
 
 from ebmc_msa.data import DataError, Dataset, Split
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import distributed, resume, run
@@ -92,8 +92,8 @@ def trained(name, without=(), context="none"):
     spec = spec_of(data, settings)
     torch.manual_seed(0)
     model = build(name, spec, settings).double()
-    folds = (Fold.of(data.splits[fold], spec, torch.device("cpu")) for fold in ("train", "valid"))
-    stages = train(model, *folds, settings, 0, lambda *_: None).stages
+    splits = (SplitView.of(data.splits[split], spec, torch.device("cpu")) for split in ("train", "valid"))
+    stages = train(model, *splits, settings, 0, lambda *_: None).stages
     return {"history": [entry for stage in stages for entry in stage.history], "state": model.state_dict()}
 
 

@@ -5,7 +5,7 @@ import torch
 
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.scores import evaluate
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.settings import Settings
@@ -49,14 +49,16 @@ def test_joint_training_does_not_count_as_waiting():
     assert not Schedule(60, per_epoch=10, before=20).go_on(*flat, 2)
 
 
-def folds(dataset):
+def splits(dataset):
     spec = Spec.of(dataset)
-    return spec, *(Fold.of(dataset.splits[name], spec, torch.device("cpu")) for name in ("train", "valid", "test"))
+    return spec, *(
+        SplitView.of(dataset.splits[name], spec, torch.device("cpu")) for name in ("train", "valid", "test")
+    )
 
 
 def test_training_follows_the_schedule(monkeypatch):
     """Corruption and modality dropout as well: all that EBMC adds is absent at first and whole in the end."""
-    spec, training, valid, _ = folds(interaction("mixed", sizes=(64, 32, 1)))
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     seen = []
     monkeypatch.setattr(
         stages, "modality_dropout", lambda present, rate, generator: seen.append(["drop", rate["first"]]) or present
@@ -72,7 +74,7 @@ def test_training_follows_the_schedule(monkeypatch):
 
 
 def test_at_strength_0_only_the_task_loss_is_left():
-    spec, training, *_ = folds(interaction("mixed", sizes=(64, 1, 1)))
+    spec, training, *_ = splits(interaction("mixed", sizes=(64, 1, 1)))
     settings = Settings(without=("emc",))
     model, batch = EBMC(spec, settings), training.rows(torch.arange(64))
     preservation = settings.zeta * settings.lambda_2
@@ -93,7 +95,7 @@ def accuracy():
 
     def of(kind):
         if kind not in found:
-            spec, training, valid, _ = folds(interaction(kind, sizes=(960, 1000, 1), gain=3))
+            spec, training, valid, _ = splits(interaction(kind, sizes=(960, 1000, 1), gain=3))
             settings = Settings(stage1_epochs=10, stage2_epochs=5, warmup_steps=180)
             torch.manual_seed(1)
             ebmc = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)

@@ -25,14 +25,14 @@ def no_report(monkeypatch):
 def write(path, y, **fields):
     """An MMSA pickle of pooled features that show `y`; each split has the labels `y`."""
     rng = np.random.default_rng(0)
-    folds = {
-        fold: {
+    splits = {
+        split: {
             m: rng.normal(size=(len(y), 4)) + np.reshape(y, (len(y), -1))[:, :1] for m in ("text", "audio", "vision")
         }
         | {"regression_labels": y, "raw_text": ["words"] * len(y), **fields}
-        for fold in ("train", "dev", "test")
+        for split in ("train", "dev", "test")
     }
-    path.write_bytes(pickle.dumps(folds))
+    path.write_bytes(pickle.dumps(splits))
     return path
 
 

@@ -20,11 +20,11 @@ from ebmc_msa.data.formats.conversations import by_clip
 from ebmc_msa.data.formats.gcnet import modality_of
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
-_FOLDS = ("train", "test")
+_SPLITS = ("train", "test")
 
 
 def is_bclstm(folder: Path) -> bool:
-    return (folder / "transcripts.csv").is_file() and any((folder / f"text_{f}.csv").is_file() for f in _FOLDS)
+    return (folder / "transcripts.csv").is_file() and any((folder / f"text_{f}.csv").is_file() for f in _SPLITS)
 
 
 def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory) -> Dataset:
@@ -35,8 +35,8 @@ def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: 
             f"{folder}: no features, expected text/text_train0.csv and the like beside transcripts.csv; add them."
         )
     splits, values = {}, {}
-    for fold in _FOLDS:
-        index = folder / f"text_{fold}.csv"
+    for part in _SPLITS:
+        index = folder / f"text_{part}.csv"
         rows = _first_column(index)
         unknown = [row for row in rows if not (row.isdecimal() and len(row) < 10 and int(row) < len(names))]
         if unknown:
@@ -47,7 +47,7 @@ def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: 
         ids = [names[int(row)] for row in rows]
         modalities, target = {}, None
         for name in canonical(sources):
-            file = sources[name] / f"{sources[name].name}_{fold}0.csv"
+            file = sources[name] / f"{sources[name].name}_{part}0.csv"
             table = _table(file)
             if len(table) != len(ids) or table.shape[1] < 2:
                 raise DataError(
@@ -62,10 +62,10 @@ def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: 
             target = table[:, -1]
             modalities[name] = clean(str(file), table[:, :-1], ids=ids, assemble=assemble)
         if labels and not np.isin(target, (0, 1)).all():
-            raise DataError(f"{folder}: labels of {fold} are not all 0 or 1, expected 0 or 1 last; recode them.")
+            raise DataError(f"{folder}: labels of {part} are not all 0 or 1, expected 0 or 1 last; recode them.")
         if np.isin(target, (0, 1)).all():
-            values[fold] = target.astype(np.int64)
-        splits[fold] = Split(
+            values[part] = target.astype(np.int64)
+        splits[part] = Split(
             {name: m.features for name, m in modalities.items()},
             {},
             {name: m.present for name, m in modalities.items()},
@@ -75,10 +75,10 @@ def read_bclstm(folder: Path, *, labels: bool, options: LabelOptions, assemble: 
         )
     name = folder.resolve().name
     found = decide(Source(name, "labels", stated="classes"), values, options)
-    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "_") or {}
+    conversations = by_clip({part: split.id for part, split in splits.items()}, "_") or {}
     splits = {
-        fold: replace(split, target=found.values.get(fold), conversation=conversations.get(fold))
-        for fold, split in splits.items()
+        part: replace(split, target=found.values.get(part), conversation=conversations.get(part))
+        for part, split in splits.items()
     }
     left = len(names) - len({i for split in splits.values() for i in split.id})
     note = "bc-LSTM layout: 0 negative, 1 positive"

@@ -46,7 +46,7 @@ def clean(
     Works through blocks of rows, so that an array that lies in a file is never read whole.
 
     Args:
-        who: file, fold and modality, for the messages.
+        who: file, split and modality, for the messages.
         x: `(N, D)` or `(N, T, D)`; `(N, 1, D)` becomes `(N, D)`.
         lengths: valid frames per row; without them, all but the zero frames on the side of the padding.
         present: bool per row; all True without it.

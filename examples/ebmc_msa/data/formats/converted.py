@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, listed
+from ebmc_msa.data.dataset import SPLITS, DataError, Dataset, Split, listed
 from ebmc_msa.data.formats.clean import row_blocks
 from ebmc_msa.data.formats.npy import open_npy, read_header
 
@@ -45,18 +45,18 @@ def read_folder(path: Path) -> Dataset:
         DataError: a file is missing, or is not what the manifest states.
     """
     manifest = _manifest(path)
-    splits = {fold: _fold(path / fold, manifest["folds"][fold]) for fold in FOLDS if fold in manifest["folds"]}
+    splits = {name: _split(path / name, manifest["folds"][name]) for name in SPLITS if name in manifest["folds"]}
     kind, labels = manifest["kind"], tuple(manifest["labels"])
-    for fold, split in splits.items():
+    for name, split in splits.items():
         y, width = split.target, (manifest["classes"],) if kind == "multilabel" else ()
         if y is not None and (y.shape[1:] != width or (y.dtype == torch.int64) != (kind == "classes")):
             raise DataError(
-                f"{path / fold}: y has shape {tuple(y.shape)} and dtype {y.dtype}, expected labels for {kind}; "
+                f"{path / name}: y has shape {tuple(y.shape)} and dtype {y.dtype}, expected labels for {kind}; "
                 "convert the source again."
             )
         if kind == "classes" and y is not None and len(y) and y.max() >= manifest["classes"]:
             raise DataError(
-                f"{path / fold}: y has class {int(y.max())}, expected {manifest['classes']} classes; "
+                f"{path / name}: y has class {int(y.max())}, expected {manifest['classes']} classes; "
                 "convert the source again."
             )
     scale = tuple(manifest["range"]) if manifest.get("range") else None
@@ -79,9 +79,9 @@ def verify(path: Path) -> int:
         DataError: a file differs.
     """
     total = 0
-    for fold, fields in _manifest(path)["folds"].items():
+    for split, fields in _manifest(path)["folds"].items():
         for field, entry in fields.items():
-            file = path / fold / f"{field}.npy"
+            file = path / split / f"{field}.npy"
             _open(file, entry)
             _check_content(file, entry)
             total += file.stat().st_size
@@ -90,9 +90,9 @@ def verify(path: Path) -> int:
 
 def write_folder(dataset: Dataset, path: Path) -> None:
     """Write a clean data set into the folder `path`, which exists, row block by row block."""
-    folds = {}
-    for fold, split in dataset.splits.items():
-        (path / fold).mkdir()
+    splits = {}
+    for part, split in dataset.splits.items():
+        (path / part).mkdir()
         arrays: dict[str, np.ndarray[Any, Any] | Tensor] = {}
         for name in split.features:
             if not re.fullmatch(r"[\w-]+", name):
@@ -111,7 +111,7 @@ def write_folder(dataset: Dataset, path: Path) -> None:
         for field, names in (("id", split.id), ("group", split.group)):
             if names is not None:
                 arrays[field] = _strings(field, names)
-        folds[fold] = {field: _write(path / fold / f"{field}.npy", x) for field, x in arrays.items()}
+        splits[part] = {field: _write(path / part / f"{field}.npy", x) for field, x in arrays.items()}
     manifest = {
         "version": _VERSION,
         "name": dataset.name,
@@ -121,7 +121,7 @@ def write_folder(dataset: Dataset, path: Path) -> None:
         "conversational": dataset.conversational,
         "range": dataset.range,
         "note": dataset.note,
-        "folds": folds,
+        "folds": splits,
     }
     (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -186,7 +186,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
     texts = [manifest["name"], manifest["note"], *manifest["labels"]]
-    folds, kind, classes = manifest["folds"], manifest["kind"], manifest["classes"]
+    splits, kind, classes = manifest["folds"], manifest["kind"], manifest["classes"]
     if not all(isinstance(text, str) for text in texts) or kind not in _KINDS or type(classes) is not int:
         raise ValueError("name, note, labels, kind or classes are not what they should be")
     if (scale := manifest.get("range")) is not None:
@@ -196,9 +196,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     named = {"multilabel": (classes,), "classes": (0, classes)}.get(kind, (0,))
     if len(manifest["labels"]) not in named or not 0 <= classes < 2**31:
         raise ValueError(f"{len(manifest['labels'])} labels and {classes} classes for {kind}")
-    if not folds or not set(folds) <= set(FOLDS):
-        raise ValueError(f"folds {listed(folds)}")
-    for fields in folds.values():
+    if not splits or not set(splits) <= set(SPLITS):
+        raise ValueError(f"splits {listed(splits)}")
+    for fields in splits.values():
         matches = {field: _FIELD.fullmatch(field) for field in fields}
         if not all(matches.values()):
             raise ValueError(f"fields {listed(field for field, match in matches.items() if not match)}")
@@ -228,7 +228,7 @@ def _fits(field: str, dtype: Any, axes: int, sequence: bool) -> bool:
     return dtype == ("<i8" if integers else "|b1") and axes == 1
 
 
-def _fold(folder: Path, fields: dict[str, Any]) -> Split:
+def _split(folder: Path, fields: dict[str, Any]) -> Split:
     arrays = {field: _open(folder / f"{field}.npy", entry) for field, entry in fields.items()}
     for field, entry in fields.items():
         file = folder / f"{field}.npy"

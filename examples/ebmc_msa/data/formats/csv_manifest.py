@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, counted, listed
+from ebmc_msa.data.dataset import SPLITS, DataError, Dataset, Split, canonical, counted, listed
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.npy import open_npy
 from ebmc_msa.data.formats.npz import conversations_of
@@ -23,7 +23,7 @@ from ebmc_msa.data.split_names import split_of, unknown_split
 from ebmc_msa.data.task import LabelOptions, Source, decide
 
 _PLAIN = ("id", "split", "label", "group", "raw_text", "conversation", "order", "speaker")
-_NUMBERED = dict(zip("012", FOLDS, strict=True))
+_NUMBERED = dict(zip("012", SPLITS, strict=True))
 
 
 def is_manifest(file: Path) -> bool:
@@ -41,8 +41,8 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
     columns = _columns(file)
     rows = len(columns["split"])
     ids = columns.get("id") or [str(i) for i in range(rows)]
-    folds = [_fold(file, i, name) for i, name in enumerate(columns["split"], 2)]
-    chosen = {fold: [i for i, own in enumerate(folds) if own == fold] for fold in FOLDS if fold in folds}
+    parts = [_split(file, i, name) for i, name in enumerate(columns["split"], 2)]
+    chosen = {split: [i for i, own in enumerate(parts) if own == split] for split in SPLITS if split in parts}
     modalities = canonical(name for name in columns if name not in _PLAIN and not name.startswith("label_"))
     if not modalities:
         raise DataError(
@@ -51,7 +51,7 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
     raw, names = _labels(file, columns, labels)
     target = decide(
         Source(str(file), "label", sentiment=False, stated="multilabel" if names else None),
-        {} if raw is None else {fold: raw[part] for fold, part in chosen.items()},
+        {} if raw is None else {split: raw[part] for split, part in chosen.items()},
         options,
     )
     arrays = {}
@@ -63,11 +63,11 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
         fields["order"] = _floats(file, "order", columns["order"])
     conversations = conversations_of(file, fields, chosen)
     splits = {}
-    for fold, part in chosen.items():
+    for split, part in chosen.items():
         own = [ids[i] for i in part]
         found = {
             name: clean(
-                f"{file}[{fold!r}], {name}",
+                f"{file}[{split!r}], {name}",
                 x[part],
                 lengths=None if lengths is None else lengths[part],
                 present=present[part],
@@ -76,15 +76,15 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
             )
             for name, (x, lengths, present) in arrays.items()
         }
-        splits[fold] = Split(
+        splits[split] = Split(
             {name: m.features for name, m in found.items()},
             {name: m.lengths for name, m in found.items() if m.lengths is not None},
             {name: m.present for name, m in found.items()},
-            target.values.get(fold),
+            target.values.get(split),
             own,
             [columns["group"][i] for i in part] if "group" in columns else None,
             [columns["raw_text"][i] for i in part] if "raw_text" in columns else None,
-            conversation=conversations.get(fold),
+            conversation=conversations.get(split),
         )
     target = target._replace(names=names or target.names)
     name = file.stem if file.stem != "manifest" else file.resolve().parent.name
@@ -117,11 +117,11 @@ def _columns(file: Path) -> dict[str, list[str]]:
     return {name: [row[i].strip() for row in table] for i, name in enumerate(header)}
 
 
-def _fold(file: Path, line: int, name: str) -> str:
-    fold = _NUMBERED.get(name) or split_of(name)
-    if fold is None:
+def _split(file: Path, line: int, name: str) -> str:
+    split = _NUMBERED.get(name) or split_of(name)
+    if split is None:
         raise unknown_split(f"{file}, line {line}", name, 1)
-    return fold
+    return split
 
 
 def _labels(

@@ -39,26 +39,27 @@ def read_gcnet(
     content: Any, path: Path, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
     """`videoIDs, labels, speakers, sentences, train[, valid], test`; IEMOCAP has no validation split."""
-    utterances, values, speakers, _, *folds = content
+    utterances, values, speakers, _, *parts = content
     utterances = {video: scalars(f"{path}: {video}", "the first entry", names) for video, names in utterances.items()}
-    folds = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(folds, 5)]
+    parts = [scalars(str(path), f"entry {i}", members) for i, members in enumerate(parts, 5)]
     utterances = dict(zip(scalars(str(path), "the first entry", utterances), utterances.values(), strict=True))
-    videos = dict(zip(("train", "valid", "test") if len(folds) == 3 else ("train", "test"), folds, strict=True))
-    for fold, members in videos.items():
+    videos = dict(zip(("train", "valid", "test") if len(parts) == 3 else ("train", "test"), parts, strict=True))
+    for split, members in videos.items():
         unknown = sorted(v for v in members if v not in utterances)
         if unknown:
             raise DataError(
-                f"{path}: split {fold!r} names {listed(unknown)}, expected videos of the first entry; "
+                f"{path}: split {split!r} names {listed(unknown)}, expected videos of the first entry; "
                 "add their utterances or take them out of the split."
             )
     numbers = _labels(path, utterances, values, labels)
     folders = _folders(path.parent / "features")
 
     rows = {
-        fold: [(video, u) for video in sorted(members) for u in utterances[video]] for fold, members in videos.items()
+        split: [(video, u) for video in sorted(members) for u in utterances[video]]
+        for split, members in videos.items()
     }
-    ids = [u for fold in rows.values() for _, u in fold]
-    values = {fold: [numbers[pair] for pair in pairs] for fold, pairs in rows.items() if numbers}
+    ids = [u for split in rows.values() for _, u in split]
+    values = {split: [numbers[pair] for pair in pairs] for split, pairs in rows.items() if numbers}
     target = decide(Source(path.resolve().parent.name, "labels"), values, options)
     modalities = {}
     for name in canonical(folders):
@@ -68,21 +69,21 @@ def read_gcnet(
     spoken = _speakers(utterances, speakers)
     conversations = numbered(
         str(path),
-        {fold: [video for video, _ in pairs] for fold, pairs in rows.items()},
-        {fold: range(len(pairs)) for fold, pairs in rows.items()},
-        spoken and {fold: [spoken[pair] for pair in pairs] for fold, pairs in rows.items()},
+        {split: [video for video, _ in pairs] for split, pairs in rows.items()},
+        {split: range(len(pairs)) for split, pairs in rows.items()},
+        spoken and {split: [spoken[pair] for pair in pairs] for split, pairs in rows.items()},
     )
     splits, start = {}, 0
-    for fold, pairs in rows.items():
+    for split, pairs in rows.items():
         part = slice(start, start := start + len(pairs))
-        splits[fold] = Split(
+        splits[split] = Split(
             {name: m.features[part] for name, m in modalities.items()},
             {},
             {name: m.present[part] for name, m in modalities.items()},
-            target.values.get(fold),
+            target.values.get(split),
             [u for _, u in pairs],
             [video for video, _ in pairs],
-            conversation=conversations[fold],
+            conversation=conversations[split],
         )
     used = ", ".join(f"{name} from {folders[name].name}" for name in canonical(folders))
     left = sum(map(len, utterances.values())) - len(ids)

@@ -26,8 +26,8 @@ _OTHER = {
 
 def is_mmsa(content: Any) -> bool:
     """Fields that MulT's pickles, otherwise alike, do not have."""
-    folds = content.values() if isinstance(content, dict) else []
-    return any(isinstance(fields, dict) and (_OTHER - {"id"}) & fields.keys() for fields in folds)
+    splits = content.values() if isinstance(content, dict) else []
+    return any(isinstance(fields, dict) and (_OTHER - {"id"}) & fields.keys() for fields in splits)
 
 
 def read_mmsa(
@@ -38,34 +38,34 @@ def read_mmsa(
     options: LabelOptions,
     assemble: Assemble = in_memory,
 ) -> Dataset:
-    folds, rest = by_split(name, content, dict)
-    for fold, fields in folds.items():
-        _check_fields(f"{name}[{fold!r}]", fields, labels)
-    rest += sorted({str(key) for fields in folds.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
-    target, own, note = _labels(name, folds, options)
-    splits = {fold: _split(f"{name}[{fold!r}]", fields, assemble) for fold, fields in folds.items()}
-    conversations = by_clip({fold: split.id for fold, split in splits.items()}, "$_$") or {}
+    parts, rest = by_split(name, content, dict)
+    for part, fields in parts.items():
+        _check_fields(f"{name}[{part!r}]", fields, labels)
+    rest += sorted({str(key) for fields in parts.values() for key in fields if key not in (*_OTHER, *_MODALITIES)})
+    target, own, note = _labels(name, parts, options)
+    splits = {part: _split(f"{name}[{part!r}]", fields, assemble) for part, fields in parts.items()}
+    conversations = by_clip({part: split.id for part, split in splits.items()}, "$_$") or {}
     splits = {
-        fold: replace(
+        part: replace(
             split,
-            target=target.values.get(fold),
-            own=own.get(fold, {}),
-            conversation=conversations.get(fold),
+            target=target.values.get(part),
+            own=own.get(part, {}),
+            conversation=conversations.get(part),
         )
-        for fold, split in splits.items()
+        for part, split in splits.items()
     }
     return target.dataset(name, splits, f"MMSA layout{note}{ignored(rest)}")
 
 
 def _labels(
-    name: str, folds: dict[str, dict[str, Any]], options: LabelOptions
+    name: str, splits: dict[str, dict[str, Any]], options: LabelOptions
 ) -> tuple[Target, dict[str, dict[str, Tensor]], str]:
     """The labels of all splits, those of single modalities as CH-SIMS has them, and a note on both."""
 
     def held(key: str) -> dict[str, Any]:
-        return {fold: fields[key] for fold, fields in folds.items() if key in fields}
+        return {split: fields[key] for split, fields in splits.items() if key in fields}
 
-    own = {modality: held(key) for modality, key in _OWN.items() if len(held(key)) == len(folds)}
+    own = {modality: held(key) for modality, key in _OWN.items() if len(held(key)) == len(splits)}
     plain, source = replace(options, labels=None), Source(name, "regression_labels")
     if own:
         source = source._replace(range=SIMS, why="labels of each modality, as in CH-SIMS")
@@ -84,11 +84,11 @@ def _labels(
     note = "; labels of " + ", ".join(f"{m} (correlation with the label {r:.2f})" for m, r in correlations.items())
     note += f"; trained on the labels of {chosen}" if chosen in own else ""
     target = apart.get(chosen or "", joint)
-    return target, {fold: {m: found.values[fold] for m, found in apart.items()} for fold in folds}, note
+    return target, {split: {m: found.values[split] for m, found in apart.items()} for split in splits}, note
 
 
 def _correlation(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    x, y = (torch.cat([values[fold] for fold in a]).double() for values in (a, b))
+    x, y = (torch.cat([values[split] for split in a]).double() for values in (a, b))
     return torch.corrcoef(torch.stack([x, y]))[0, 1].item() if len(x) == len(y) else float("nan")
 
 

@@ -16,18 +16,18 @@ _MODALITIES = ("text", "audio", "vision")
 
 
 def is_mult(content: Any) -> bool:
-    folds = content.values() if isinstance(content, dict) else []
-    return any(isinstance(fields, dict) and any(name in fields for name in _MODALITIES) for fields in folds)
+    splits = content.values() if isinstance(content, dict) else []
+    return any(isinstance(fields, dict) and any(name in fields for name in _MODALITIES) for fields in splits)
 
 
 def read_mult(
     content: dict[str, Any], name: str, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
     """Padding comes first in these files; where more rows end in zero frames than begin with them, it comes last."""
-    folds, rest = by_split(name, content, dict)
+    parts, rest = by_split(name, content, dict)
     filled: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
-    for fold, fields in folds.items():
-        who = f"{name}[{fold!r}]"
+    for split, fields in parts.items():
+        who = f"{name}[{split!r}]"
         if not any(m in fields for m in _MODALITIES) or (labels and "labels" not in fields):
             raise DataError(
                 f"{who}: holds {listed(fields)}, expected at least one of text, audio, vision"
@@ -37,37 +37,37 @@ def read_mult(
         for m in (m for m in _MODALITIES if m in fields):
             x = numbers(f"{who}[{m!r}]", fields[m])
             if x.ndim == 3:
-                filled[fold, m] = filled_frames(x)
+                filled[split, m] = filled_frames(x)
     ends = [sum(int((f.any(1) & ~f[:, side]).sum()) for f in filled.values()) for side in (0, -1)]
     padding = "first" if ends[0] >= ends[1] else "last"
 
-    values = {fold: fields["labels"] for fold, fields in folds.items() if "labels" in fields}
+    values = {split: fields["labels"] for split, fields in parts.items() if "labels" in fields}
     target = decide(Source(name, "labels"), values, options)
     splits = {}
-    for fold, fields in folds.items():
-        who = f"{name}[{fold!r}]"
+    for split, fields in parts.items():
+        who = f"{name}[{split!r}]"
         names = [m for m in _MODALITIES if m in fields]
         ids, group = names_of(who, fields["id"] if fields.get("id") is not None else range(len(fields[names[0]])))
         modalities = {
             m: clean(
                 f"{who}[{m!r}]",
                 fields[m],
-                lengths=reach(filled[fold, m], padding) if (fold, m) in filled else None,
+                lengths=reach(filled[split, m], padding) if (split, m) in filled else None,
                 ids=ids,
                 padding=padding,
                 assemble=assemble,
             )
             for m in names
         }
-        splits[fold] = Split(
+        splits[split] = Split(
             {m: x.features for m, x in modalities.items()},
             {m: x.lengths for m, x in modalities.items() if x.lengths is not None},
             {m: x.present for m, x in modalities.items()},
-            target.values.get(fold),
+            target.values.get(split),
             ids,
             group,
         )
-    rest += sorted({str(key) for fields in folds.values() for key in fields} - {*_MODALITIES, "labels", "id"})
+    rest += sorted({str(key) for fields in parts.values() for key in fields} - {*_MODALITIES, "labels", "id"})
     return target.dataset(name, splits, f"MulT layout, padding {padding}{ignored(rest)}")
 
 

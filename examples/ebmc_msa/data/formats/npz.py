@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ebmc_msa.data.conversation import Conversation
-from ebmc_msa.data.dataset import FOLDS, DataError, Dataset, Split, canonical, listed, scalars
+from ebmc_msa.data.dataset import SPLITS, DataError, Dataset, Split, canonical, listed, scalars
 from ebmc_msa.data.formats.clean import Assemble, clean, in_memory
 from ebmc_msa.data.formats.conversations import numbered
 from ebmc_msa.data.formats.npy import read_npy
@@ -77,15 +77,15 @@ def read_fields(
     ids = scalars(str(path), "id", fields.get("id", range(len(split))))
     group = scalars(str(path), "group", fields["group"]) if "group" in fields else None
     # whether a split may be missing is decided for all layouts alike
-    rows_of = {fold: found for i, fold in enumerate(FOLDS) if len(found := np.flatnonzero(split == i))}
+    rows_of = {part: found for i, part in enumerate(SPLITS) if len(found := np.flatnonzero(split == i))}
     conversations = conversations_of(path, fields, rows_of)
-    modalities: dict[str, dict[str, Any]] = {fold: {} for fold in rows_of}
+    modalities: dict[str, dict[str, Any]] = {part: {} for part in rows_of}
     for name in names:
         x, lengths = fields.pop(f"x_{name}"), fields.get(f"length_{name}")
         present = _present(path, name, fields.get(f"present_{name}"))
-        for fold, rows in rows_of.items():
-            modalities[fold][name] = clean(
-                f"{path}[{fold!r}]: x_{name}",
+        for part, rows in rows_of.items():
+            modalities[part][name] = clean(
+                f"{path}[{part!r}]: x_{name}",
                 x if len(rows) == len(split) else x[rows],
                 lengths=None if lengths is None else lengths[rows],
                 present=None if present is None else present[rows],
@@ -94,16 +94,16 @@ def read_fields(
             )
         del x
     splits = {
-        fold: Split(
-            {name: m.features for name, m in modalities[fold].items()},
-            {name: m.lengths for name, m in modalities[fold].items() if m.lengths is not None},
-            {name: m.present for name, m in modalities[fold].items()},
+        part: Split(
+            {name: m.features for name, m in modalities[part].items()},
+            {name: m.lengths for name, m in modalities[part].items() if m.lengths is not None},
+            {name: m.present for name, m in modalities[part].items()},
             target.values[""][rows] if target.values else None,
             [ids[i] for i in rows],
             None if group is None else [group[i] for i in rows],
-            conversation=conversations.get(fold),
+            conversation=conversations.get(part),
         )
-        for fold, rows in rows_of.items()
+        for part, rows in rows_of.items()
     }
     dataset = target.dataset(path.stem, splits, f"{layout} layout")
     return replace(dataset, conversational="conversation" in fields)
@@ -235,7 +235,7 @@ def conversations_of(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]
     texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
 
     def by_split(values: np.ndarray[Any, Any]) -> dict[str, list[Any]]:
-        return {fold: values[rows].tolist() for fold, rows in rows_of.items()}
+        return {split: values[rows].tolist() for split, rows in rows_of.items()}
 
     speakers = by_split(texts["speaker"]) if "speaker" in texts else None
     return numbered(str(path), by_split(texts["conversation"]), by_split(fields["order"]), speakers)
@@ -246,7 +246,7 @@ def _split_of_names(path: Path, names: np.ndarray[Any, Any]) -> np.ndarray[Any, 
     for name in dict.fromkeys(texts):
         if split_of(name) is None:
             raise unknown_split(str(path), name, texts.count(name))
-    return np.array([FOLDS.index(split_of(name)) for name in texts])  # type: ignore[arg-type]
+    return np.array([SPLITS.index(split_of(name)) for name in texts])  # type: ignore[arg-type]
 
 
 def _present(path: Path, name: str, values: Any) -> Any:

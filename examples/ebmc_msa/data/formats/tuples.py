@@ -24,7 +24,7 @@ _SHAPE = "((words, visual, acoustic), label, id)"
 
 def is_tuples(content: Any) -> bool:
     """Lists of tuples whose first entry is a tuple of at least three."""
-    folds = (
+    splits = (
         [value for value in content.values() if isinstance(value, (list, tuple))] if isinstance(content, dict) else []
     )
     return any(
@@ -32,26 +32,26 @@ def is_tuples(content: Any) -> bool:
         and len(first) > 1
         and isinstance(first[0], (list, tuple))
         and len(first[0]) > 2
-        for first in (fold[0] for fold in folds if fold)
+        for first in (split[0] for split in splits if split)
     )
 
 
 def read_tuples(
     content: dict[Any, Any], name: str, *, labels: bool, options: LabelOptions, assemble: Assemble = in_memory
 ) -> Dataset:
-    folds, rest = by_split(name, content, (list, tuple))
+    parts, rest = by_split(name, content, (list, tuple))
     parts = {
-        fold: [_example(f"{name}[{fold!r}][{i}]", row) for i, row in enumerate(rows)] for fold, rows in folds.items()
+        key: [_example(f"{name}[{key!r}][{i}]", row) for i, row in enumerate(rows)] for key, rows in parts.items()
     }
-    raw = {fold: [row[1] for row in rows] for fold, rows in parts.items() if rows}
+    raw = {key: [row[1] for row in rows] for key, rows in parts.items() if rows}
     if any(value is None for values in raw.values() for value in values):
         if labels:
             raise DataError(f"{name}: utterances without a label, expected {_SHAPE}; add them, or predict only.")
         raw = {}
-    target = decide(Source(name, "labels"), {fold: _stacked(values) for fold, values in raw.items()}, options)
-    named = {fold: names_of(f"{name}[{fold!r}]", _ids(rows)) for fold, rows in parts.items()}
-    ids = [i for fold in parts for i in named[fold][0]]
-    rows = [row for fold in parts for row in parts[fold]]
+    target = decide(Source(name, "labels"), {key: _stacked(values) for key, values in raw.items()}, options)
+    named = {key: names_of(f"{name}[{key!r}]", _ids(rows)) for key, rows in parts.items()}
+    ids = [i for key in parts for i in named[key][0]]
+    rows = [row for key in parts for row in parts[key]]
     arrays = {}
     for place, modality in ((0, "text"), (1, "vision"), (2, "audio")):
         frames = [_frames(row[0][place]) for row in rows]
@@ -60,31 +60,31 @@ def read_tuples(
     if not arrays:
         raise DataError(f"{name}: holds no features, expected {_SHAPE} with frames (T, D); add visual or acoustic.")
     # named as video[clip]
-    clips = {fold: [i.removesuffix("]") for i in names] for fold, (names, _) in named.items()}
+    clips = {key: [i.removesuffix("]") for i in names] for key, (names, _) in named.items()}
     conversations = by_clip(clips, "[") or {}
     splits, start = {}, 0
-    for fold, found in parts.items():
+    for key, found in parts.items():
         part = slice(start, start := start + len(found))
         modalities = {
             m: clean(
-                f"{name}[{fold!r}], {m}",
+                f"{name}[{key!r}], {m}",
                 arrays[m][0][part],
                 lengths=None if arrays[m][1] is None else arrays[m][1][part],
                 present=arrays[m][2][part],
-                ids=named[fold][0],
+                ids=named[key][0],
                 assemble=assemble,
             )
             for m in canonical(arrays)
         }
         words = [_words(row[0]) for row in found]
-        splits[fold] = Split(
+        splits[key] = Split(
             {m: x.features for m, x in modalities.items()},
             {m: x.lengths for m, x in modalities.items() if x.lengths is not None},
             {m: x.present for m, x in modalities.items()},
-            target.values.get(fold),
-            *named[fold],
+            target.values.get(key),
+            *named[key],
             None if any(word is None for word in words) else words,  # type: ignore[arg-type]
-            conversations.get(fold),
+            conversations.get(key),
         )
     note = "layout of tuples (words, visual, acoustic), label, id" + ignored(rest)
     if "text" not in arrays:
