@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "what convert.py made",
     )
     data.add_argument(
-        "--imbalance", type=float, default=0.8, metavar="I",
-        help="of the synthetic set: 0, all modalities are equally informative, to 1, only text is (%(default)s)",
+        "--imbalance", type=float, metavar="I",
+        help="another synthetic set: 0, all modalities are equally informative, to 1, only text is",
     )  # fmt: skip
     data.add_argument(
         "--split-seed", type=int, default=0, metavar="N",
