@@ -72,7 +72,7 @@ def test_data_of_seed_0_are_pinned(imbalance):
 
 
 def test_text_is_plain_and_vision_is_in_code():
-    """No column of vision tells anything, a kernel that sees products reads it; text needs a straight line."""
+    """No column of vision shows anything, a kernel that sees products reads it; text needs a straight line."""
     data = synthetic()
     train, test = data.splits["train"], data.splits["test"]
 
