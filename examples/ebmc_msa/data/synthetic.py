@@ -41,15 +41,15 @@ def synthetic(
 
     s is standard normal, y is clipped to [-3, 3]. Each frame of text and audio shows $v_m$ along one direction. Each
     frame of vision shows $(c_1 c_2 v, c_1, c_2)$ along three, with two signs $c$ drawn per utterance: what a gesture
-    means depends on who makes it, and only the product of all three shows v. Frames have jitter and noise. Four percent
-    of the utterances lack audio, four vision.
+    means depends on who makes it, and only the product of all three shows v. Frames have jitter and noise. Four
+    percent of the utterances lack audio, four vision.
 
     Why this set. Balancing is for a modality that joint training starves, so there must be one, and what starving
-    costs must show. Text is plain and learnt in an epoch. Vision knows nearly as much, but no column of it
-    shows anything by itself: a network that reads vision alone needs about ten epochs. Once text explains the labels, little
-    error is left to learn vision from, and a network that reads both together has not finished after forty. With text
-    at hand that costs little; it shows where text is missing or corrupted. Audio is plain and noisy: it adds little,
-    and nothing can be gained by leaning on it.
+    costs must show. Text is plain and learnt in an epoch. Vision knows nearly as much, but no column of it shows
+    anything by itself: a network that reads vision alone needs about ten epochs. Once text explains the labels,
+    little error is left to learn vision from, and a network that reads both together has not finished after forty.
+    With text at hand that costs little; it shows where text is missing or corrupted. Audio is plain and noisy: it
+    adds little, and nothing can be gained by leaning on it.
 
     The set was fixed by how text, audio, vision and their concatenation learn, on validation, before EBMC was run on
     it, and it is not tuned by EBMC's results.
