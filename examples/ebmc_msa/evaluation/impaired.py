@@ -17,7 +17,7 @@ from torch import Tensor
 from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.rng import uniform
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.task import MOSI
 from ebmc_msa.evaluation import corruption
 from ebmc_msa.evaluation.metrics import KINDS, METRICS
@@ -48,7 +48,7 @@ def compared_by(kind: str) -> str:
     return selects if METRICS[selects].per_sample else "acc"
 
 
-def scores_by_part(model: Model, fold: Fold, impaired: Impaired) -> dict[str, list[float]]:
+def scores_by_part(model: Model, split: SplitView, impaired: Impaired) -> dict[str, list[float]]:
     """Score of each utterance, `compared_by` the kind's metric: `full`, `missing` and `corrupted`.
 
     missing: the mean over all conditions that lack a modality. corrupted: one modality of the utterance has noise,
@@ -60,20 +60,20 @@ def scores_by_part(model: Model, fold: Fold, impaired: Impaired) -> dict[str, li
     def restricted(keep: tuple[str, ...]) -> np.ndarray:
         left = tuple(name for name in model.spec.dims if name in keep)
         if left not in found:
-            found[left] = _scores(model, fold.with_present(restrict(fold.present, left)))
+            found[left] = _scores(model, split.with_present(restrict(split.present, left)))
         return found[left]
 
     *incomplete, whole = conditions(impaired.present).values()
     full = restricted(whole)
     missing = np.mean([restricted(keep) for keep in incomplete], 0) if incomplete else full
-    corrupted = np.mean([_scores(model, fold, _corruption(fold, impaired, kind)) for kind in corruption.KINDS], 0)
+    corrupted = np.mean([_scores(model, split, _corruption(split, impaired, kind)) for kind in corruption.KINDS], 0)
     return {"full": full.tolist(), "missing": missing.tolist(), "corrupted": corrupted.tolist()}
 
 
-def _scores(model: Model, fold: Fold, change: Change | None = None) -> np.ndarray:
+def _scores(model: Model, split: SplitView, change: Change | None = None) -> np.ndarray:
     spec, metric = model.spec, METRICS[compared_by(model.spec.kind)]
-    outputs = predict(model, fold, change).outputs
-    pair = label_predictions(spec, outputs), label_targets(spec, fold.target)
+    outputs = predict(model, split, change).outputs
+    pair = label_predictions(spec, outputs), label_targets(spec, split.target)
     predicted, true = (x.cpu().double().numpy() for x in pair)
     if spec.kind == "sentiment" and spec.range not in (None, MOSI):
         predicted, true = (np.clip(x, *spec.range) for x in (predicted, true))  # as the metrics are computed
@@ -81,25 +81,25 @@ def _scores(model: Model, fold: Fold, change: Change | None = None) -> np.ndarra
     return scores.mean(-1) if scores.ndim == 2 else scores
 
 
-def _corruption(fold: Fold, impaired: Impaired, kind: str) -> Change:
+def _corruption(split: SplitView, impaired: Impaired, kind: str) -> Change:
     """A kind that a modality does not allow, as noise on token ids, is replaced by another utterance's features."""
     names = list(impaired.present)
-    masks = {name: impaired.corrupted == names.index(name) for name in fold.present}
+    masks = {name: impaired.corrupted == names.index(name) for name in split.present}
     kinds, std, partners = {}, {}, {}
     for name, mask in masks.items():
-        floats, sequence = fold.features[name].is_floating_point(), name in fold.lengths
+        floats, sequence = split.features[name].is_floating_point(), name in split.lengths
         possible = {"noise": floats, "frames": floats and sequence, "swap": True}[kind]
         kinds[name] = kind if possible else "swap"
         if kinds[name] == "noise" and mask.any():
-            frames = fold.lengths[name][fold.present[name].cpu()].double().mean().item() if sequence else 1.0
-            std[name] = NOISE * sqrt(frames) * corruption.feature_std(fold, name)
+            frames = split.lengths[name][split.present[name].cpu()].double().mean().item() if sequence else 1.0
+            std[name] = NOISE * sqrt(frames) * corruption.feature_std(split, name)
         elif kinds[name] == "swap":
-            partners[name] = corruption.partners(fold.present[name], 0, name)
+            partners[name] = corruption.partners(split.present[name], 0, name)
 
     def change(batch: Batch, rows: Tensor) -> Batch:
         for name, mask in masks.items():
             if mask[rows].any():
-                others = fold.rows(partners[name][rows]) if name in partners else None
+                others = split.rows(partners[name][rows]) if name in partners else None
                 batch = corruption.corrupt(
                     batch, name, kinds[name], mask[rows], rows, 0, std=std.get(name), others=others
                 )

@@ -133,7 +133,7 @@ def one(
         return None
     checkpoint.save(run.partial / f"{name}-{seed}.pt", name, seed, model, settings)
 
-    impaired = {fold: Impaired.of(dataset.splits[fold].present) for fold in ("valid", "test")}
+    impaired = {split: Impaired.of(dataset.splits[split].present) for split in ("valid", "test")}
     held_out = scores_by_part(model, valid, impaired["valid"]) if compared else {}
     after = contribution(model, valid)
     out = predict(model, test)

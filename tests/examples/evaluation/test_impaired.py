@@ -6,7 +6,7 @@ import torch
 
 from ebmc_msa.data import Dataset, Split, synthetic
 from ebmc_msa.data.missing import restrict
-from ebmc_msa.data.split import Fold
+from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import impaired
 from ebmc_msa.evaluation.impaired import Impaired, compared_by, scores_by_part
 from ebmc_msa.evaluation.metrics import KINDS, METRICS
@@ -22,7 +22,7 @@ def built(dataset, modalities=None):
     settings = Settings(dim=8, encoder="mean")
     spec = spec_of(dataset, settings, modalities)
     torch.manual_seed(0)
-    return Concat(spec, settings).eval(), Fold.of(dataset.splits["test"], spec, CPU)
+    return Concat(spec, settings).eval(), SplitView.of(dataset.splits["test"], spec, CPU)
 
 
 def pooled(kind, rows=24):
