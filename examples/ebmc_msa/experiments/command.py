@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="PATH", type=Path, help="as for train.py; the synthetic set without it")
-    data.add_argument("--imbalance", type=float, default=0.8, metavar="I", help="of the synthetic set (%(default)s)")
+    data.add_argument("--imbalance", type=float, metavar="I", help="as for train.py")
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help="as for train.py (%(default)s)")
     add_label_options(data)
     data.add_argument("--modalities", nargs="+", default=[], metavar="NAME", help="only these")

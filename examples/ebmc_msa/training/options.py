@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
         "validation; the test split is opened once, at the end. Writes OUT/NAME/ with\n"
         "metrics.json, report.html and a checkpoint per model and seed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Without --data the built-in synthetic set is used, with at most\n"
+        epilog="Without --data the built-in synthetic set is used, by EBMC and what --compare\n"
+        "sets beside it, with at most "
         f"{small.stage1_epochs} and {small.stage2_epochs} epochs and patience {small.patience}.\n"
         "\nexamples:\n"
         "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
@@ -37,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
         "what convert.py made",
     )
     data.add_argument(
-        "--imbalance", type=float, default=0.8, metavar="I",
-        help="of the synthetic set: 0, all modalities are equally informative, to 1, only text is (%(default)s)",
+        "--imbalance", type=float, metavar="I",
+        help="another synthetic set: 0, all modalities are equally informative, to 1, only text is",
     )  # fmt: skip
     data.add_argument(
         "--split-seed", type=int, default=0, metavar="N",
@@ -47,9 +48,12 @@ def parser() -> argparse.ArgumentParser:
     add_label_options(data)
     what = parser.add_argument_group("what to train")
     what.add_argument(
-        "--model", default="ebmc", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (ebmc)"
+        "--model", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (with --data: ebmc)"
     )
-    what.add_argument("--compare", action="store_true", help="ebmc, concat and every modality alone, in one table")
+    what.add_argument(
+        "--compare", action="store_true",
+        help="ebmc, concat and every modality alone, with a verdict; so it is without --data and --model",
+    )  # fmt: skip
     what.add_argument(
         "--without", nargs="+", default=[], choices=COMPONENTS, metavar="PART",
         help="leave components of EBMC out: msd, cce, emc, imtd",
@@ -87,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: list[str]) -> argparse.Namespace:
     options = parser()
     args = options.parse_args(argv)
+    if args.model is None:
+        args.model = "ebmc"
+        args.compare = args.compare or (args.data is None and args.evaluate is None)
     if args.text_lr is not None and not args.finetune_text:
         options.error(f"argument --text-lr: {args.text_lr}, expected a positive number beside --finetune-text")
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +21,17 @@ from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.tokens import describe, tokenised
+from ebmc_msa.evaluation.impaired import Impaired, scores_by_part
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import by_condition, contribution
 from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.record import Record
-from ebmc_msa.report.report import print_table, write_report
+from ebmc_msa.report.report import print_table, print_verdict, write_report
 from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
-from ebmc_msa.training.console import bars, console, introduce, pick_device, writable
+from ebmc_msa.training.console import bars, console, described, introduce, pick_device, writable
 from ebmc_msa.training.distributed import barrier, broadcast_from_rank0, rank
 from ebmc_msa.training.results import errors, parameters, prediction_rows, save_predictions, summary
 from ebmc_msa.training.resume import PartialRun, begin, finalized
@@ -63,20 +66,25 @@ def train(
         introduce(dataset)
         with bars() as progress:
             records = [
-                finished_record(run, name, seed) or one(dataset, name, seed, settings, device, run, progress)
+                finished_record(run, name, seed)
+                or one(dataset, name, seed, settings, device, run, progress, compared=len(names) > 1)
                 for name in names
                 for seed in args.seeds
             ]
         if rank() > 0:
             return
-        results = summary(dataset, records, args.seeds, settings, run.metadata["command"], args.compare)
+        command_line = run.metadata["command"]
+        results = summary(dataset, records, args.seeds, settings, command_line, args.compare, described(device))
         write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
         write_report(run.partial / "report.html", results, records)
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record.rows])
     print_table(results, console)
+    print_verdict(results, console)
+    spent = f"{time.process_time():.0f} s of processor time on {results['device']}"
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
-    console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
+    console.print(f"{spent}. In {run.final}: metrics.json, {count} and", markup=False)
+    console.print(run.final / "report.html", style="bold", markup=False, soft_wrap=True)
 
 
 def finished_record(run: PartialRun, name: str, seed: int) -> Record | None:
@@ -93,8 +101,13 @@ def one(
     device: torch.device,
     run: PartialRun,
     progress: Progress,
+    *,
+    compared: bool,
 ) -> Record | None:
-    """Train one model from one seed, or continue its training, and test it, once; a record on the first process."""
+    """Train one model from one seed, or continue its training, and test it, once; a record on the first process.
+
+    One that is `compared` with others is also scored with impaired validation utterances, to choose the best.
+    """
     torch.manual_seed(seed)
     base = name.removesuffix(CONTROL)
     settings = replace(settings, shuffled=name != base)
@@ -120,6 +133,8 @@ def one(
         return None
     checkpoint.save(run.partial / f"{name}-{seed}.pt", name, seed, model, settings)
 
+    impaired = {split: Impaired.of(dataset.splits[split].present) for split in ("valid", "test")}
+    held_out = scores_by_part(model, valid, impaired["valid"]) if compared else {}
     after = contribution(model, valid)
     out = predict(model, test)
     fused = {"after": out.fused.tolist()}
@@ -142,6 +157,8 @@ def one(
         cost={s.name: {"seconds": s.seconds, "epochs": s.epochs, "step_ms": s.step_ms} for s in stages},
         parameters=parameters(model),
         rows=prediction_rows(name, seed, spec, dataset.splits["test"].id, out, test),
+        samples=scores_by_part(model, test, impaired["test"]),
+        valid={part: statistics.fmean(scores) for part, scores in held_out.items()},
     )
     run.finish(name, seed, record.as_dict())
     return record

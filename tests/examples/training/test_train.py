@@ -174,10 +174,18 @@ def test_enhancement_alone(compared, tmp_path):
 
 
 @pytest.mark.slow
-def test_synthetic_without_arguments_but_epochs(tmp_path):
+def test_synthetic_without_arguments_but_epochs(tmp_path, capsys):
+    """EBMC beside the plain models, and what it prints ends in the verdict, the device and the report."""
     assert call("--out", tmp_path / "runs", *SHORT) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "metrics.json").read_text())
+    assert list(found["models"]) == ["ebmc", "concat", "text", "audio", "vision"]
+    assert found["test"] == found["models"]["ebmc"]["test"]
+    printed = " ".join(capsys.readouterr().out.split())
+    first, second = found["verdict"]
+    assert f"{first} {second}" in printed
+    assert "s of processor time on cpu." in printed.partition(second)[2]
+    assert printed.replace(" ", "").endswith(f"{folder}/report.html")
     assert list(found["test"])[-1] == "text+audio+vision"
     assert set(found["test"]["text"]) == {
         "acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "acc7", "acc5", "mae", "corr",
