@@ -41,8 +41,8 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 def train(
     dataset: Dataset, args: argparse.Namespace, settings: Settings, command: dict[str, Any], run: PartialRun | None
-) -> None:
-    """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
+) -> Path:
+    """Train, or go on with a `run` that was interrupted, for which `command` is kept; the folder of the run."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
     names = models(dataset, args.model, args.compare, settings.context != "none")
@@ -68,8 +68,9 @@ def train(
                 for seed in args.seeds
             ]
         if rank() > 0:
-            return
+            return run.final
         results = summary(dataset, records, args.seeds, settings, run.metadata["command"], args.compare)
+        write_text(run.partial / "config.toml", run.metadata["config"])
         write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
         write_report(run.partial / "report.html", results, records)
         if args.predictions:
@@ -77,6 +78,7 @@ def train(
     print_table(results, console)
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
     console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
+    return run.final
 
 
 def finished_record(run: PartialRun, name: str, seed: int) -> Record | None:
