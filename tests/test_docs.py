@@ -62,6 +62,20 @@ def test_commands_exist(page):
                 assert set(extras.split(",")) <= set(known)
 
 
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "examples/ebmc_msa/README.md", *ROOT.glob(".github/*.md")],
+    ids=lambda page: page.parent.name + "/" + page.name,
+)
+def test_paths_resolve(page):
+    """Links, and names in backquotes that have a folder; those of the docs are mkdocs' to check."""
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]*)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = re.findall(r"`((?:docs|examples|tests|modbalance|\.ci)/[\w./-]*)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @cache
 def options_of(*command):
     """Those of its --help, and those that the script names itself, should it need what is not here."""
