@@ -60,8 +60,9 @@ def work(args: argparse.Namespace, argv: list[str], call: str | None = None) -> 
     """Train, resume or evaluate, as `argv` or a `call` from Python asks; the folder of the run."""
     from ebmc_msa.data import load, synthetic
     from ebmc_msa.data.check import check_class_weight, context_of
-    from ebmc_msa.training import checkpoint, distributed, evaluate, resume, run
+    from ebmc_msa.training import checkpoint, distributed, evaluate, log, resume, run
 
+    log.check_installed(args.log)
     partial = None
     if args.resume is not None:
         partial = resume.reopen(args.resume)

@@ -83,6 +83,10 @@ def parser(raises: type[Exception] | None = None) -> Parser:
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
     out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
+    out.add_argument(
+        "--log", choices=("tensorboard",), metavar="LOGGER",
+        help="tensorboard: scalars of each epoch and the figures of the report, in OUT/NAME/tensorboard",
+    )  # fmt: skip
     out.add_argument("--resume", type=Path, metavar="RUN", help="continue runs/NAME, which was interrupted; alone")
     out.add_argument("--evaluate", type=Path, metavar="RUN", help="no training: test the checkpoints of runs/NAME")
     out.add_argument(
@@ -116,6 +120,8 @@ def check(args: argparse.Namespace, options: Parser) -> None:
             "argument --missing: goes with --evaluate RUN and without --predictions; train first, then "
             f"--evaluate runs/NAME --missing {args.missing}"
         )
+    if args.log and args.evaluate is not None:
+        options.error("argument --log: logs training, and --evaluate does not train; leave it out")
     if args.evaluate is not None and (given := of_training(args, options)):
         options.error(
             f"argument --evaluate: tests a run as it was trained, without {', '.join(given)}; leave "

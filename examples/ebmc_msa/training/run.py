@@ -30,6 +30,7 @@ from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
 from ebmc_msa.training.console import bars, console, introduce, pick_device, writable
 from ebmc_msa.training.distributed import barrier, broadcast_from_rank0, rank
+from ebmc_msa.training.log import Log, open_log
 from ebmc_msa.training.results import errors, parameters, prediction_rows, save_predictions, summary
 from ebmc_msa.training.resume import PartialRun, begin, finalized
 from ebmc_msa.training.stages import train as train_model
@@ -59,11 +60,11 @@ def train(
             f"--resume: {args.data or 'the synthetic set'} is not what {run.final} began with, expected the same "
             "data; put them back, or start another run."
         )
-    with finalized(run):
+    with finalized(run), open_log(args.log, run.partial) as log:
         introduce(dataset)
         with bars() as progress:
             records = [
-                finished_record(run, name, seed) or one(dataset, name, seed, settings, device, run, progress)
+                finished_record(run, name, seed) or one(dataset, name, seed, settings, device, run, progress, log)
                 for name in names
                 for seed in args.seeds
             ]
@@ -72,12 +73,15 @@ def train(
         results = summary(dataset, records, args.seeds, settings, run.metadata["command"], args.compare)
         write_text(run.partial / "config.toml", run.metadata["config"])
         write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
-        write_report(run.partial / "report.html", results, records)
+        with log.report():
+            write_report(run.partial / "report.html", results, records)
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record.rows])
     print_table(results, console)
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
     console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
+    if args.log:
+        console.print(f"To watch: tensorboard --logdir {run.final / args.log}", markup=False)
     return run.final
 
 
@@ -95,6 +99,7 @@ def one(
     device: torch.device,
     run: PartialRun,
     progress: Progress,
+    log: Log,
 ) -> Record | None:
     """Train one model from one seed, or continue its training, and test it, once; a record on the first process."""
     torch.manual_seed(seed)
@@ -111,8 +116,10 @@ def one(
         key = KINDS[spec.kind].selects
         done = epoch + (settings.stage1_epochs if stage == settings.order.partition("-")[2] else 0)
         progress.update(bar, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
+        events.epoch(entry)
 
     save, state = run.saver(name, seed), run.training(name, seed)
+    events = log.model(name, seed, state)
     barrier()  # all have read it before the first goes on to remove it
     train_split = train_split.with_any_modality()
     trained = train_model(model, train_split, valid, settings, seed, show, save=save, state=state)
@@ -145,6 +152,7 @@ def one(
         parameters=parameters(model),
         rows=prediction_rows(name, seed, spec, dataset.splits["test"].id, out, test),
     )
+    events.end(record)
     run.finish(name, seed, record.as_dict())
     return record
 
