@@ -45,6 +45,9 @@ def rates(text: str) -> float | tuple[tuple[str, float], ...]:
     return tuple((name, probability(rate)) for name, _, rate in parts)
 
 
+rates.by_name = True  # a table in a file of options
+
+
 def option(default: Any, help: str, **keywords: Any) -> Any:
     """A setting that is an option of train.py too; `keywords` are argparse's."""
     return field(default=default, metadata={"help": help, **keywords})
