@@ -24,7 +24,11 @@ SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.name in NEEDS else ()) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_code_runs(page, capsys, tmp_path, monkeypatch):
     missing = [name for name in NEEDS.get(page.name, ()) if importlib.util.find_spec(name) is None]
     if missing:
