@@ -22,10 +22,17 @@ SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-PIPELINE = pytest.param(ROOT / "examples/ebmc_msa/README.md", marks=pytest.mark.slow)
+PIPELINE = ROOT / "examples/ebmc_msa/README.md"
 
 
-@pytest.mark.parametrize("page", [*PAGES, PIPELINE], ids=lambda page: page.parent.name + "/" + page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        *(pytest.param(page, marks=pytest.mark.slow if page.name in NEEDS else ()) for page in PAGES),
+        pytest.param(PIPELINE, marks=pytest.mark.slow),
+    ],
+    ids=lambda page: page.parent.name + "/" + page.name,
+)
 def test_code_runs(page, capsys, tmp_path, monkeypatch):
     missing = [name for name in NEEDS.get(page.name, ()) if importlib.util.find_spec(name) is None]
     if missing:
