@@ -136,6 +136,18 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, sp
         handle.remove()
 
 
+def test_the_student_is_not_evaluated_where_only_the_stage_1_model_counts(balanced, split, monkeypatch):
+    batch, kept = split[2].rows(torch.arange(8)), dict(balanced.mixtures)
+    balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.0, {STAGE1: 0.0}))
+    try:
+        with torch.no_grad():
+            expected = balanced(batch).outputs
+            monkeypatch.setattr(balanced.student, "answer", None)
+            torch.testing.assert_close(balanced.answer(batch), expected)
+    finally:
+        balanced.mixtures = kept
+
+
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
 def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(names, balanced, split):
     batch = split[3].rows(torch.arange(32))
