@@ -13,7 +13,7 @@ from ebmc_msa.data.missing import conditions, restrict
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import metrics
 from ebmc_msa.evaluation.metrics import KINDS, METRICS
-from ebmc_msa.evaluation.predict import Change, label_predictions, label_targets, predict
+from ebmc_msa.evaluation.predict import Change, answers, label_predictions, label_targets
 from ebmc_msa.model.prediction import Model
 from modbalance.diagnostics import shapley_values, shares
 from modbalance.tasks import task_loss
@@ -23,7 +23,7 @@ def evaluate(
     model: Model, split: SplitView | Batch, change: Change | None = None, parts: Mapping[str, Tensor] | None = None
 ) -> dict[str, float]:
     """The metrics of the data's kind, and the task loss."""
-    outputs = predict(model, split, change).outputs
+    outputs = answers(model, split, change)
     found = compute_metrics(model.spec, outputs, split.target, parts)
     return {**found, "loss": task_loss(model.spec.task, outputs, split.target).mean().item()}
 

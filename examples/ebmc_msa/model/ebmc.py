@@ -26,7 +26,7 @@ from modbalance import (
     TrustDistiller,
 )
 from modbalance.distributed import mean
-from modbalance.functional import fit_temperature, scale_temperature
+from modbalance.functional import fit_temperature, generator_inputs, scale_temperature
 from modbalance.presence import masked_softmax, select
 from modbalance.tasks import prediction_variance
 
@@ -131,6 +131,24 @@ class EBMC(Model):
             loss = loss + strength * (1 - self.fused_trust) * settings.eta * distilled.loss
             terms["distillation"] = distilled.loss
         return Prediction(outputs, fused, trusted, balanced.energy, loss, terms)
+
+    def answer(self, batch: Batch) -> Tensor:
+        """The outputs of `forward`, from the modules that they depend on: no energies, losses and checks."""
+        if self.training:
+            return self(batch, trust=False).outputs
+        batch = self.imputed(batch)
+        present, features = batch.present, encode(self.encoders, batch)
+        if self.enhancing and "cce" not in self.settings.without:
+            shared, private = (
+                {name: select(part[name](x), present[name]) for name, x in features.items()}
+                for part in (self.decouple.shared, self.decouple.private)
+            )
+            inputs = generator_inputs(shared, private, present, gates=self._gates(present))
+            features = {
+                name: select((x + self.enhance.generators[name](inputs[name])) / 2, present[name])
+                for name, x in features.items()
+            }
+        return self.head(self._fuse(features, self.fusion_weights(present)))
 
     def fusion_weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of mean 1 over the present modalities, `(B,)`: the softmax of `log_trust` times their number.

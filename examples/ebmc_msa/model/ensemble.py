@@ -51,22 +51,24 @@ class TrustEnsemble(Model):
     def forward(self, batch: Batch) -> Prediction:
         teachers = self.student.teachers(batch)
         out = self.student(batch, teachers)
-        return out._replace(outputs=self._mix(batch, teachers, out))
+        mixture = mixture_of_each(self.mixtures, batch.present)
+        return out._replace(outputs=self._mix(batch, mixture, teachers, out.outputs))
 
     def answer(self, batch: Batch) -> Tensor:
         batch = self.imputed(batch)
-        used = mixture_of_each(self.mixtures, batch.present).used
-        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
-        return self._mix(batch, teachers, self.student(batch, trust=False))
-
-    def _mix(self, batch: Batch, teachers: TeacherOutputs, out: Prediction) -> Tensor:
         mixture = mixture_of_each(self.mixtures, batch.present)
-        fused = self._fused_experts(batch, out, mixture.used)
+        used = mixture.used
+        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
+        return self._mix(batch, mixture, teachers, self.student.answer(batch) if STAGE2 in used else None)
+
+    def _mix(self, batch: Batch, mixture: Mixture, teachers: TeacherOutputs, student: Tensor | None) -> Tensor:
+        used = mixture.used
+        fused = self._fused_experts(batch, student, used)
         experts = teachers.outputs | {
             name: scale_temperature(self.spec.task, outputs, self.fused_temperatures[name])
             for name, outputs in fused.items()
         }
-        experts = {name: outputs for name, outputs in experts.items() if name in mixture.used}
+        experts = {name: outputs for name, outputs in experts.items() if name in used}
         return mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
 
     @torch.no_grad()
@@ -96,9 +98,10 @@ class TrustEnsemble(Model):
             kept = kept_experts(fit(outputs).mean_weights(task, outputs, present, scores))
             self.mixtures[names] = fit(kept)
 
-    def _fused_experts(self, batch: Batch, out: Prediction, used: Collection[str]) -> dict[str, Tensor]:
-        stage1 = {STAGE1: self.stage1(batch, trust=False).outputs} if STAGE1 in used else {}
-        return stage1 | {STAGE2: out.outputs}
+    def _fused_experts(self, batch: Batch, student: Tensor | None, used: Collection[str]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            stage1 = {STAGE1: self.stage1.copy.answer(batch)} if STAGE1 in used else {}
+        return stage1 if student is None else stage1 | {STAGE2: student}
 
     @torch.no_grad()
     def calibrated_experts(self, split: SplitView) -> ExpertOutputs:
@@ -118,7 +121,7 @@ class TrustEnsemble(Model):
                 )
                 batch = self.imputed(batch)
                 teachers: TeacherOutputs = self.student.teachers(batch)
-                outputs = teachers.outputs | self._fused_experts(batch, self.student(batch, teachers), (STAGE1,))
+                outputs = teachers.outputs | self._fused_experts(batch, self.student.answer(batch), (STAGE1,))
                 parts.append((outputs, _available(batch.present), teachers.log_in_distribution))
         columns = zip(*parts, strict=True)
         return ExpertOutputs(*({k: torch.cat([x[k] for x in column]) for k in column[0]} for column in columns))

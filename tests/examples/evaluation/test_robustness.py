@@ -7,14 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from ebmc_msa.data import Split, load
 from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import corruption, metrics, robustness
-from ebmc_msa.model.prediction import Prediction
+from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import PROTOCOLS, Settings
 from ebmc_msa.report import robustness as degradation
 from ebmc_msa.training import checkpoint, command
@@ -140,7 +139,7 @@ def test_same_numbers_again(home, found, monkeypatch):
     assert json.loads(json.dumps(again)) == found["noise"]
 
 
-class Adding(nn.Module):
+class Adding(Model):
     """Answers the sum of its modalities' first features, and trusts by how small each is."""
 
     def __init__(self, names=("a", "b")):

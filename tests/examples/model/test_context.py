@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ebmc_msa.data import Dataset, Split
 from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import SplitView, by_length, shuffled
-from ebmc_msa.evaluation.scores import by_condition, predict
+from ebmc_msa.evaluation.predict import predict
+from ebmc_msa.evaluation.scores import by_condition
 from ebmc_msa.experiments.stacking import fit_stacking
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.context import ContextEncoder, windows

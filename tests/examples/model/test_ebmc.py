@@ -10,7 +10,7 @@ from ebmc_msa.data import synthetic
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
 from ebmc_msa.data.split import SplitView
-from ebmc_msa.evaluation.predict import predict
+from ebmc_msa.evaluation.predict import answers, predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, TrustEnsemble
@@ -119,7 +119,7 @@ def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanc
 
 def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, split):
     batch, calls = split[2].rows(torch.arange(8)), []
-    handle = balanced.stage1.register_forward_hook(lambda *_: calls.append(1))
+    handle = balanced.stage1.copy.head.register_forward_hook(lambda *_: calls.append(1))
     kept = dict(balanced.mixtures)
     try:
         for used in (True, False):
@@ -134,6 +134,18 @@ def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, sp
     finally:
         balanced.mixtures = kept
         handle.remove()
+
+
+def test_the_student_is_not_evaluated_where_only_the_stage_1_model_counts(balanced, split, monkeypatch):
+    batch, kept = split[2].rows(torch.arange(8)), dict(balanced.mixtures)
+    balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.0, {STAGE1: 0.0}))
+    try:
+        with torch.no_grad():
+            expected = balanced(batch).outputs
+            monkeypatch.setattr(balanced.student, "answer", None)
+            torch.testing.assert_close(balanced.answer(batch), expected)
+    finally:
+        balanced.mixtures = kept
 
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
@@ -157,6 +169,23 @@ def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(name
         balanced.mixtures = kept
         for handle in handles:
             handle.remove()
+
+
+@pytest.mark.parametrize("settings", [{}, {"without": ("cce",)}, {"order": "balance-enhance"}], ids=str)
+def test_the_answer_of_both_stages_is_the_output_to_the_bit(settings, split):
+    spec, train_split, valid, _ = split
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(**settings)).eval()
+    batch = split[3].rows(torch.arange(32))
+    rows = torch.arange(32)
+    present = {name: rows % (i + 2) != 0 for i, name in enumerate(spec.dims)}  # row 0 has nothing
+    batch = batch.with_present(present)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(model.answer(batch), model(batch).outputs)
+            assert torch.equal(model.answer(batch), answers(model, replace(split[3], present=present)))
+        model.start_balancing(train_split, valid, {})
+        model.eval()
 
 
 def test_a_teacher_reads_only_the_rows_that_have_its_modality(balanced, split):
