@@ -233,6 +233,7 @@ SETTINGS = {  # those that are no option of train.py
     "beta": "weight of L_CCE",
     "gamma": "weight of L_EMC; at 0 its probes alone learn",
     "eta": "weight of L_IMTD",
+    "observe": "L_EMC weighs modalities by their energies on validation",
     "lambda_1": "weight of L_dis in L_MSD",
     "lambda_2": "weight of L_uni in L_MSD",
     "without": "components left out",
