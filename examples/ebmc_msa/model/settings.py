@@ -98,7 +98,7 @@ class Settings:
     impute_context: bool = option(
         False,
         "with --context: take a modality that an utterance lacks from the nearest one of its conversation",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
     )
     dim: int = 64
     dropout: float = 0.3

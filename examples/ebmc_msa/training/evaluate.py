@@ -68,13 +68,6 @@ def evaluate(run: Path, dataset: Dataset, device_name: str, predictions: Path | 
         save_predictions(predictions, rows)
 
 
-def context_of(model: Model, paths: list[Path]) -> dict[str, Any]:
-    """Which context the models of a run read, as `metrics.json` states it."""
-    control = any(path.stem.rpartition("-")[0].endswith(CONTROL) for path in paths)
-    imputed = {"imputed": True} if model.spec.impute != "none" else {}
-    return {**description(model.encoders), "control": control, **imputed}
-
-
 def check_finished(run: Path) -> None:
     final = run.with_name(run.name.removesuffix(".partial"))
     if final != run or (not run.exists() and run.with_name(f"{run.name}.partial").exists()):
@@ -86,6 +79,13 @@ def check_finished(run: Path) -> None:
             f"--evaluate: {run} is no folder, expected the folder of a run that train.py wrote; name one of those in "
             "--out."
         )
+
+
+def context_of(model: Model, paths: list[Path]) -> dict[str, Any]:
+    """Which context the models of a run read, as `metrics.json` states it."""
+    control = any(path.stem.rpartition("-")[0].endswith(CONTROL) for path in paths)
+    imputed = {"imputed": True} if model.spec.impute != "none" else {}
+    return {**description(model.encoders), "control": control, **imputed}
 
 
 def checkpoints(run: Path, dataset: Dataset) -> list[Path]:
