@@ -12,7 +12,7 @@ CSS = """
 --good:#00664b;--goodbg:#edf8f4;--bad:#b44d12;--badbg:#fdf3ec;--level:#52606d;--levelbg:#f0f3f7}
 @media(prefers-color-scheme:dark){:root{--page:#11161c;--card:#1a2129;--ink:#e4e9ef;--faint:#a3b1c0;--line:#323d49;
 --link:#7cc0ff;--good:#4ecba2;--goodbg:#15302a;--bad:#f2a06b;--badbg:#3a2418;--level:#a3b1c0;--levelbg:#232c36}
-img,.chip i{filter:invert(.89) hue-rotate(180deg)}}
+img,.chip i{filter:invert(.89) hue-rotate(180deg) brightness(1.3)}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:72rem;margin:0 auto;padding:1.5rem 1rem 4rem}
@@ -41,7 +41,7 @@ th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 .words td{text-align:left}.words td:last-child{white-space:normal;min-width:16rem}
 th.sort{cursor:pointer}th.sort:hover{color:var(--link)}[aria-sort]::after{content:" \\25be"}
 [aria-sort=ascending]::after{content:" \\25b4"}
-.range{color:var(--faint);font-size:.85em}td.good{color:var(--good)}td.bad{color:var(--bad)}
+.range{display:block;color:var(--faint);font-size:.85em}td.good{color:var(--good)}td.bad{color:var(--bad)}
 p.good,p.flag,p.level{border-left:4px solid var(--level);background:var(--levelbg);padding:.5rem .8rem;max-width:none}
 p.good{border-color:var(--good);background:var(--goodbg)}p.flag{border-color:var(--bad);background:var(--badbg)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:.8rem;margin:1rem 0}

@@ -8,10 +8,10 @@ from typing import Any
 
 from ebmc_msa.evaluation.bootstrap import Interval
 from ebmc_msa.evaluation.impaired import PARTS
-from ebmc_msa.evaluation.metrics import Metric
+from ebmc_msa.evaluation.metrics import METRICS, Metric, shown_in_figures
 from ebmc_msa.report import verdict
 from ebmc_msa.report.html import Card, Cell, bar, cards, details, p, table
-from ebmc_msa.report.run_view import Run, Scores, in_tables, protocol
+from ebmc_msa.report.run_view import Run, Scores, full_condition, in_tables, protocol
 
 HAS0 = "has0 counts zero as positive, over all utterances; non0 leaves utterances labelled zero out."
 PART_NAMES = {"full": "all present", "missing": "some missing", "corrupted": "one corrupted"}
@@ -34,8 +34,8 @@ def overview(run: Run) -> str:
     elif len(run.models) == 1:
         name = run.display(run.model)
         opening = p(
-            f"Only {name} was trained, so this page does not show whether it is better than anything: the same "
-            "command with --compare trains EBMC, concatenation and each modality alone, and gives a verdict.",
+            f"This run trained {name} and nothing beside it, so it does not show whether {name} is better than "
+            "anything: the same command with --compare trains EBMC, concatenation and each modality alone.",
             "level",
         )
     flags = [*run.constant(), verdict.unfinished(run.results, run.names)]
@@ -43,7 +43,7 @@ def overview(run: Run) -> str:
         opening
         + three_figures(run, differences)
         + "".join(p(text, "flag") for text in flags if text)
-        + p(f"{verdict.caution(run.results)} {HOW}" if differences else HOW, "quiet")
+        + p(" ".join([verdict.caution(run.results)] * bool(differences) + [HOW] * (len(run.modalities) > 1)), "quiet")
         + p(protocol(run.results), "quiet")
     )
 
@@ -52,16 +52,7 @@ def three_figures(run: Run, differences: Mapping[str, verdict.Difference]) -> st
     """What EBMC gains in each part, or without a comparison the scores themselves."""
     metric = verdict.metric_of(run.results)
     if not differences:
-        found = run.models[run.model].get("parts")
-        note = {
-            "full": "on the test split",
-            "missing": "mean over what may be missing",
-            "corrupted": "mean of three kinds",
-        }
-        return cards(
-            Card(f"{metric.arrowed}, {PART_NAMES[part]}", metric.cell(found[part]), note[part])
-            for part in (PARTS if found and len(run.modalities) > 1 else PARTS[:1] if found else ())
-        )
+        return cards(plain_figures(run))
     limit = 1.15 * max(abs(end) for d in differences.values() for end in (d.interval.low, d.interval.high)) or 1.0
     colour = {"better": "good", "worse": "bad", "level": "level"}
     return cards(
@@ -74,6 +65,24 @@ def three_figures(run: Run, differences: Mapping[str, verdict.Difference]) -> st
         )
         for d in differences.values()
     )
+
+
+def plain_figures(run: Run) -> list[Card]:
+    """The scores in each part; of a single modality two metrics and the selected epoch."""
+    metric, found = verdict.metric_of(run.results), run.models[run.model]
+    if len(run.modalities) > 1 and found.get("parts"):
+        notes = {
+            "full": "on the test split",
+            "missing": "mean over what may be missing",
+            "corrupted": "mean of three kinds",
+        }
+        return [Card(f"{metric.arrowed}, {PART_NAMES[p]}", metric.cell(found["parts"][p]), notes[p]) for p in PARTS]
+    scores = run.test[full_condition(run.test)]
+    shown = [METRICS[key] for key in shown_in_figures(run.results["kind"], scores)]
+    values = [scores[key] for key in shown_in_figures(run.results["kind"], scores)]
+    own = [Card(m.arrowed, m.cell(value), "on the test split") for m, value in zip(shown, values, strict=True)]
+    epochs = ", ".join(str(sum(stages.values())) for stages in found["selection"]["epochs"].values())
+    return [*own, Card("Epochs up to the best", epochs, "chosen on validation")]
 
 
 def models(run: Run) -> str:

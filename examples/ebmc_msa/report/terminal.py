@@ -30,10 +30,14 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
 
 
 def print_verdict(results: Mapping[str, Any], console: Console) -> None:
+    """The two sentences, or how to get them; and before them whether training ended too early."""
     names = Run.of(results).names
-    for sentence in filter(None, [verdict.unfinished(results, names)]):
-        console.print(sentence, markup=False, highlight=False)
-    for sentence in verdict.sentences(results, names):
+    notes, words = [verdict.unfinished(results, names)], verdict.sentences(results, names)
+    if list(names) == ["ebmc"]:
+        notes.append("Whether that is better than the plain models: the same command with --compare.")
+    for note in filter(None, notes):
+        console.print(note, markup=False, highlight=False)
+    for sentence in words:
         console.print(Text(sentence, "bold"))
 
 

@@ -103,8 +103,9 @@ def sentences(results: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
 
 def figures(difference: Difference, metric: Metric) -> str:
     """`MAE 0.612 against 0.655, gain +0.043 [+0.020, +0.066]`."""
-    ours, theirs = metric.text(difference.ours), metric.text(difference.theirs)
-    return f"{metric.label} {ours} against {theirs}, gain {gain(difference.interval, metric)}"
+    unit = " %" if metric.percent else ""
+    ours, theirs = (metric.text(value) + unit for value in (difference.ours, difference.theirs))
+    return f"{metric.name} {ours} against {theirs}, gain {gain(difference.interval, metric)}"
 
 
 def gain(found: Interval, metric: Metric) -> str:

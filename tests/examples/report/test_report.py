@@ -137,7 +137,7 @@ def test_single_modality_model(sentiment, tmp_path):
     report.write_report(tmp_path / "report.html", *sentiment.part(["text"]))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.ids == ["verdict", "models", "features", "losses", "cost", "run"]
-    assert "Only text alone was trained" in page.text
+    assert "This run trained text alone and nothing beside it" in page.text
 
 
 def test_weights_of_emc_are_drawn_where_there_are_any(sentiment):
