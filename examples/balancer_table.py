@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebmc_msa.experiments.bootstrap import Interval, interval
+from ebmc_msa.evaluation.bootstrap import Interval, interval
 
 Cell = tuple[str, str, str]  # data, condition, optimizer
 

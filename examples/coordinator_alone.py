@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from ebmc_msa.experiments.bootstrap import interval
+from ebmc_msa.evaluation.bootstrap import interval
 from modbalance import EnergyCoordinator
 
 PAIRS = ("fou+fac", "mor+pix", "zer+kar")  # a weak view, then a strong one

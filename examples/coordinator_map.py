@@ -26,7 +26,7 @@ from torch.nn.functional import one_hot
 
 from coordinator_cases import CONFIRMATION, OBSERVED, SCORED, TUNING, Case, SplitData, cases, split_data
 from ebmc_msa.data import DataError
-from ebmc_msa.experiments.bootstrap import interval
+from ebmc_msa.evaluation.bootstrap import interval
 from modbalance.functional import GateState, gate_weights
 
 WIDTH, BATCH = 64, 64

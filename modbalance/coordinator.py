@@ -49,6 +49,19 @@ __all__ = ["EnergyCoordinator"]
 
 @no_tensor
 class CoordinatorOutput(NamedTuple):
+    """Result of `EnergyCoordinator`.
+
+    Attributes:
+        loss: the sum of the weighted terms, a scalar; add it to the task loss.
+        gap: difference of the energies of the modalities, a scalar.
+        penalty: squared norm of the gradient of the energy, a scalar.
+        descent: mean energy, summed over modalities, a scalar.
+        fit: loss of the probes on detached features, a scalar; 0 with heads of your own.
+        energy: by modality, `(B,)`, detached.
+        features: by modality, `(B, D_m)`, as they came, after the label-free descent if `step` > 0.
+        weight: by modality, a scalar in [0, 1], set by `observe`; 1 before it.
+    """
+
     loss: Tensor
     gap: Tensor
     penalty: Tensor

@@ -29,6 +29,18 @@ __all__ = ["SemanticDecoupler"]
 
 @no_tensor
 class DecouplerOutput(NamedTuple):
+    """Result of `SemanticDecoupler`; tensors by modality are zero where it is absent.
+
+    Attributes:
+        loss: the weighted sum of the terms, a scalar; add it to the task loss.
+        alignment: InfoNCE of the shared parts, a scalar.
+        redundancy: similarity of the private parts of different modalities, a scalar.
+        preservation: task loss of the predictions from the private parts, a scalar; 0 without a target.
+        shared: by modality, `(B, dim)`.
+        private: by modality, `(B, dim)`.
+        predictions: from the private part, by modality, `(B, width)`.
+    """
+
     loss: Tensor
     alignment: Tensor
     redundancy: Tensor

@@ -24,6 +24,13 @@ T = TypeVar("T")
 
 @no_tensor
 class DistillerOutput(NamedTuple):
+    """Result of `TrustDistiller`.
+
+    Attributes:
+        loss: trust-weighted divergence between student and teachers, a scalar; add it to the task loss.
+        weights: trust by modality, `(B,)`, 0 where absent, else summing to 1 over the modalities.
+    """
+
     loss: Tensor
     weights: dict[str, Tensor]
 

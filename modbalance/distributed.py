@@ -27,7 +27,7 @@ from modbalance.presence import MaskedSum, absent_like, masked_sum, upcast
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["gather", "mean"]
+__all__ = ["gather", "mean", "most_rows"]
 
 Sync: TypeAlias = "bool | ProcessGroup"
 
@@ -105,7 +105,21 @@ def gather(x: Tensor, rows: int, *, sync: Sync = True) -> Tensor:
 
 
 def most_rows(x: Tensor, *, sync: Sync = True) -> int:
-    """The largest `len(x)` of all processes. Waits for the device; the size of a batch known beforehand does not."""
+    """The largest `len(x)` of all processes, for `gather`.
+
+    Waits for the device; a batch size that is known beforehand, passed to `gather`, does not.
+
+    Args:
+        x: `(B, ...)`; B may differ between processes.
+        sync: as in `mean`.
+
+    Returns:
+        An int, the same on every process.
+
+    Examples:
+        >>> most_rows(torch.ones(2, 1))
+        2
+    """
     group = processes(sync)
     if group is None:
         return len(x)

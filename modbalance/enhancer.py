@@ -39,6 +39,16 @@ __all__ = ["ComplementaryEnhancer"]
 
 @no_tensor
 class EnhancerOutput(NamedTuple):
+    """Result of `ComplementaryEnhancer`.
+
+    Attributes:
+        loss: the weighted sum of the terms, a scalar; add it to the task loss.
+        reconstruction: squared error of the rebuilt features, a scalar.
+        task: task loss of the predictions from rebuilt features, a scalar; 0 without `predict` and a target.
+        features: rebuilt, by modality, `(B, D_m)`.
+        imputed: by modality, bool `(B,)`: absent, and rebuilt from the others.
+    """
+
     loss: Tensor
     reconstruction: Tensor
     task: Tensor

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Task = Literal["classification", "multilabel", "regression", "gaussian"]
+"""Class indices or probabilities; 0 or 1 for each label; numbers; numbers with a predicted variance."""
 
 LOG_VARIANCE_LIMIT = 10.0
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import inspect
 import itertools
 import re
 import runpy
@@ -14,9 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import modbalance
-from modbalance import balancers, diagnostics
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {"trainers.md": ("lightning", "transformers", "accelerate")}
@@ -24,7 +22,10 @@ SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PIPELINE = pytest.param(ROOT / "examples/ebmc_msa/README.md", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", [*PAGES, PIPELINE], ids=lambda page: page.parent.name + "/" + page.name)
 def test_code_runs(page, capsys, tmp_path, monkeypatch):
     missing = [name for name in NEEDS.get(page.name, ()) if importlib.util.find_spec(name) is None]
     if missing:
@@ -62,6 +63,20 @@ def test_commands_exist(page):
                 assert set(extras.split(",")) <= set(known)
 
 
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "examples/ebmc_msa/README.md", *ROOT.glob(".github/*.md")],
+    ids=lambda page: page.parent.name + "/" + page.name,
+)
+def test_paths_resolve(page):
+    """Links, and names in backquotes that have a folder; those of the docs are mkdocs' to check."""
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]*)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    named = re.findall(r"`((?:docs|examples|tests|modbalance|\.ci)/[\w./-]*)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @cache
 def options_of(*command):
     """Those of its --help, and those that the script names itself, should it need what is not here."""
@@ -79,23 +94,43 @@ def test_readme_runs_code_within_twenty_lines():
     assert "```python" in "".join((ROOT / "README.md").read_text().splitlines()[:20])
 
 
-@pytest.mark.parametrize(
-    "module",
-    [modbalance, balancers, modbalance.functional, modbalance.kernels, diagnostics],
-    ids=lambda m: m.__name__,
-)
-def test_api_page_names_everything_public(module):
+PUBLIC = "balancers balancers.formulas diagnostics distributed dropout functional kernels presence tasks tokens"
+
+
+@pytest.mark.parametrize("name", ["", *PUBLIC.split(), "integrations.lightning", "integrations.transformers"])
+def test_api_page_names_everything_public(name):
+    if name.startswith("integrations."):
+        pytest.importorskip(name.partition(".")[2])
+    module = importlib.import_module(f"modbalance.{name}".rstrip("."))
+    names = [x for x in module.__all__ if not inspect.ismodule(getattr(module, x))]
+    results = {inspect.signature(f).return_annotation for f in public_calls(module)}
+    names += [x for x in results if isinstance(x, str) and re.fullmatch(r"[A-Z]\w*(Output|Penalty|Test|Estimate)", x)]
+    assert [x for x in names if not on_the_api_page(x, name)] == []
+
+
+def public_calls(module):
+    """Its functions, and the forward of its classes."""
+    values = [getattr(module, name) for name in module.__all__]
+    for value in values:
+        if inspect.isfunction(value):
+            yield value
+        elif inspect.isclass(value) and "forward" in vars(value):
+            yield value.forward
+
+
+def on_the_api_page(name, module):
+    """With an entry of its own, or as a member of its module's."""
     page = (ROOT / "docs/api.md").read_text()
-    public = [getattr(module, name) for name in module.__all__]
-    names = [
-        x.__name__ for x in public if callable(x) and hasattr(x, "__doc__") and x.__module__.startswith("modbalance")
-    ]
-    missing = [
-        name
-        for name in names
-        if not re.search(rf"^::: modbalance\S*\.{name}$|members:.*\b{name}\b", page, re.MULTILINE)
-    ]
-    assert not missing
+    own = rf"^::: modbalance\.\S*\b{name}$"
+    if module.startswith("integrations"):
+        own = rf"^::: modbalance\.{module}\.{name}$"
+    return re.search(rf"{own}|members:.*\b{name}\b", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["CoordinatorOutput", "Task", "Backend", "most_rows", "EnergyPenalty"])
+def test_the_api_page_is_searched_for(name):
+    assert on_the_api_page(name, "")
+    assert not on_the_api_page(name[:-1], "")
 
 
 def test_the_plots_of_the_method_are_drawn_by_their_script(tmp_path):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # holds the package ebmc_msa, which is not installed
 
+from ebmc_msa.data.parser import Parser
 from ebmc_msa.experiments import cost, throughput
 
 BENCHMARKS = {"cost": cost.main, "data": throughput.main}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="its own; --help lists them")
     args = parser.parse_args()

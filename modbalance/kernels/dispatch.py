@@ -15,6 +15,7 @@ from modbalance.placement import autocasts, check_placement, without_autocast
 from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, check_task, labelled, output_width
 
 Backend = Literal["auto", "triton", "analytic", "reference"]
+"""Fused GPU kernel; closed form; automatic differentiation, for any head; `auto` takes the first that can run."""
 BACKENDS = {"analytic": analytic.energy_penalty, "reference": reference.linear_energy_penalty}
 
 

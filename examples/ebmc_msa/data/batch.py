@@ -111,7 +111,8 @@ class Spec:
                 "training; pass the data it was made for."
             )
         if self.context != "none":
-            check_conversations(where, dataset, speakers=self.speakers)
+            otherwise = "evaluate a run that was trained with --context none"
+            check_conversations(where, dataset, speakers=self.speakers, otherwise=otherwise)
         shared = [name for name in self.dims if name in dataset.dims]
         if not shared:
             raise DataError(

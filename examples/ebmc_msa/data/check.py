@@ -60,8 +60,10 @@ def check_class_weight(who: str, dataset: Dataset, weight: str) -> None:
         raise DataError(f"{who}: {weight} on {dataset.kind} labels, expected classes; leave it out.")
 
 
-def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -> None:
-    """Whether a context can be read.
+def check_conversations(
+    who: str, dataset: Dataset, *, speakers: bool = False, otherwise: str = "pass --context none"
+) -> None:
+    """Whether a context can be read; an error ends with the remedy `otherwise`.
 
     Raises:
         DataError: the data do not tell conversations, their order, or with `speakers` who speaks; or a conversation
@@ -73,7 +75,7 @@ def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -
             raise DataError(
                 f"{who}: {dataset.name} does not tell which utterances form a conversation and in which order, "
                 "expected the fields conversation and order (a group is only what is never split); add them to the "
-                ".npz, or pass --context none."
+                f".npz, or {otherwise}."
             )
         if speakers and split.conversation.speaker is None:
             raise DataError(
@@ -83,7 +85,7 @@ def check_conversations(who: str, dataset: Dataset, *, speakers: bool = False) -
             if seen.setdefault(conversation, name) != name:
                 raise DataError(
                     f"{who}: the conversation of {split.id[row]} lies in {seen[conversation]} and in {name}, "
-                    "expected whole conversations in each split; move them, or pass --context none."
+                    f"expected whole conversations in each split; move them, or {otherwise}."
                 )
 
 

@@ -9,20 +9,26 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, **options: Any) -> None:
+    """`raises`: the exception that replaces the end of the program, for options given in Python."""
+
+    def __init__(self, raises: type[Exception] | None = None, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self.raises = raises
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (.*)", message)
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if unknown:
             given = next((word for word in unknown[1].split() if word.startswith("-")), unknown[1].split()[0])
-            message = f"unknown option {given}{_meant(given.partition('=')[0], self._option_string_actions)}"
+            message = f"unknown option {given}{near(given.partition('=')[0], self._option_string_actions)}"
         elif choice:
-            message += _meant(choice[1], [word.strip(" '") for word in choice[2].split(",")])
+            message += near(choice[1], [word.strip(" '") for word in choice[2].split(",")])
+        if self.raises is not None:
+            raise self.raises(message)
         self.exit(2, f"error: {message}\n{self.prog} --help lists all options.\n")
 
 
-def _meant(given: str, known: object) -> str:
-    near = get_close_matches(given, list(known), 1)  # type: ignore[call-overload]
-    return f"; did you mean {near[0]}?" if near else ""
+def near(given: str, known: object) -> str:
+    """The end of a message about a name that is not known."""
+    found = get_close_matches(given, list(known), 1)  # type: ignore[call-overload]
+    return f"; did you mean {found[0]}?" if found else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 # Steps this small gain nothing from more threads. Set before torch starts them, and inherited by the processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ebmc_msa.data import DataError, Dataset
+from ebmc_msa.data import DataError, Dataset, config
 from ebmc_msa.data.check import check_class_weight, context_of
 from ebmc_msa.data.exit_status import exit_status
 from ebmc_msa.data.options import add_label_options, label_options
@@ -35,10 +35,11 @@ SEEDS = (1111, 1112, 1113, 1114, 1115)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    config.add_config_options(parser.add_argument_group("options from a file"))
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="PATH", type=Path, help="as for train.py; the synthetic set without it")
-    data.add_argument("--imbalance", type=float, default=0.8, metavar="I", help="of the synthetic set (%(default)s)")
+    data.add_argument("--imbalance", type=float, metavar="I", help="as for train.py")
     data.add_argument("--split-seed", type=int, default=0, metavar="N", help="as for train.py (%(default)s)")
     add_label_options(data)
     data.add_argument("--modalities", nargs="+", default=[], metavar="NAME", help="only these")
@@ -51,8 +52,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--methods", nargs="+", default=[], metavar="METHOD",
         help=f'all (the default), or some of {", ".join(NAMES)}; variants in quotes: "ebmc -emc", "ebmc eta=0.2"',
     )  # fmt: skip
-    what.add_argument("--ablation", action="store_true", help="EBMC, and EBMC without each of its components")
-    what.add_argument("--orders", action="store_true", help="EBMC with its stages in each order")
+    switch = argparse.BooleanOptionalAction
+    what.add_argument(
+        "--ablation", action=switch, default=False, help="EBMC, and EBMC without each of its components"
+    )
+    what.add_argument("--orders", action=switch, default=False, help="EBMC with its stages in each order")
     what.add_argument(
         "--sweep", nargs="+", default=[], metavar="KEY VALUE",
         help="EBMC with each value of a setting, on validation: --sweep eta 0.03 0.1 0.3",
@@ -61,18 +65,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument(
         "--context", choices=("auto", *CONTEXTS), default="auto", metavar="NAME", help="as for train.py (%(default)s)"
     )
-    what.add_argument("--causal", action="store_true", help="as for train.py")
+    what.add_argument("--causal", action=switch, default=False, help="as for train.py")
     what.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED", help="(1111 … 1115)")
     what.add_argument(
-        "--noise", action="store_true",
+        "--noise", action=switch, default=False,
         help="also corrupt one modality in half of the test samples, as train.py --missing noise does",
     )  # fmt: skip
-    what.add_argument("--valid", action="store_true", help="validation only: the test split is not opened")
+    what.add_argument("--valid", action=switch, default=False, help="validation only: the test split is not opened")
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="what it holds already is not run again")
-    out.add_argument("--again", action="store_true", help="run --methods again, whatever is there")
+    out.add_argument("--again", action=switch, default=False, help="run --methods again, whatever is there")
     out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
-    return parser.parse_args(argv)
+    args = config.parse_args(parser, argv)
+    if args.dump_config is not None:
+        config.write(parser, args.dump_config, config.dump(parser, vars(args)))
+        parser.exit()
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,3 +171,6 @@ def _noise(text: str) -> tuple[str, float]:
     if not name or not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}, expected NAME=SIZE, such as text=1.0")
     return name, value
+
+
+_noise.by_name = True  # a table in a file of options

@@ -19,7 +19,7 @@ class Source(NamedTuple):
     """Small enough to hand to a process."""
 
     path: Path | None  # None: the synthetic set
-    imbalance: float = 0.8
+    imbalance: float | None = None
     split_seed: int = 0
     modalities: tuple[str, ...] = ()  # none: all
     noisy: tuple[tuple[str, float], ...] = ()  # modality and size, in standard deviations of each column

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ebmc_msa.data.files import read_tensors, write_text
+from ebmc_msa.evaluation.bootstrap import Interval, interval
 from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric, mean_and_std
 from ebmc_msa.experiments.baselines import BALANCERS, CONTROLS
-from ebmc_msa.experiments.bootstrap import Interval, interval
 from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.trust import trust_summary, trust_table
 from ebmc_msa.report import internals

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from itertools import count, cycle
 from typing import Any, NamedTuple
@@ -90,6 +91,19 @@ def model_styles(models: Sequence[str], modalities: Sequence[str]) -> dict[str, 
     return {name: {"ebmc": Style()}.get(name) or own.get(name) or others[name] for name in models}
 
 
+_seen: list[Callable[[str, Any], None]] = []
+
+
+@contextmanager
+def each_figure(see: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `see` with the name and the Figure of all that is drawn inside the context."""
+    _seen.append(see)
+    try:
+        yield
+    finally:
+        _seen.remove(see)
+
+
 def drawing(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Run `draw` under the report's look and turn the Figure it returns into SVG text, or into a PNG's bytes."""
 
@@ -103,7 +117,10 @@ def drawing(draw: Callable[..., Any]) -> Callable[..., Any]:
                 draw(*args, **kwargs).savefig(file, format="png", dpi=120, metadata={"Software": None})
                 return file.getvalue()
         with matplotlib.rc_context(RC | small), io.StringIO() as file:
-            draw(*args, **kwargs).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            figure = draw(*args, **kwargs)
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            for see in _seen:
+                see(draw.__name__, figure)
             return file.getvalue()
 
     return drawn

@@ -29,6 +29,8 @@ class Record:
     cost: dict[str, dict[str, float]]  # seconds, epochs and step_ms by stage
     parameters: dict[str, int]  # student, teachers, encoders
     rows: list[dict[str, Any]]  # of the predictions file
+    samples: dict[str, list[float]]  # score of each test utterance: full, missing, corrupted
+    valid: dict[str, float]  # mean of these scores on validation
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

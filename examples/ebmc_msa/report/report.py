@@ -10,9 +10,9 @@ from ebmc_msa.data.files import write_text
 from ebmc_msa.report import html, plots, sections
 from ebmc_msa.report.record import Record
 from ebmc_msa.report.run_view import Run
-from ebmc_msa.report.terminal import print_table
+from ebmc_msa.report.terminal import print_table, print_verdict
 
-__all__ = ["print_table", "write_report"]
+__all__ = ["print_table", "print_verdict", "write_report"]
 
 SECTIONS = {
     "results": ("Test results", sections.results),

@@ -40,10 +40,17 @@ class Run(NamedTuple):
     def display(self, model: str) -> str:
         if model.endswith(CONTROL):
             return f"{self.display(model.removesuffix(CONTROL))}, shuffled"
+        if model == "concat":
+            return "concatenation"
         if model != "ebmc":
             return f"{model} alone" if model in self.modalities else model
         without = self.results.get("settings", {}).get("without")
         return f"EBMC (without {', '.join(without)})" if without else "EBMC"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of the models, for people."""
+        return {name: self.display(name) for name in self.models}
 
     def whole(self) -> dict[str, Scores]:
         """The scores of each model with all of its modalities there, by its name for people."""

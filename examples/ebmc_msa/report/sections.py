@@ -55,8 +55,8 @@ def verdict(run: Run) -> str:
     own = scores.pop(name)
     scores = {n: s for n, s in scores.items() if not n.endswith(", shuffled")}
     groups = {
-        "the best single modality": {n: s for n, s in scores.items() if n != "concat"},
-        "plain concatenation": {n: s for n, s in scores.items() if n == "concat"},
+        "the best single modality": {n: s for n, s in scores.items() if n != "concatenation"},
+        "plain concatenation": {n: s for n, s in scores.items() if n == "concatenation"},
     }
     sentences = []
     for title, rivals in groups.items():

@@ -1,8 +1,8 @@
-"""The terminal's tables: the models of a run, and one model with modalities missing."""
+"""The terminal's tables: the models of a run, and one model with modalities missing; and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,14 +10,56 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ebmc_msa.evaluation.impaired import PARTS
 from ebmc_msa.evaluation.metrics import Metric
+from ebmc_msa.report import verdict
 from ebmc_msa.report.run_view import Run, Scores, in_tables, protocol
+
+Bold = Collection[tuple[int, int]]  # row and column, from 0
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
-    """One table of the test metrics; with several models, a second one of EBMC's missing conditions."""
+    """The test metrics: of one model by which modalities are present, or of several models beside each other."""
     run = Run.of(results)
-    tables = {}
+    if verdict.differences(results):
+        _print_compared(run, console)
+    else:
+        _print_all(run, console)
+    for sentence in run.constant():
+        console.print(f"Note: {sentence}", markup=False, highlight=False)
+
+
+def print_verdict(results: Mapping[str, Any], console: Console) -> None:
+    names = Run.of(results).names
+    for sentence in filter(None, [verdict.unfinished(results, names)]):
+        console.print(sentence, markup=False, highlight=False)
+    for sentence in verdict.sentences(results, names):
+        console.print(Text(sentence, "bold"))
+
+
+def _print_compared(run: Run, console: Console) -> None:
+    """All present, something missing, one corrupted, each with what EBMC gains; a star: the interval lacks 0."""
+    metric, ebmc = verdict.metric_of(run.results), run.display("ebmc")
+    rows, bold = [], set()
+    for part in PARTS:
+        top = metric.best(found["parts"][part]["mean"] for found in run.models.values())
+        at = 1 + 2 * PARTS.index(part)
+        bold |= {(i, at) for i, x in enumerate(run.models.values()) if x["parts"][part]["mean"] == top}
+    for name, found in run.models.items():
+        row = [run.display(name)]
+        for part in PARTS:
+            entry = found["parts"][part]
+            mean, low, high = entry.get("difference", (0.0, 0.0, 0.0))
+            star = "*" if low > 0 or high < 0 else " "
+            row += [metric.cell(entry), verdict.signed(mean, metric) + star if "difference" in entry else ""]
+        rows.append(row)
+    heads = ["all present", "gain", "some missing", "gain", "one corrupted", "gain"]
+    caption = f"gain: of {ebmc} over that model; *: its 95 % interval does not hold 0. {protocol(run.results)}"
+    _print(console, f"{metric.arrowed} on {run.results['dataset']}", ["model", *heads], rows, caption, bold)
+
+
+def _print_all(run: Run, console: Console) -> None:
+    results, tables = run.results, {}
     if len(run.models) > 1:
         tables[f"Models on {results['dataset']}"] = "model", run.whole()
     if len(run.models) == 1 or len(run.test) > 1:
@@ -26,39 +68,45 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     for title, (corner, rows) in tables.items():
         for part, metrics in in_tables(results["kind"], next(iter(rows.values()))).items():
             whole = f"{title}, {part}" if part else title
-            _print(console, whole, corner, rows, metrics, protocol(results), mark=corner == "model")
-    for sentence in run.constant():
-        console.print(f"Note: {sentence}", markup=False, highlight=False)
+            bold = best_of_each(rows, metrics) if corner == "model" else ()
+            lines = [
+                [name, *(metric.cell(row[key]) for key, metric in metrics.items())] for name, row in rows.items()
+            ]
+            heads = [corner, *(metric.arrowed.replace(" (%)", "") for metric in metrics.values())]
+            _print(console, whole, heads, lines, protocol(results), bold)
+
+
+def best_of_each(rows: Mapping[str, Scores], metrics: Mapping[str, Metric]) -> Bold:
+    """Where the best of each metric's column stands; the first column holds the names."""
+    tops = {key: metric.best(row[key]["mean"] for row in rows.values()) for key, metric in metrics.items()}
+    return {
+        (i, j)
+        for i, row in enumerate(rows.values())
+        for j, (key, top) in enumerate(tops.items(), 1)
+        if row[key]["mean"] == top
+    }
 
 
 def _print(
-    console: Console,
-    title: str,
-    corner: str,
-    rows: Mapping[str, Scores],
-    metrics: Mapping[str, Metric],
-    caption: str,
-    *,
-    mark: bool,
+    console: Console, title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], caption: str, bold: Bold
 ) -> None:
-    """`mark` sets the best of each column in bold."""
-    heads = [metric.arrowed.replace(" (%)", "") for metric in metrics.values()]
-    lines = [[metric.cell(row[key]) for key, metric in metrics.items()] for row in rows.values()]
-    width = max(map(len, [corner, *rows])) + 2
-    width += sum(max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True))
-    if width > console.width:  # two lines to a cell rather than cut figures
+    """A table whose first column holds names; two lines to a cell rather than cut figures."""
+    width = sum(max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True))
+    if width > console.width:
         heads, *lines = (
-            [text.replace("\u00a0", " ").replace(" ", "\n") for text in line] for line in (heads, *lines)
+            [row[0], *(text.replace("\u00a0", " ").replace(" ", "\n") for text in row[1:])] for row in (heads, *lines)
         )
-    tops = [metric.best(row[key]["mean"] for row in rows.values()) for key, metric in metrics.items()]
-
     table = Table(
-        title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+        title=Text(title),
+        caption=Text(caption),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
     )
-    table.add_column(corner, no_wrap=True)
-    for head in heads:
+    table.add_column(heads[0], no_wrap=True)
+    for head in heads[1:]:
         table.add_column(Text(head), justify="right")
-    for (name, row), line in zip(rows.items(), lines, strict=True):
-        bold = [mark and row[key]["mean"] == top for key, top in zip(metrics, tops, strict=True)]
-        table.add_row(Text(name), *(Text(text, "bold" if b else "") for text, b in zip(line, bold, strict=True)))
+    for i, row in enumerate(lines):
+        table.add_row(*(Text(text, "bold" if (i, j) in bold else "") for j, text in enumerate(row)))
     console.print(table)

@@ -32,6 +32,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def described(device: torch.device) -> str:
+    """`cpu`, or `cuda (NVIDIA H100)`."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
 def writable(path: Path) -> None:
     if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise DataError(

@@ -75,13 +75,26 @@ def context_of(model: Model, paths: list[Path]) -> dict[str, Any]:
     return {**description(model.encoders), "control": control, **imputed}
 
 
+def check_finished(run: Path) -> None:
+    final = run.with_name(run.name.removesuffix(".partial"))
+    if final != run or (not run.exists() and run.with_name(f"{run.name}.partial").exists()):
+        raise DataError(
+            f"--evaluate: {run} is unfinished, expected a run that has ended; finish it with --resume {final}."
+        )
+    if not run.is_dir():
+        raise DataError(
+            f"--evaluate: {run} is no folder, expected the folder of a run that train.py wrote; name one of those in "
+            "--out."
+        )
+
+
 def checkpoints(run: Path, dataset: Dataset) -> list[Path]:
     """The checkpoints of a run, EBMC first, single modalities in the order of the data."""
-    paths = sorted(run.glob("*.pt")) if run.is_dir() else []
+    paths = sorted(run.glob("*.pt"))
     if not paths:
         raise DataError(
-            f"--evaluate: {run} {'holds no checkpoint' if run.is_dir() else 'is no folder'}, expected the folder of "
-            "a run that train.py wrote; name one of those in --out."
+            f"--evaluate: {run} holds no checkpoint, expected the folder of a run that train.py wrote; name one of "
+            "those in --out."
         )
     order = {name: i for i, name in enumerate(["ebmc", "concat", *dataset.modalities])}
     paths.sort(key=lambda path: order.get(path.stem.rpartition("-")[0], len(order)))

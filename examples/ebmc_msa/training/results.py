@@ -21,15 +21,22 @@ from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_predictions, label_targets, label_variance
 from ebmc_msa.model.prediction import Model, Prediction, spec_of
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report import verdict
 from ebmc_msa.report.record import ByCondition, Record
-from ebmc_msa.report.run_view import CONTROL
+from ebmc_msa.report.run_view import CONTROL, Run
 from ebmc_msa.training.console import console
 
 T = TypeVar("T")
 
 
 def summary(
-    dataset: Dataset, records: Sequence[Record], seeds: list[int], settings: Settings, command: str, compare: bool
+    dataset: Dataset,
+    records: Sequence[Record],
+    seeds: list[int],
+    settings: Settings,
+    command: str,
+    compare: bool,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     selection = {"split": "valid", "metric": KINDS[dataset.kind].selects}
@@ -42,15 +49,27 @@ def summary(
     }
     head = {"dataset": dataset.name, "kind": dataset.kind, "task": Spec.of(dataset).task, "context": context}
     versions = {"modbalance": modbalance.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    tail = {"versions": versions, "settings": settings.as_dict(), "note": dataset.note, "command": command}
+    parts = verdict.parts(records, dataset.kind)
+    tail = {
+        "versions": versions,
+        "device": device,
+        "settings": settings.as_dict(),
+        "note": dataset.note,
+        "command": command,
+    }
     by_model = {}
     for name, group in grouped((record.model, record) for record in records).items():
         by_model[name] = {
             **head,
             "model": name,
             "seeds": seeds,
-            "selection": {**selection, "epochs": {str(record.seed): record.epochs for record in group}},
+            "selection": {
+                **selection,
+                "epochs": {str(record.seed): record.epochs for record in group},
+                "last_is_best": any(last_is_best(record) for record in group),
+            },
             "test": spread([record.test for record in group]),
+            "parts": parts[name],
             "contribution": {
                 when: _means([record.contribution[when] for record in group]) for when in ("before", "after")
             },
@@ -61,7 +80,17 @@ def summary(
     if not compare:
         (alone,) = by_model.values()
         return alone
-    return {**head, "seeds": seeds, "selection": selection, "models": by_model, **tail}
+    found = {**head, "seeds": seeds, "selection": selection, "models": by_model, **tail}
+    if "ebmc" not in by_model:
+        return found
+    words = verdict.sentences(found, Run.of(found).names)
+    return {"verdict": words, **found, "test": by_model["ebmc"]["test"]}
+
+
+def last_is_best(record: Record) -> bool:
+    """Whether its last stage ended for want of epochs, still improving."""
+    stage, epoch = list(record.epochs.items())[-1]
+    return 0 < epoch == record.cost[stage]["epochs"]
 
 
 def grouped(entries: Iterable[tuple[str, T]]) -> dict[str, list[T]]:

@@ -1,7 +1,7 @@
 """A run's folder until the run is complete: NAME.partial, renamed to NAME at the end, resumable in between.
 
 NAME.partial/MODEL-SEED.pt           checkpoints of what is trained
-NAME.partial/state/run.json          the command, its folder, and the fingerprint of the data
+NAME.partial/state/run.json          the options, the folder they were given in, and the fingerprint of the data
 NAME.partial/state/MODEL-SEED.json   the record of a model that is trained and tested
 NAME.partial/state/MODEL-SEED.pt     the state of the training of the next one
 """
@@ -24,14 +24,14 @@ from ebmc_msa.data import DataError
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.training.distributed import count, rank, unless_another_ends
 
-VERSION = 2  # of what NAME.partial/state holds
+VERSION = 3  # of what NAME.partial/state holds
 SHARE = 0.03  # of the time, at most, goes into saving
 
 
 @dataclass(frozen=True)
 class PartialRun:
     final: Path
-    metadata: dict[str, Any]  # argv, cwd, command, data
+    metadata: dict[str, Any]  # cwd, command, config, data
     resumed: bool = False
 
     @property

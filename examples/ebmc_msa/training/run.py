@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +21,19 @@ from ebmc_msa.data.files import write_text
 from ebmc_msa.data.fingerprint import fingerprint
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.tokens import describe, tokenised
+from ebmc_msa.evaluation.impaired import Impaired, scores_by_part
 from ebmc_msa.evaluation.metrics import KINDS
 from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import by_condition, contribution
 from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.record import Record
-from ebmc_msa.report.report import print_table, write_report
+from ebmc_msa.report.report import print_table, print_verdict, write_report
 from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
-from ebmc_msa.training.console import bars, console, introduce, pick_device, writable
+from ebmc_msa.training.console import bars, console, described, introduce, pick_device, writable
 from ebmc_msa.training.distributed import barrier, broadcast_from_rank0, rank
+from ebmc_msa.training.log import Log, open_log
 from ebmc_msa.training.results import errors, parameters, prediction_rows, save_predictions, summary
 from ebmc_msa.training.resume import PartialRun, begin, finalized
 from ebmc_msa.training.stages import train as train_model
@@ -41,8 +45,8 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 def train(
     dataset: Dataset, args: argparse.Namespace, settings: Settings, command: dict[str, Any], run: PartialRun | None
-) -> None:
-    """Train, or go on with a `run` that was interrupted; `command` is what that is resumed by."""
+) -> Path:
+    """Train, or go on with a `run` that was interrupted, for which `command` is kept; the folder of the run."""
     if settings.finetune_text is not None:
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
     names = models(dataset, args.model, args.compare, settings.context != "none")
@@ -59,24 +63,34 @@ def train(
             f"--resume: {args.data or 'the synthetic set'} is not what {run.final} began with, expected the same "
             "data; put them back, or start another run."
         )
-    with finalized(run):
+    with finalized(run), open_log(args.log, run.partial) as log:
         introduce(dataset)
         with bars() as progress:
             records = [
-                finished_record(run, name, seed) or one(dataset, name, seed, settings, device, run, progress)
+                finished_record(run, name, seed)
+                or one(dataset, name, seed, settings, device, run, progress, log, compared=len(names) > 1)
                 for name in names
                 for seed in args.seeds
             ]
         if rank() > 0:
-            return
-        results = summary(dataset, records, args.seeds, settings, run.metadata["command"], args.compare)
+            return run.final
+        command_line = run.metadata["command"]
+        results = summary(dataset, records, args.seeds, settings, command_line, args.compare, described(device))
+        write_text(run.partial / "config.toml", run.metadata["config"])
         write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
-        write_report(run.partial / "report.html", results, records)
+        with log.report():
+            write_report(run.partial / "report.html", results, records)
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record.rows])
     print_table(results, console)
+    print_verdict(results, console)
+    spent = f"{time.process_time():.0f} s of processor time on {results['device']}"
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
-    console.print(f"Written to {run.final}: report.html, metrics.json, {count}.")
+    console.print(f"{spent}. In {run.final}: metrics.json, {count} and", markup=False)
+    console.print(run.final / "report.html", style="bold", markup=False, soft_wrap=True)
+    if args.log:
+        console.print(f"To watch: tensorboard --logdir {run.final / args.log}", markup=False)
+    return run.final
 
 
 def finished_record(run: PartialRun, name: str, seed: int) -> Record | None:
@@ -93,8 +107,14 @@ def one(
     device: torch.device,
     run: PartialRun,
     progress: Progress,
+    log: Log,
+    *,
+    compared: bool,
 ) -> Record | None:
-    """Train one model from one seed, or continue its training, and test it, once; a record on the first process."""
+    """Train one model from one seed, or continue its training, and test it, once; a record on the first process.
+
+    One that is `compared` with others is also scored with impaired validation utterances, to choose the best.
+    """
     torch.manual_seed(seed)
     base = name.removesuffix(CONTROL)
     settings = replace(settings, shuffled=name != base)
@@ -109,8 +129,10 @@ def one(
         key = KINDS[spec.kind].selects
         done = epoch + (settings.stage1_epochs if stage == settings.order.partition("-")[2] else 0)
         progress.update(bar, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
+        events.epoch(entry)
 
     save, state = run.saver(name, seed), run.training(name, seed)
+    events = log.model(name, seed, state)
     barrier()  # all have read it before the first goes on to remove it
     train_split = train_split.with_any_modality()
     trained = train_model(model, train_split, valid, settings, seed, show, save=save, state=state)
@@ -120,6 +142,8 @@ def one(
         return None
     checkpoint.save(run.partial / f"{name}-{seed}.pt", name, seed, model, settings)
 
+    impaired = {split: Impaired.of(dataset.splits[split].present) for split in ("valid", "test")}
+    held_out = scores_by_part(model, valid, impaired["valid"]) if compared else {}
     after = contribution(model, valid)
     out = predict(model, test)
     fused = {"after": out.fused.tolist()}
@@ -142,7 +166,10 @@ def one(
         cost={s.name: {"seconds": s.seconds, "epochs": s.epochs, "step_ms": s.step_ms} for s in stages},
         parameters=parameters(model),
         rows=prediction_rows(name, seed, spec, dataset.splits["test"].id, out, test),
+        samples=scores_by_part(model, test, impaired["test"]),
+        valid={part: statistics.fmean(scores) for part, scores in held_out.items()},
     )
+    events.end(record)
     run.finish(name, seed, record.as_dict())
     return record
 

@@ -41,3 +41,13 @@ class Schedule(NamedTuple):
         last = max(scores.index(max(scores)), losses.index(min(losses))) + 1 if scores else 0
         joint = -(-max(round(JOINT * self.warmup) - self.before, 0) // self.per_epoch)
         return len(scores) - max(last, joint) < patience
+
+    def extends(self, scores: Sequence[float], losses: Sequence[float]) -> bool:
+        """Whether the first stage, its epochs over, borrows one from the next.
+
+        It does where joint training is not over and the last epoch was the best so far: teachers that are frozen
+        while the modalities are still being learnt would hold the next stage back.
+        """
+        last = len(scores) - 1
+        improved = last in (scores.index(max(scores)), losses.index(min(losses)))
+        return improved and self.before + len(scores) * self.per_epoch < JOINT * self.warmup

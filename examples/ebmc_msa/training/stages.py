@@ -100,7 +100,9 @@ def train(
             if not epochs:
                 return Trained(model, model, stages, copy.deepcopy(model))
             stage1 = start_balancing()
-        here = schedule._replace(before=schedule.per_epoch * sum(stage.epochs for stage in stages))
+        spent = sum(stage.epochs for stage in stages)
+        here = schedule._replace(before=schedule.per_epoch * spent)
+        left = sum(plan.values()) - spent
         stages.append(
             run_stage(
                 name,
@@ -109,7 +111,8 @@ def train(
                 valid,
                 settings,
                 optimizer,
-                epochs,
+                min(epochs, left),
+                0 if place else left - epochs - 1,
                 seed,
                 progress,
                 here,
@@ -132,6 +135,7 @@ def run_stage(
     settings: Settings,
     optimizer: torch.optim.Optimizer,
     epochs: int,
+    spare: int,
     seed: int,
     progress: Progress,
     schedule: Schedule,
@@ -139,14 +143,23 @@ def run_stage(
     save: Save,
     state: dict[str, Any] | None,
 ) -> Stage:
-    """Train with early stopping; the model ends at the epoch that is best on validation."""
+    """Train with early stopping; the model ends at the epoch that is best on validation.
+
+    The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it.
+    """
     step = parallel(model)
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(model.state_dict())
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
-    while len(history) < epochs and schedule.go_on(*_progress(model, history), settings.patience):
+
+    def goes_on() -> bool:
+        done, (scores, losses) = len(history), _progress(model, history)
+        within = done < epochs or (done < epochs + spare and schedule.extends(scores, losses))
+        return within and schedule.go_on(scores, losses, settings.patience)
+
+    while goes_on():
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; corrupted samples and dropout in the model are not.

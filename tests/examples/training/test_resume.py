@@ -74,6 +74,7 @@ def found(out):
     """What a run left, but for times and its own name: figures, what the report shows, bits of the models."""
     assert [path.name for path in out.iterdir()] == ["a"]
     left = {path.name: path for path in (out / "a").iterdir()}
+    assert f'out = "{out}"' in left.pop("config.toml").read_text()
     metrics, records = (json.loads(left.pop(name).read_text()) for name in ("metrics.json", "report.html"))
     for part in (metrics, *metrics.get("models", {}).values()):
         del part["command"]
@@ -129,14 +130,14 @@ def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys
 
 @pytest.fixture(scope="module")
 def brief(data, tmp_path_factory):
-    """A run of eight writes: run.json, two epochs, checkpoint, record, metrics.json, report.html, its own name."""
+    """A run of nine writes: run.json, two epochs, checkpoint, record, config.toml, two of results, its own name."""
     out = tmp_path_factory.mktemp("brief")
     with quick():
         assert start(data, out, *BRIEF) == 0
     return out
 
 
-@pytest.mark.parametrize("write", range(2, 9))
+@pytest.mark.parametrize("write", range(2, 10))
 def test_killed_at_a_write(data, brief, tmp_path, patch, write):
     """When all of it is on the disk, but has not got its name."""
     replace, calls = os.replace, 0

@@ -130,3 +130,23 @@ def test_a_decoy_does_not_hide_the_modality_that_knows(accuracy):
     scores = accuracy("decoy")
     assert scores["ebmc"] > 75  # of 87.1; a linear classifier of all features has about 35
     assert scores["first"] > 78
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "expected"),
+    [([1.0, 2.0], [1.0, 1.1], True), ([1.0, 1.0], [1.0, 0.9], True), ([2.0, 1.0], [0.9, 1.0], False)],
+)
+def test_stage_1_borrows_epochs_while_joint_training_improves(scores, losses, expected):
+    schedule = Schedule(100, per_epoch=10)
+    assert schedule.extends(scores, losses) is expected
+    assert not schedule._replace(before=50).extends(scores, losses)  # joint training is over
+    assert not schedule._replace(warmup=0).extends(scores, losses)
+
+
+def test_epochs_borrowed_come_from_the_second_stage():
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    settings = Settings(stage1_epochs=2, stage2_epochs=3, warmup_steps=1000)
+    torch.manual_seed(0)
+    one, two = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None).stages
+    assert 2 < one.epochs <= 4
+    assert one.epochs + two.epochs == 5

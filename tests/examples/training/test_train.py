@@ -55,7 +55,7 @@ def compared(tmp_path_factory):
 def test_a_run_writes_its_folder_and_nothing_else(compared):
     files = {path.name for path in (compared / "runs/a").iterdir()}
     models = ("ebmc", "concat", "sound", "lidar")
-    assert files == {"metrics.json", "report.html", *(f"{m}-{s}.pt" for m in models for s in (1, 2))}
+    assert files == {"config.toml", "metrics.json", "report.html", *(f"{m}-{s}.pt" for m in models for s in (1, 2))}
     assert [path.name for path in (compared / "runs").iterdir()] == ["a"]
 
 
@@ -74,8 +74,10 @@ def test_metrics_json(compared):
     assert list(found["models"]["lidar"]["test"]) == ["lidar"]
 
 
-def test_evaluate_repeats_the_test_of_the_run(compared):
-    assert call("--evaluate", compared / "runs/a", "--data", compared / "toy.npz", "--device", "cpu") == 0
+def test_evaluate_repeats_the_test_of_the_run(compared, capsys):
+    """Without --data on the data that the run was trained on, and not on the synthetic set."""
+    assert call("--evaluate", compared / "runs/a", "--device", "cpu") == 0
+    assert "toy.npz" in capsys.readouterr().out
     before = json.loads((compared / "runs/a/metrics.json").read_text())["models"]
     after = json.loads((compared / "runs/a/evaluation.json").read_text())["models"]
     (compared / "runs/a/evaluation.json").unlink()
@@ -117,24 +119,25 @@ def test_four_emotions_at_once(tmp_path, capsys):
     assert "are labelled sad, happy, expected happy, sad as in training" in capsys.readouterr().err
 
 
-def test_same_seed_same_run(compared):
-    again = [
-        "--data",
-        compared / "toy.npz",
-        "--out",
-        compared / "again",
-        "--model",
-        "ebmc",
-        "--seeds",
-        1,
-        2,
-        *SHORT,
-        *FAST,
-    ]
-    assert call(*again) == 0
+def test_the_file_of_a_run_repeats_it(compared):
+    """Bit for bit; the command line overrides it."""
+    file = compared / "runs/a/config.toml"
+    assert call("--config", file, "--no-compare", "--out", compared / "again") == 0
     (folder,) = (compared / "again").iterdir()
-    found = json.loads((folder / "metrics.json").read_text())["test"]
-    assert found == json.loads((compared / "runs/a/metrics.json").read_text())["models"]["ebmc"]["test"]
+    for seed in (1, 2):
+        first, again = (
+            torch.load(run / f"ebmc-{seed}.pt", weights_only=True) for run in (compared / "runs/a", folder)
+        )
+        assert first["settings"] == again["settings"]
+        torch.testing.assert_close(first["state"], again["state"], rtol=0, atol=0)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["test"] == json.loads((compared / "runs/a/metrics.json").read_text())["models"]["ebmc"]["test"]
+    assert f"--config {file} --no-compare" in found["command"]
+    changed = {line for line in (folder / "config.toml").read_text().splitlines() if line not in file.read_text()}
+    assert {line.partition("#")[0].strip() for line in changed} == {
+        "compare = false",
+        f'out = "{compared / "again"}"',
+    }
 
 
 def test_test_labels_choose_nothing(compared, tmp_path):
@@ -174,10 +177,18 @@ def test_enhancement_alone(compared, tmp_path):
 
 
 @pytest.mark.slow
-def test_synthetic_without_arguments_but_epochs(tmp_path):
+def test_synthetic_without_arguments_but_epochs(tmp_path, capsys):
+    """EBMC beside the plain models, and what it prints ends in the verdict, the device and the report."""
     assert call("--out", tmp_path / "runs", *SHORT) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "metrics.json").read_text())
+    assert list(found["models"]) == ["ebmc", "concat", "text", "audio", "vision"]
+    assert found["test"] == found["models"]["ebmc"]["test"]
+    printed = " ".join(capsys.readouterr().out.split())
+    first, second = found["verdict"]
+    assert f"{first} {second}" in printed
+    assert "s of processor time on cpu." in printed.partition(second)[2]
+    assert printed.replace(" ", "").endswith(f"{folder}/report.html")
     assert list(found["test"])[-1] == "text+audio+vision"
     assert set(found["test"]["text"]) == {
         "acc2_has0", "acc2_non0", "f1_has0", "f1_non0", "acc7", "acc5", "mae", "corr",
@@ -209,6 +220,48 @@ def test_options_of_training_have_no_place_beside_evaluate(capsys):
     with pytest.raises(SystemExit):
         call("--evaluate", "runs/a", "--lr", "0.1")
     assert "argument --evaluate: tests a run as it was trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["--causal"], ["--context", "none"], ["--model", "text"], ["--seeds", "2"]], ids=str
+)
+def test_options_that_evaluate_would_not_read(options, capsys):
+    with pytest.raises(SystemExit):
+        call("--evaluate", "runs/a", *options)
+    assert f"without {options[0]}; leave it out" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_a_run_that_is_unfinished(tmp_path, capsys):
+    (tmp_path / "a.partial").mkdir()
+    for path in (tmp_path / "a", tmp_path / "a.partial"):
+        assert call("--evaluate", path) == 2
+        error = capsys.readouterr().err
+        assert f"{path} is unfinished, expected a run that has ended; finish it with --resume {tmp_path}/a." in error
+
+
+def test_evaluate_without_the_data_of_the_run(compared, tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    assert call("--evaluate", tmp_path / "old") == 2
+    assert "has no config.toml, which names its data, expected --data; pass it" in capsys.readouterr().err
+    content = (compared / "runs/a/config.toml").read_text()
+    (tmp_path / "old/config.toml").write_text(content.replace("toy.npz", "gone.npz"))
+    assert call("--evaluate", tmp_path / "old") == 2
+    assert "gone.npz, which is not here now; pass --data PATH" in capsys.readouterr().err
+
+
+def test_from_python(compared, monkeypatch):
+    monkeypatch.chdir(compared)
+    folder = command.train(data="toy.npz", model="lidar", stage1_epochs=1, seeds=[1], device="cpu", name="python")
+    assert folder == Path("runs/python")
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["command"].startswith("train(data='toy.npz', model='lidar', stage1_epochs=1, seeds=[1]")
+    for options, message in (
+        ({"sedes": [1]}, "unknown option sedes, expected one that --help lists; did you mean seeds"),
+        ({"seeds": 1}, "seeds = 1, expected a list of whole numbers"),
+        ({"stage1_epochs": 0, "stage2_epochs": 0}, "expected at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.train(**options)
 
 
 @pytest.mark.parametrize("name", ["a.b", "keys", "ebmc", "a+b"])

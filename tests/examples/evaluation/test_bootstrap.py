@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ebmc_msa.experiments.bootstrap import interval
+from ebmc_msa.evaluation.bootstrap import interval
 
 
 def test_no_difference_has_no_width():
