@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import TypeAlias
 
 import torch
@@ -28,11 +29,7 @@ def check_dims(owner: str, dims: Mapping[str, int]) -> dict[str, int]:
                 f"{owner}: dims has the modality name {name!r}, expected a non-empty string without a dot "
                 "that is no attribute of torch.nn.ModuleDict; rename the modality."
             )
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(
-                f"{owner}: dims[{name!r}] is {size!r}, expected a positive int; "
-                "pass the feature size of that modality."
-            )
+        check_size(owner, "pass the feature size of that modality", **{f"dims[{name!r}]": size})
     return dict(dims)
 
 
@@ -167,14 +164,34 @@ def _check_mask(owner: str, name: str, mask: Tensor, batch: int, device: torch.d
 
 def check_positive(owner: str, **values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{owner}: {name} is {value}, expected a positive number; pass one above zero.")
+        if not (is_number(value) and value > 0):
+            raise ValueError(f"{owner}: {name} is {value!r}, expected a positive number; pass one above zero.")
 
 
 def check_nonnegative(owner: str, **values: float) -> None:
     for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{owner}: {name} is {value}, expected a number of at least 0; 0 leaves the term out.")
+        if not (is_number(value) and value >= 0):
+            raise ValueError(f"{owner}: {name} is {value!r}, expected a number of at least 0; 0 leaves the term out.")
+
+
+def check_size(owner: str, remedy: str, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{owner}: {name} is {value!r}, expected a positive int; {remedy}.")
+
+
+def check_choice(owner: str, choices: tuple[str | None, ...], **values: str | None) -> None:
+    for name, value in values.items():
+        if value not in choices:
+            *most, last = map(repr, choices)
+            raise ValueError(f"{owner}: {name} is {value!r}, expected {', '.join(most)} or {last}; pass one of them.")
+
+
+def is_number(x: object) -> bool:
+    """A number, or a tensor that holds one; True and False are none."""
+    if isinstance(x, Tensor):
+        return x.numel() == 1 and x.dtype != torch.bool
+    return isinstance(x, Real) and not isinstance(x, bool)
 
 
 def readable(x: Tensor) -> bool:

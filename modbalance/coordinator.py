@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modbalance.checks import (
     Presence,
+    check_choice,
     check_dims,
     check_inputs,
     check_nonnegative,
@@ -30,18 +31,8 @@ from modbalance.output import no_tensor, scalars
 from modbalance.placement import check_placement
 from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
 from modbalance.protocol import Balancer
-from modbalance.tasks import (
-    IGNORE_INDEX,
-    Task,
-    check_loss,
-    check_outputs,
-    check_target,
-    check_task,
-    check_values,
-    labelled,
-    masked_loss,
-    output_width,
-)
+from modbalance.task_checks import IGNORE_INDEX, check_loss, check_target, check_task, check_values
+from modbalance.tasks import Task, check_outputs, labelled, masked_loss, output_width
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["EnergyCoordinator"]
@@ -175,15 +166,11 @@ class EnergyCoordinator(Balancer):
     ) -> None:
         super().__init__()
         self.dims = check_dims("EnergyCoordinator", dims)
-        check_task("EnergyCoordinator", task, num_outputs, class_weight)
+        check_task("EnergyCoordinator", task, num_outputs, class_weight, ignore_index)
         check_positive("EnergyCoordinator", temperature=temperature)
         weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "delta": delta, "descent": descent, "step": step}
         check_nonnegative("EnergyCoordinator", **weights)
-        if gap not in ("pull", "paper", "paper_per_sample", None):
-            raise ValueError(
-                f"EnergyCoordinator: gap is {gap!r}, expected 'pull', 'paper', 'paper_per_sample' or None; "
-                "pass one of them."
-            )
+        check_choice("EnergyCoordinator", ("pull", "paper", "paper_per_sample", None), gap=gap)
         if heads is not None:
             check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs))
             wrapped = [name for name in self.dims if joint and sharded(heads[name])]

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from modbalance.checks import (
     Presence,
+    check_choice,
     check_dims,
     check_inputs,
     check_nonnegative,
     check_positive,
+    check_size,
     given,
 )
 from modbalance.distributed import Sync, alike, reduce
@@ -21,7 +23,8 @@ from modbalance.heads import linear_heads
 from modbalance.output import no_tensor, scalars
 from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import absent_like, select, stack, zero_of
-from modbalance.tasks import IGNORE_INDEX, Task, check_loss, check_target, check_task, check_values, output_width
+from modbalance.task_checks import IGNORE_INDEX, check_loss, check_target, check_task, check_values
+from modbalance.tasks import Task, output_width
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["SemanticDecoupler"]
@@ -120,9 +123,13 @@ class SemanticDecoupler(nn.Module):
     ) -> None:
         super().__init__()
         self.dims = check_dims("SemanticDecoupler", dims)
-        check_task("SemanticDecoupler", task, num_outputs, class_weight)
-        check_positive("SemanticDecoupler", temperature=temperature, dim=dim)
+        check_task("SemanticDecoupler", task, num_outputs, class_weight, ignore_index)
+        check_size("SemanticDecoupler", "pass the size of the parts", dim=dim)
+        check_positive("SemanticDecoupler", temperature=temperature)
         check_nonnegative("SemanticDecoupler", lambda_1=lambda_1, lambda_2=lambda_2)
+        check_choice("SemanticDecoupler", ("squared", "plain"), cosine=cosine)
+        if max_batch is not None:
+            check_size("SemanticDecoupler", "pass the rows of the largest batch", max_batch=max_batch)
         self.dim, self.num_outputs, self.task = dim, num_outputs, task
         self.temperature, self.lambda_1, self.lambda_2, self.cosine = temperature, lambda_1, lambda_2, cosine
         self.ignore_index, self.validate = ignore_index, validate

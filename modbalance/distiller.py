@@ -15,7 +15,8 @@ from modbalance.functional.trust import Direction, distillation_sum, trust_fusio
 from modbalance.output import no_tensor, scalars
 from modbalance.placement import check_placement
 from modbalance.presence import select
-from modbalance.tasks import Task, check_loss, check_task, output_width, prediction_variance
+from modbalance.task_checks import check_loss, check_task
+from modbalance.tasks import Task, output_width, prediction_variance
 
 __all__ = ["TrustDistiller"]
 

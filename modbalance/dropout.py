@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from modbalance.checks import is_number
+
 __all__ = ["ModalityDropout", "modality_dropout"]
 
 
@@ -130,5 +132,5 @@ def _check_rate(owner: str, rate: float | Mapping[str, float], names: Mapping[st
             f"{owner}: rate has {sorted(rate)}, expected one for each of {sorted(names)}; name every modality."
         )
     for r in rate.values() if isinstance(rate, Mapping) else (rate,):
-        if not 0 <= r <= 1:
-            raise ValueError(f"{owner}: rate is {r}, expected a probability from 0 to 1; correct it.")
+        if not (is_number(r) and 0 <= r <= 1):
+            raise ValueError(f"{owner}: rate is {r!r}, expected a probability from 0 to 1; correct it.")

@@ -13,25 +13,17 @@ from modbalance.checks import (
     check_dims,
     check_inputs,
     check_nonnegative,
-    check_positive,
+    check_size,
     given,
+    is_number,
 )
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.functional.enhancement import generator_inputs, reconstruction_sum
 from modbalance.output import no_tensor, scalars
 from modbalance.placement import as_parameters, check_placement
 from modbalance.presence import MaskedSum, absent_like, masked_sum, select, upcast, zero_of
-from modbalance.tasks import (
-    IGNORE_INDEX,
-    Task,
-    check_loss,
-    check_outputs,
-    check_target,
-    check_task,
-    check_values,
-    labelled,
-    masked_loss,
-)
+from modbalance.task_checks import IGNORE_INDEX, check_loss, check_target, check_task, check_values
+from modbalance.tasks import Task, check_outputs, labelled, masked_loss
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["ComplementaryEnhancer"]
@@ -135,11 +127,13 @@ class ComplementaryEnhancer(nn.Module):
     ) -> None:
         super().__init__()
         self.dims = check_dims("ComplementaryEnhancer", dims)
-        check_task("ComplementaryEnhancer", task, num_outputs, class_weight)
-        check_positive("ComplementaryEnhancer", dim=dim, hidden=hidden or 1)
-        if not 0 <= hide < 1:
+        check_task("ComplementaryEnhancer", task, num_outputs, class_weight, ignore_index)
+        check_size("ComplementaryEnhancer", "pass the size of the parts", dim=dim)
+        if hidden is not None:
+            check_size("ComplementaryEnhancer", "pass the width of the generators' hidden layer", hidden=hidden)
+        if not (is_number(hide) and 0 <= hide < 1):
             raise ValueError(
-                f"ComplementaryEnhancer: hide is {hide}, expected a probability in [0, 1); 0 hides nothing."
+                f"ComplementaryEnhancer: hide is {hide!r}, expected a probability in [0, 1); 0 hides nothing."
             )
         check_nonnegative("ComplementaryEnhancer", gamma=gamma, noise=noise)
         self._training_check = TrainingCheck()
@@ -148,7 +142,7 @@ class ComplementaryEnhancer(nn.Module):
         self.own_private, self.impute = own_private, impute
         self.ignore_index, self.validate, self.sync = ignore_index, validate, sync
         self.register_buffer("class_weight", class_weight, persistent=False)
-        hidden = hidden or 2 * dim
+        hidden = 2 * dim if hidden is None else hidden
         width = dim * (2 * len(self.dims) - (not own_private))
         self.generators = nn.ModuleDict(
             {

@@ -108,7 +108,7 @@ BUILD = {
         lambda: SemanticDecoupler({"text": 5, "audio": 0}, 2, 3),
         "dims['audio'] is 0, expected a positive int; pass the feature size",
     ),
-    "dim": (lambda: SemanticDecoupler(DIMS, 0, 3), "dim is 0, expected a positive number; pass one above zero"),
+    "dim": (lambda: SemanticDecoupler(DIMS, 0, 3), "dim is 0, expected a positive int; pass the size of the parts"),
     "task": (
         lambda: SemanticDecoupler(DIMS, 2, 3, "rank"),
         "task is 'rank', expected one of classification, .*pick the one",

@@ -183,7 +183,7 @@ def build(**options):
 
 BAD = {
     "hide": (lambda: build(hide=1.0), "hide is 1.0, expected a probability in [0, 1); 0 hides nothing"),
-    "hidden": (lambda: build(hidden=-2), "hidden is -2, expected a positive number; pass one above zero"),
+    "hidden": (lambda: build(hidden=-2), "hidden is -2, expected a positive int; pass the width"),
     "dims": (lambda: ComplementaryEnhancer({"a": 1}, 2, 3), "dims is {'a': 1}, expected a mapping of at least two"),
     "features": (
         lambda: build()({**F, "audio": F["text"]}, P, P),

@@ -23,6 +23,7 @@ print(time.process_time() - start, *sorted({name.partition(".")[0] for name in s
 """
 
 
+@pytest.mark.slow
 def test_import_is_cheap_beyond_torch_and_brings_in_no_triton():
     run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     seconds, *brought = run.stdout.split()

@@ -5,13 +5,14 @@ import copy
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from cases import DIMS, NAN, PRESENCE, TASKS, Batch, flat, make_batch, poison
 from rig import COMPONENTS, Outcome, Rig, assert_close, outcome
 
 each_component = pytest.mark.parametrize("component", COMPONENTS)
 each_task = pytest.mark.parametrize("task", TASKS)
+some = settings(max_examples=16)  # for each of four components
 
 
 @st.composite
@@ -35,6 +36,7 @@ def per_sample(values):
 
 
 @each_component
+@some
 @given(case=batches(), order=st.permutations(list(DIMS)))
 def test_the_order_of_modalities_does_not_matter(component, case, order):
     task, batch = case
@@ -48,6 +50,7 @@ def test_the_order_of_modalities_does_not_matter(component, case, order):
 
 
 @each_component
+@some
 @given(case=batches(), data=st.data())
 def test_the_order_of_samples_does_not_matter(component, case, data):
     task, batch = case
@@ -62,6 +65,7 @@ def test_the_order_of_samples_does_not_matter(component, case, data):
 
 
 @each_component
+@some
 @given(case=batches(), value=st.sampled_from([0.0, 1e30, float("inf")]))
 def test_what_an_absent_row_holds_does_not_matter(component, case, value):
     task, batch = case
@@ -77,6 +81,7 @@ def test_what_an_absent_row_holds_does_not_matter(component, case, value):
 
 
 @each_component
+@some
 @given(case=batches(), gone=st.sampled_from(list(DIMS)))
 def test_a_modality_left_out_is_one_that_is_absent_for_all(component, case, gone):
     task, batch = case
@@ -105,6 +110,7 @@ def test_an_absent_modality_more_changes_nothing(component, task):
 
 
 @each_component
+@some
 @given(case=batches())
 def test_a_sample_without_any_modality_changes_nothing(component, case):
     task, batch = case
@@ -132,6 +138,7 @@ MEANS = {
 
 
 @each_component
+@some
 @given(task=st.sampled_from(TASKS), sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)), seed=st.integers(0, 99))
 def test_means_do_not_depend_on_the_batch_size(component, task, sizes, seed):
     torch.manual_seed(seed)

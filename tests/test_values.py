@@ -86,6 +86,7 @@ def test_a_device_with_validate_names_the_value(on_a_device):
         Rig("coordinator", validate=True)(features, target)
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_nothing_is_asserted():
     features, target, _ = make_batch("classification", dtype=torch.float32)

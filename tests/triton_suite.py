@@ -99,10 +99,16 @@ SHAPES = {
 }
 
 
-@each_task
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+MANY = ("five_modalities", "eight_modalities")  # whose number meets the task's formulas nowhere: for two tasks
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [(t, s) for t in TASKS for s in SHAPES if s not in MANY or t in ("classification", "gaussian")],
+    ids=lambda part: part,
+)
 def test_shapes(task, shape, device):
-    batch, dims, classes = shape
+    batch, dims, classes = SHAPES[shape]
     inputs = make_inputs(task, batch=batch, dims=dims, classes=classes, scale=0.4)
     check(inputs.to(torch.float32, device), task=task, **TERMS)
 
@@ -111,6 +117,7 @@ def test_as_many_outputs_as_there_may_be(device):
     check(make_inputs("classification", dims=(40, 5), classes=64, scale=0.3).to(torch.float32, device), **TERMS)
 
 
+@pytest.mark.slow
 def test_many_rows(device):
     """Larger tiles, and several blocks of rows to each partial sum of the heads' gradients."""
     inputs = make_inputs("classification", batch=2100, dims=(20,), scale=0.4).to(torch.float32, device)
@@ -303,6 +310,7 @@ def test_vmap_is_left_to_the_analytic_backend(device):
         per_sample(inputs.features[0], "triton")
 
 
+@pytest.mark.slow
 @each_task
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_compile(task, device):
@@ -316,6 +324,7 @@ def test_compile(task, device):
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["triton", pytest.param("analytic", marks=compiles)])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compile_a_head_that_two_modalities_share(backend, device):
@@ -330,6 +339,7 @@ def test_compile_a_head_that_two_modalities_share(backend, device):
     torch.testing.assert_close(*(gradients(random_sum(r), arguments) for r in results))
 
 
+@pytest.mark.slow
 @each_task
 def test_opcheck(task, device):
     inputs = make_inputs(task, classes=2).to(torch.float32, device)

@@ -22,7 +22,8 @@ from modbalance.checks import Presence, check_positive, given
 from modbalance.diagnostics.contribution import shapley_values
 from modbalance.distributed import Sync
 from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.tasks import IGNORE_INDEX, Task, check_task, labelled
+from modbalance.task_checks import IGNORE_INDEX, check_task
+from modbalance.tasks import Task, labelled
 
 __all__ = ["AGM"]
 
@@ -94,7 +95,7 @@ class AGM(GradientBalancer):
         sync: Sync = True,
     ) -> None:
         super().__init__(encoders, sync)
-        check_task("AGM", task, num_outputs)
+        check_task("AGM", task, num_outputs, None, ignore_index)
         check_positive("AGM", alpha=alpha, limit=limit)
         self.num_outputs, self.task, self.predict = num_outputs, task, predict
         self.alpha, self.limit, self.ignore_index = alpha, limit, ignore_index

@@ -10,14 +10,15 @@ from torch.nn.functional import cosine_similarity
 
 from modbalance.balancers.formulas import cggm_coefficients
 from modbalance.balancers.gradients import GradientBalancer, Predict, check_batch, over, predict_from
-from modbalance.checks import Presence, check_dims, check_inputs, check_positive, given
+from modbalance.checks import Presence, check_dims, check_inputs, check_nonnegative, check_positive, given
 from modbalance.distributed import Sync, reduce
 from modbalance.heads import linear_heads
 from modbalance.placement import as_parameters
 from modbalance.presence import masked_mean, select, upcast
 from modbalance.protocol import BalancerOutput, no_loss
+from modbalance.task_checks import IGNORE_INDEX, check_task
 from modbalance.task_formulas import HeadOutputs, loss_slope, split_gaussian
-from modbalance.tasks import IGNORE_INDEX, Task, check_task, labelled, task_loss
+from modbalance.tasks import Task, labelled, task_loss
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["CGGM"]
@@ -99,8 +100,9 @@ class CGGM(GradientBalancer):
     ) -> None:
         super().__init__(encoders, sync)
         self.dims = check_dims("CGGM", dims)
-        check_task("CGGM", task, num_outputs)
+        check_task("CGGM", task, num_outputs, None, ignore_index)
         check_positive("CGGM", rho=rho)
+        check_nonnegative("CGGM", direction=direction)
         if set(self.encoders) != set(self.dims):
             raise ValueError(
                 f"CGGM: encoders has {sorted(self.encoders)}, expected {sorted(self.dims)} as in dims; "

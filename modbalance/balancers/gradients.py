@@ -12,8 +12,9 @@ from modbalance.checks import Presence, check_inputs, check_present
 from modbalance.distributed import Sync, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
 from modbalance.protocol import Balancer
+from modbalance.task_checks import check_target, check_values
 from modbalance.task_formulas import split_gaussian
-from modbalance.tasks import Task, check_outputs, check_target, check_values, task_loss
+from modbalance.tasks import Task, check_outputs, task_loss
 
 MANY = 1000
 Predict = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]

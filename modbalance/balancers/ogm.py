@@ -17,10 +17,11 @@ from modbalance.balancers.gradients import (
     predict_from,
     score,
 )
-from modbalance.checks import Presence, check_positive, given
+from modbalance.checks import Presence, check_nonnegative, check_positive, given
 from modbalance.distributed import Sync
 from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.tasks import IGNORE_INDEX, Task, check_task, labelled
+from modbalance.task_checks import IGNORE_INDEX, check_task
+from modbalance.tasks import Task, labelled
 
 __all__ = ["OGMGE"]
 
@@ -98,8 +99,9 @@ class OGMGE(GradientBalancer):
         sync: Sync = True,
     ) -> None:
         super().__init__(encoders, sync)
-        check_task("OGMGE", task, num_outputs)
+        check_task("OGMGE", task, num_outputs, None, ignore_index)
         check_positive("OGMGE", alpha=alpha)
+        check_nonnegative("OGMGE", noise=noise)
         self.num_outputs, self.task, self.predict = num_outputs, task, predict
         self.alpha, self.noise, self.seed, self.ignore_index = alpha, noise, seed, ignore_index
         self._steps = 0

@@ -15,7 +15,8 @@ from modbalance.checks import Presence, check_positive, given
 from modbalance.distributed import Sync, processes
 from modbalance.presence import upcast
 from modbalance.protocol import CombinedOutput, HasLoss, Scale
-from modbalance.tasks import IGNORE_INDEX, Task
+from modbalance.task_checks import IGNORE_INDEX
+from modbalance.tasks import Task
 
 __all__ = ["MMPareto"]
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from modbalance.balancers.formulas import pmr_coefficients
-from modbalance.checks import Presence, check_dims, check_inputs, given
+from modbalance.checks import Presence, check_dims, check_inputs, check_nonnegative, given, is_number
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
 from modbalance.protocol import Balancer, BalancerOutput, no_loss
-from modbalance.tasks import IGNORE_INDEX, check_target, check_task, check_values, labelled
+from modbalance.task_checks import IGNORE_INDEX, check_target, check_task, check_values
+from modbalance.tasks import labelled
 
 __all__ = ["PMR"]
 
@@ -81,14 +82,15 @@ class PMR(Balancer):
     ) -> None:
         super().__init__()
         self.dims = check_dims("PMR", dims)
-        check_task("PMR", task, num_outputs)
+        check_task("PMR", task, num_outputs, None, ignore_index)
         if task != "classification":
             raise ValueError(
                 f"PMR: task is {task!r}, expected 'classification', since a prototype is the mean of a class; use "
                 "UnimodalLosses or MMPareto for this task."
             )
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"PMR: momentum is {momentum}, expected a number from 0 to 1; correct it.")
+        check_nonnegative("PMR", alpha=alpha, mu=mu, early=early)
+        if not (is_number(momentum) and 0 <= momentum <= 1):
+            raise ValueError(f"PMR: momentum is {momentum!r}, expected a number from 0 to 1; correct it.")
         self.num_outputs, self.alpha, self.mu, self.early = num_outputs, alpha, mu, early
         self.momentum, self.ignore_index, self.sync = momentum, ignore_index, sync
         for i, size in enumerate(self.dims.values()):

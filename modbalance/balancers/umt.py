@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modbalance.checks import Presence, check_finite, check_inputs, given, readable
+from modbalance.checks import Presence, check_finite, check_inputs, check_positive, given, readable
 from modbalance.distributed import Sync, reduce
 from modbalance.presence import masked_sum, select, upcast
 from modbalance.protocol import Balancer, BalancerOutput
@@ -51,8 +51,7 @@ class UMT(Balancer):
 
     def __init__(self, weight: float = 1.0, *, sync: Sync = True) -> None:
         super().__init__()
-        if not weight > 0:
-            raise ValueError(f"UMT: weight is {weight}, expected a positive number; pass one above zero.")
+        check_positive("UMT", weight=weight)
         self.weight, self.sync = weight, sync
 
     def forward(

@@ -9,23 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from modbalance.balancers.formulas import blend_weights
-from modbalance.checks import Presence, check_dims, check_inputs, given
+from modbalance.checks import Presence, check_dims, check_inputs, check_nonnegative, check_positive, given
 from modbalance.distributed import Sync, alike, reduce
 from modbalance.heads import check_heads, linear_heads
 from modbalance.placement import as_parameters
 from modbalance.presence import masked_sum, select, zero_of
 from modbalance.protocol import Balancer, BalancerOutput, CombinedOutput, HasLoss
-from modbalance.tasks import (
-    IGNORE_INDEX,
-    Task,
-    check_outputs,
-    check_target,
-    check_task,
-    check_values,
-    labelled,
-    output_width,
-    task_loss,
-)
+from modbalance.task_checks import IGNORE_INDEX, check_target, check_task, check_values
+from modbalance.tasks import Task, check_outputs, labelled, output_width, task_loss
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["DetachedFusion", "GradientBlending", "UnimodalLosses"]
@@ -86,16 +77,17 @@ class UnimodalLosses(Balancer):
         super().__init__()
         owner = type(self).__name__
         self.dims = check_dims(owner, dims)
-        check_task(owner, task, num_outputs, class_weight)
+        check_task(owner, task, num_outputs, class_weight, ignore_index)
         if isinstance(weights, Mapping) and set(weights) != set(self.dims):
             raise ValueError(
                 f"{owner}: weights has {sorted(weights)}, expected {sorted(self.dims)} as in dims; "
                 "pass one weight a modality."
             )
+        self.weights = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(self.dims, weights)
+        check_nonnegative(owner, **{f"weights[{name!r}]": weight for name, weight in self.weights.items()})
         if heads is not None:
             check_heads(owner, heads, self.dims, output_width(task, num_outputs))
         self.num_outputs, self.task, self.ignore_index, self.sync = num_outputs, task, ignore_index, sync
-        self.weights = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(self.dims, float(weights))
         self.register_buffer("class_weight", class_weight, persistent=False)
         # A plain dict keeps the user's heads out of the module tree: their parameters have an optimiser already.
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
@@ -250,8 +242,7 @@ class GradientBlending(UnimodalLosses):
                 "GradientBlending: dims has the modality 'task', expected another name, since the fused loss has "
                 "this one; rename the modality."
             )
-        if not floor > 0:
-            raise ValueError(f"GradientBlending: floor is {floor}, expected a positive number; pass one above zero.")
+        check_positive("GradientBlending", floor=floor)
         self.floor = floor
         # Buffers, so that a run that is continued goes on with its weights; NaN until the first update.
         self.register_buffer("before", torch.full((len(self.dims) + 1, 2), float("nan")))

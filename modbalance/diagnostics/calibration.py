@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import upcast
+from modbalance.task_checks import check_target
 from modbalance.task_formulas import as_matrix, split_gaussian
-from modbalance.tasks import Task, check_target, output_width
+from modbalance.tasks import Task, output_width
 
 __all__ = ["calibration_error", "gaussian_coverage"]
 

@@ -20,15 +20,8 @@ from modbalance.diagnostics.model_outputs import outputs_of
 from modbalance.diagnostics.score import task_score
 from modbalance.distributed import Sync, gather
 from modbalance.presence import absent_like, select, upcast
-from modbalance.tasks import (
-    Task,
-    check_labels,
-    check_outputs,
-    check_target,
-    check_task,
-    labelled,
-    output_width,
-)
+from modbalance.task_checks import IGNORE_INDEX, check_labels, check_target, check_task
+from modbalance.tasks import Task, check_outputs, labelled, output_width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +63,7 @@ class ModalityMonitor:
         alpha: weight of the features' size in the energy; 0.1, `EnergyCoordinator`'s.
         beta: weight of the loss in the energy; 1.
         gamma: weight of the uncertainty in the energy; 0.
+        ignore_index: label of the rows that do not count; classification only.
         orders: estimate Shapley values from so many orders of joining, an even number; None is exact for up to 8
             modalities and 64 orders beyond.
         sync: True for the default process group, a process group, or False for this process alone.
@@ -103,17 +97,19 @@ class ModalityMonitor:
         alpha: float = 0.1,
         beta: float = 1.0,
         gamma: float = 0.0,
+        ignore_index: int = IGNORE_INDEX,
         sync: Sync = True,
         orders: int | None = None,
     ) -> None:
         check_dims(OWNER, dict.fromkeys(modalities, 1))
-        check_task(OWNER, task, num_outputs)
+        check_task(OWNER, task, num_outputs, None, ignore_index)
         if "all" in modalities:
             raise ValueError(
                 f'{OWNER}: modalities has "all", expected other names, since it stands for the fused model; '
                 "rename the modality."
             )
         self.modalities, self.num_outputs, self.task = tuple(modalities), num_outputs, task
+        self.ignore_index = ignore_index
         self.score, self.probe, self.sync = score or partial(task_score, task), probe, sync
         check_nonnegative(OWNER, alpha=alpha, beta=beta, gamma=gamma)
         orders = ORDERS if orders is None and len(self.modalities) > EXACT else orders
@@ -221,7 +217,7 @@ class ModalityMonitor:
         there = self._presence("features", features, present, len(target))
         batch = len(there[self.modalities[0]])
         check_target(OWNER, self.task, target, batch, self.num_outputs)
-        check_labels(OWNER, self.task, target, self.num_outputs)
+        check_labels(OWNER, self.task, target, self.num_outputs, self.ignore_index)
         width = output_width(self.task, self.num_outputs)
         rows = {"target": target, "present": torch.stack(list(there.values()), 1)}
         for coalition in self.coalitions:
@@ -240,7 +236,7 @@ class ModalityMonitor:
                 f"{OWNER}: features or alone has {sorted(set(rows) ^ set(self._rows))} in some updates only, "
                 "expected the same modalities in all; mark what is absent in present."
             )
-        valid = labelled(self.task, target, self.num_outputs)
+        valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
         keep = slice(None) if valid is None else valid
         for name, x in rows.items():
             x = x[keep]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import select, upcast
+from modbalance.task_checks import check_target
 from modbalance.task_formulas import LOG_VARIANCE_LIMIT, HeadOutputs, as_matrix, loss_slope, loss_value
-from modbalance.tasks import Task, check_target
+from modbalance.tasks import Task
 
 __all__ = ["probe_outputs"]
 

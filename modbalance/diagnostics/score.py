@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from modbalance.presence import upcast
+from modbalance.task_checks import check_target
 from modbalance.task_formulas import LOG_VARIANCE_LIMIT, as_matrix
-from modbalance.tasks import Task, check_target, output_width
+from modbalance.tasks import Task, output_width
 
 __all__ = ["constant_outputs", "task_score"]
 

@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modbalance.tasks import Task, check_target, output_width, task_loss
+from modbalance.checks import check_positive
+from modbalance.task_checks import IGNORE_INDEX, check_target, check_task
+from modbalance.tasks import Task, labelled, output_width, task_loss
 
 __all__ = ["train_alone"]
 
@@ -26,6 +28,7 @@ def train_alone(
     learning_rate: float = 1e-3,
     fresh: bool = True,
     seed: int = 0,
+    ignore_index: int = IGNORE_INDEX,
 ) -> dict[str, nn.Module]:
     """Copies of the encoders, each trained by itself with a linear head, in eval mode: `alone=` wants their features.
 
@@ -45,6 +48,7 @@ def train_alone(
         fresh: start from new weights, by `reset_parameters()` of every layer; False starts from the weights given,
             for encoders that were pre-trained: hand over copies from before your training.
         seed: of the new weights and whatever else is drawn.
+        ignore_index: label of the rows that do not count; classification only.
 
     Returns:
         by modality: the trained copy, without gradients.
@@ -63,6 +67,8 @@ def train_alone(
         >>> alone["audio"](batch[0]["audio"]).shape
         torch.Size([8, 3])
     """
+    check_task("train_alone", task, num_outputs, None, ignore_index)
+    check_positive("train_alone", learning_rate=learning_rate)
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         copies = {name: copy.deepcopy(encoder).requires_grad_(True) for name, encoder in encoders.items()}
@@ -88,8 +94,12 @@ def train_alone(
                     parameters = [*encoder.parameters(), *heads[name].parameters()]
                     optimizers[name] = torch.optim.AdamW(parameters, lr=learning_rate)
                 check_target("train_alone", task, y, len(z), num_outputs)
+                losses = task_loss(task, heads[name](z), y, ignore_index=ignore_index)
+                valid = labelled(task, y, num_outputs, ignore_index)
+                if valid is not None and not valid.any():
+                    continue
+                loss = (losses if valid is None else losses[valid]).mean()
                 optimizers[name].zero_grad()
-                loss = task_loss(task, heads[name](z), y).mean()
                 if not torch.isfinite(loss):
                     raise ValueError(
                         f"train_alone: the loss of {name!r} is {loss.item()}, expected a finite number; correct its "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modbalance.task_checks import IGNORE_INDEX, check_labels, check_target
 from modbalance.task_formulas import Task, as_matrix, split_gaussian
-from modbalance.tasks import check_target, output_width, task_loss
+from modbalance.tasks import labelled, output_width, task_loss
 
 GRID = 121  # temperatures from 0.1 to 100, evenly spaced in their logarithm: steps of 6 %
 
 
-def fit_temperature(task: Task, outputs: Tensor, target: Tensor) -> float:
+def fit_temperature(task: Task, outputs: Tensor, target: Tensor, *, ignore_index: int = IGNORE_INDEX) -> float:
     r"""The temperature that makes held-out outputs most likely.
 
     classification and multilabel: $T = \operatorname{argmin}_T \operatorname{mean}_i \ell(s_i / T, y_i)$ over
@@ -21,10 +22,11 @@ def fit_temperature(task: Task, outputs: Tensor, target: Tensor) -> float:
     Args:
         task: `classification`, `multilabel` or `gaussian`.
         outputs: held-out head outputs, `(N, width)`.
-        target: as for `task_loss`; ignored rows do not count.
+        target: as for `task_loss`.
+        ignore_index: label of the rows that do not count; classification only.
 
     Returns:
-        T: above 1 where the outputs are over-confident; 1 without any samples.
+        T: above 1 where the outputs are over-confident; 1 without any sample that counts.
 
     Raises:
         ValueError: the task is `regression`, whose outputs hold no uncertainty, or the target does not fit.
@@ -39,7 +41,14 @@ def fit_temperature(task: Task, outputs: Tensor, target: Tensor) -> float:
     _check_task("fit_temperature", task)
     if not len(outputs):
         return 1.0
-    check_target("fit_temperature", task, target, len(outputs), outputs.shape[-1] // output_width(task, 1))
+    num_outputs = outputs.shape[-1] // output_width(task, 1)
+    check_target("fit_temperature", task, target, len(outputs), num_outputs)
+    check_labels("fit_temperature", task, target, num_outputs, ignore_index)
+    valid = labelled(task, target, num_outputs, ignore_index)
+    if valid is not None:
+        outputs, target = outputs[valid], target[valid]
+        if not len(outputs):
+            return 1.0
     if task != "gaussian":
         temperatures: list[float] = torch.logspace(-1, 2, GRID).tolist()
         losses = [task_loss(task, outputs / t, target).mean().item() for t in temperatures]

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
-from modbalance.checks import check_inputs
+from modbalance.checks import check_choice, check_inputs
 from modbalance.distributed import Sync, gather, most_rows, processes
 from modbalance.placement import without_autocast
 from modbalance.presence import MaskedSum, masked_sum, select, stack
-from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, labelled, masked_loss, output_width
+from modbalance.task_checks import IGNORE_INDEX, check_labels, check_target
+from modbalance.tasks import Task, labelled, masked_loss, output_width
 
 
 def alignment_loss(
@@ -154,8 +155,7 @@ def redundancy_loss(
         >>> redundancy_loss({"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 2.0]])})
         tensor(0.)
     """
-    if cosine not in ("squared", "plain"):
-        raise ValueError(f"redundancy_loss: cosine is {cosine!r}, expected 'squared' or 'plain'; pass one of them.")
+    check_choice("redundancy_loss", ("squared", "plain"), cosine=cosine)
     masks = check_inputs("redundancy_loss", private, present, argument="private")
     return redundancy_sum(*stack("redundancy_loss", private, masks), cosine).mean()
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from modbalance.kernels import analytic, reference, triton_ops
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.placement import autocasts, check_placement, without_autocast
-from modbalance.tasks import IGNORE_INDEX, Task, check_labels, check_target, check_task, labelled, output_width
+from modbalance.task_checks import IGNORE_INDEX, check_labels, check_target, check_task
+from modbalance.tasks import Task, labelled, output_width
 
 Backend = Literal["auto", "triton", "analytic", "reference"]
 """Fused GPU kernel; closed form; automatic differentiation, for any head; `auto` takes the first that can run."""

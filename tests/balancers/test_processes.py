@@ -7,6 +7,8 @@ import balancer_rig
 from balancer_rig import KINDS
 from ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ranks():

@@ -24,14 +24,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, capsys):
     monkeypatch.setattr(compare_balancers, "STEPS", 2)
     monkeypatch.setattr(compare_balancers, "EVERY", 1)
+    monkeypatch.setattr(compare_balancers, "TUNED", {"sgd": (0.01, 0.1), "adam": (0.001, 0.01)})
     monkeypatch.setattr(compare_balancers, "SEEDS", (11, 12))
     out = folder / "out"
     monkeypatch.setattr(sys, "argv", ["", "--data", str(folder), "--out", str(out), "--tune"])
     compare_balancers.main()
-    tuned = 2 * 3 * 12 * 3  # optimisers, conditions, methods, rates
+    tuned = 2 * 3 * 12 * 2  # optimisers, conditions, methods, rates
     final = 2 * 2 * 3 * (12 + 3)  # seeds, optimisers, conditions, methods and controls
     assert f"{tuned} of {tuned} runs to do: digits, tuning" in capsys.readouterr().out
     lines = (out / "runs.jsonl").read_text().splitlines()

@@ -104,6 +104,7 @@ def test_a_circle_is_seen():
     assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
 
 
+@pytest.mark.slow
 def test_help_and_a_misspelt_option_do_not_wait_for_torch():
     code = (
         "import sys; sys.argv = ['train.py', *sys.argv[1:]]; from ebmc_msa.training.command import main\ntry: main()"

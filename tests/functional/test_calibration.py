@@ -49,3 +49,16 @@ def test_no_samples_leave_the_outputs_as_they_are():
 def test_a_regression_has_no_uncertainty_to_scale(call):
     with pytest.raises(ValueError, match=r"task is 'regression', expected classification.*task=\"gaussian\""):
         call("regression", torch.zeros(2, 1), 1.0)
+
+
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_the_label_of_ignored_rows_may_be_any(ignored):
+    outputs, target = torch.randn(40, 3), torch.randint(3, (40,)) // 2 * 2
+    target[::3] = ignored
+    keep = target != ignored
+    found = fit_temperature("classification", outputs, target, ignore_index=ignored)
+    assert found == fit_temperature("classification", outputs[keep], target[keep])
+    nothing = torch.full((40,), ignored)
+    assert fit_temperature("classification", outputs, nothing, ignore_index=ignored) == 1.0
+    with pytest.raises(ValueError, match="fit_temperature: target holds 7, expected classes 0 to 2"):
+        fit_temperature("classification", outputs, nothing.fill_(7))

@@ -115,6 +115,7 @@ def test_near_the_minimum_gradients_stay_as_exact_as_those_of_double_backward():
         assert (got.double() - want).norm() <= 5 * (twice.double() - want).norm() + 1e-6 * want.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
 @compiles
 @pytest.mark.parametrize("task", TASKS)

@@ -364,6 +364,7 @@ def test_triton_by_name_needs_triton_and_a_gpu(monkeypatch):
     assert energy_penalty(*inputs).energy.isfinite().all()
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 @each_task

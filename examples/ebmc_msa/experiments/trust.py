@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import SplitView, by_length
+from ebmc_msa.evaluation.bootstrap import interval
 from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric
 from ebmc_msa.evaluation.predict import label_predictions, label_targets
-from ebmc_msa.experiments.bootstrap import interval
 from ebmc_msa.model.ensemble import TrustEnsemble, mix_experts, mixture_of_each
 from modbalance.diagnostics import trust_permutation_test
 

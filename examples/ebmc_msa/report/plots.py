@@ -150,13 +150,17 @@ def _figure(width: float, height: float) -> Any:
 
 def _end_labels(axis: Any, ends: Mapping[str, float], styles: Mapping[str, Style], height: float) -> None:
     """Write each line's name beside its end, so that no legend has to be matched by colour."""
+    from matplotlib.transforms import ScaledTranslation
+
     to_axes = axis.transData + axis.transAxes.inverted()
     heights = [to_axes.transform((1, value))[1] for value in ends.values()]
     for name, at in zip(ends, spread(heights, 15 / (72 * height * 0.75)), strict=True):
         style = styles[name]
-        line = axis.plot(1.04, at, transform=axis.transAxes, clip_on=False, marker=style.marker, ms=5)[0]
+        place = {"xy": (1, at), "xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
+        axis.annotate(short(name), xytext=(21, 0), **place)
+        marker = axis.transAxes + ScaledTranslation(13 / 72, 0, axis.figure.dpi_scale_trans)
+        line = axis.plot(1, at, transform=marker, clip_on=False, marker=style.marker, ms=5)[0]
         line.set(color=style.colour, in_layout=False)
-        axis.text(1.08, at, short(name), transform=axis.transAxes, va="center")
 
 
 def _draw_curves(axis: Any, curves: Sequence[Curve], selected: Sequence[int], style: Style) -> None:

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page of what a run found. Its sections are in `sections`."""
+"""`report.html`: one self-contained page of what a run found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmc_msa.data.files import write_text
-from ebmc_msa.report import html, plots, sections
+from ebmc_msa.report import html, losses, overview, plots, sections, verdict
 from ebmc_msa.report.record import Record
 from ebmc_msa.report.run_view import Run
 from ebmc_msa.report.terminal import print_table, print_verdict
@@ -15,13 +15,14 @@ from ebmc_msa.report.terminal import print_table, print_verdict
 __all__ = ["print_table", "print_verdict", "write_report"]
 
 SECTIONS = {
-    "results": ("Test results", sections.results),
+    "verdict": ("Verdict", overview.overview),
+    "models": ("Models", overview.models),
     "contribution": ("Contribution of each modality", sections.contribution),
     "balance": ("Energy and gradient over time", sections.balance),
     "missing": ("Missing modalities", sections.missing),
     "trust": ("Trust by sample", sections.trust),
     "features": ("Fused features", sections.features),
-    "losses": ("Losses by stage", sections.losses),
+    "losses": ("Losses by stage", losses.losses),
     "cost": ("Time and cost", sections.cost),
     "run": ("How it was run", sections.provenance),
 }
@@ -37,4 +38,6 @@ def render(run: Run) -> str:
     bodies = {name: (title, draw(run)) for name, (title, draw) in SECTIONS.items()}
     about = f"Figures are about {run.display(run.model)}. Each modality keeps its colour:"
     colours = {name: style.colour for name, style in plots.palette(run.modalities).items()}
+    if not verdict.differences(run.results):
+        bodies["verdict"] = ("At a glance", bodies["verdict"][1])
     return html.document(run.title, about, colours, {name: body for name, body in bodies.items() if body[1]})

@@ -3,78 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from ebmc_msa.evaluation.metrics import METRICS, Metric, shown_in_figures
+from ebmc_msa.evaluation.metrics import METRICS, shown_in_figures
+from ebmc_msa.model.settings import Settings
 from ebmc_msa.report import plots
-from ebmc_msa.report.html import cards, code, fact, figure, grid, p, table
-from ebmc_msa.report.run_view import Run, Scores, in_tables, protocol
+from ebmc_msa.report.html import beside, code, details, figure, grid, p, table
+from ebmc_msa.report.run_view import Run, Scores
+from ebmc_msa.report.verdict import signed
 from modbalance.diagnostics import imbalance
 
 STAGES = {"enhance": "Enhance", "balance": "Balance", "joint": "Training", "train": "Training"}
-HAS0 = "has0 counts zero as positive, over all utterances; non0 leaves utterances labelled zero out."
-
-
-def results(run: Run) -> str:
-    scores = run.whole()
-    own = scores[run.display(run.model)]
-    tables = in_tables(run.results["kind"], own)
-    metrics = tables.pop("")
-    if len(run.models) == 1:
-        body = cards({metric.arrowed: metric.cell(own[key]) for key, metric in metrics.items()})
-        note = " Only this model was trained; --compare trains others beside it."
-    else:
-        body = verdict(run) + by_model(scores, metrics)
-        few = len(run.results["seeds"]) == 1
-        note = " Bold: best of the column. "
-        note += "With one seed, small differences may be chance." if few else "Differences within ± may be chance."
-    for title, columns in tables.items():
-        body += p(f"{title[0].upper()}{title[1:]}:") + by_model(scores, columns)
-    flags = "".join(p(sentence, "flag") for sentence in run.constant())
-    has0 = p(HAS0, "quiet") if "acc2_has0" in metrics else ""
-    return body + flags + p(protocol(run.results) + note, "quiet") + has0
-
-
-def by_model(scores: Mapping[str, Scores], metrics: Mapping[str, Metric]) -> str:
-    """A table of models, the best of each column in bold."""
-    bold = set()
-    for j, (key, metric) in enumerate(metrics.items(), 1):
-        top = metric.best(score[key]["mean"] for score in scores.values())
-        bold |= {(i, j) for i, score in enumerate(scores.values()) if score[key]["mean"] == top}
-    rows = [[name, *(metric.cell(s[key]) for key, metric in metrics.items())] for name, s in scores.items()]
-    return table(["Model", *(metric.arrowed for metric in metrics.values())], rows, bold)
-
-
-def verdict(run: Run) -> str:
-    """In words, whether the main model beats the best single modality and concatenation."""
-    scores = run.whole()
-    name = run.display(run.model)
-    own = scores.pop(name)
-    scores = {n: s for n, s in scores.items() if not n.endswith(", shuffled")}
-    groups = {
-        "the best single modality": {n: s for n, s in scores.items() if n != "concatenation"},
-        "plain concatenation": {n: s for n, s in scores.items() if n == "concatenation"},
-    }
-    sentences = []
-    for title, rivals in groups.items():
-        worse, compared = [], 0
-        for key, entry in own.items():
-            metric, mine = METRICS[key], entry["mean"]
-            top = metric.best(score[key]["mean"] for score in rivals.values())
-            compared += math.isfinite(mine) and math.isfinite(top)
-            if metric.better(top, mine):
-                holder = next(n for n, score in rivals.items() if score[key]["mean"] == top)
-                by = f", {holder}" if len(rivals) > 1 else ""
-                worse.append(f"{metric.name} ({metric.text(mine)} against {metric.text(top)}{by})")
-        if worse:
-            text = f"{name} is worse than {title} on {len(worse)} of {compared} metrics: {'; '.join(worse)}."
-            sentences.append(p(text, "flag"))
-        elif compared:
-            sentences.append(p(f"{name} is at least as good as {title} on all {compared} metrics.", "good"))
-    return "".join(sentences)
 
 
 def contribution(run: Run) -> str:
@@ -115,33 +58,6 @@ def balance(run: Run) -> str:
     return grid(figures) + p(how_to_read(run), "quiet")
 
 
-def losses(run: Run) -> str:
-    chosen, terms = selected(run), curves(run, "train")
-    key = run.results["selection"]["metric"]
-    scores = {stage: {key: lines[key]} for stage, lines in curves(run, "valid").items()}
-    metric = METRICS[key]
-    selects = figure(
-        plots.over_time(scores, chosen, {}, ylabel=metric.label),
-        f"{metric.name} on validation, the measure that selects the epoch",
-        f"One point per epoch; {'higher' if metric.higher else 'lower'} is better.",
-    )
-    names = dict.fromkeys(name for lines in terms.values() for name in lines)
-    panels = [
-        figure(
-            plots.over_time(
-                {stage: {name: lines[name]} for stage, lines in terms.items() if name in lines},
-                chosen,
-                {},
-                small=True,
-            ),
-            f"Training loss: {name}",
-        )
-        for name in names
-    ]
-    note = "Each term is on its own scale: compare shapes, not heights. "
-    return grid([selects]) + grid(panels, "small") + p(note + how_to_read(run), "quiet")
-
-
 def curves(run: Run, part: str, scale: float = 1.0) -> dict[str, dict[str, list[plots.Curve]]]:
     """{stage: {name: [curve of each seed]}} of one part of the history: "train", "energy", ..."""
     found: dict[str, Any] = {}
@@ -172,8 +88,8 @@ def missing(run: Run) -> str:
     metrics = {key: METRICS[key] for key in run.test[next(iter(names))]}
     rival = run.models["concat"]["test"] if run.model == "ebmc" and "concat" in run.models else {}
     legend = (run.display(run.model), "concatenation") if rival else None
-    figures = []
-    for key in shown_in_figures(run.results["kind"], metrics):
+    shown, figures = shown_in_figures(run.results["kind"], metrics), []
+    for key in shown:
         rows = []
         for condition, name in names.items():
             kind, _, modality = name.partition(" ")
@@ -191,19 +107,36 @@ def missing(run: Run) -> str:
     incomplete = [run.test[condition] for condition in list(names)[1:]]
     means = (m.text(float(np.mean([s[key]["mean"] for s in incomplete]))) for key, m in metrics.items())
     lines.append(["mean of incomplete", *means])
+    every = table(["Present", *(metric.arrowed for metric in metrics.values())], lines)
     return (
         p("Nothing is trained anew: what is missing is absent from the whole test split.")
-        + better_without(run, names)
+        + better_without(run, names, shown)
         + grid(figures)
-        + table(["Present", *(metric.arrowed for metric in metrics.values())], lines)
+        + changes(run, names, shown, rival)
+        + (details("All metrics", every) if len(metrics) > len(shown) else "")
     )
 
 
-def better_without(run: Run, names: dict[str, str]) -> str:
+def changes(run: Run, names: Mapping[str, str], shown: Iterable[str], rival: Mapping[str, Scores]) -> str:
+    """What is lost under each condition, and what concatenation has there."""
+    whole, head, rows = next(iter(names)), ["Present"], [[name] for name in names.values()]
+    for metric, key in ((METRICS[key], key) for key in shown):
+        head += [metric.arrowed, "lost"] + (["concatenation", "EBMC's gain"] if rival else [])
+        for row, condition in zip(rows, names, strict=True):
+            own, full = run.test[condition][key], run.test[whole][key]["mean"]
+            lost = metric.sign * (full - own["mean"])
+            row += [metric.cell(own), "" if condition == whole else metric.text(lost)]
+            if rival:
+                other = rival[condition][key]
+                row += [metric.cell(other), signed(metric.sign * (own["mean"] - other["mean"]), metric)]
+    return table(head, rows)
+
+
+def better_without(run: Run, names: Mapping[str, str], shown: Iterable[str]) -> str:
     """A warning where leaving modalities out scores better than having them all."""
     whole, found = run.test[next(iter(names))], []
-    for key, entry in whole.items():
-        metric = METRICS[key]
+    for key in shown:
+        entry, metric = whole[key], METRICS[key]
         top = metric.best(run.test[condition][key]["mean"] for condition in names)
         if metric.better(top, entry["mean"]):
             name = next(n for condition, n in names.items() if run.test[condition][key]["mean"] == top)
@@ -235,9 +168,12 @@ def trust(run: Run) -> str:
         "Who is trusted when the prediction is good or bad",
         "Test utterances in five equal groups, from the best predicted (left) to the worst (right).",
     )
-    head = ["Modality", "Mean trust", "Most trusted in", "Calibration factor of its teacher"]
-    note = f"Test split, seed {record.seed}; an absent modality gets no trust."
-    return grid([bands, by_error]) + table(head, rows) + p(note, "quiet")
+    head = ["Modality", "Mean trust", "Most trusted in", "Temperature of its teacher"]
+    note = (
+        f"Test split, seed {record.seed}; an absent modality gets no trust. Temperature: what the teacher's stated "
+        "variance or its logits are scaled by on validation; above 1 it was too sure of itself."
+    )
+    return grid([bands, by_error]) + beside(table(head, rows), p(note, "quiet"))
 
 
 def features(run: Run) -> str:
@@ -286,31 +222,69 @@ def cost(run: Run) -> str:
         counts = records[0].parameters
         sizes.append([run.display(model), *(f"{counts[k]:,}" for k in ("student", "encoders", "teachers"))])
     note = "Times include validation after each epoch" + ("; mean over seeds." if len(run.records) > 1 else ".")
-    return (
-        table(["Stage", "Time", "Epochs", "Per epoch", "Per step"], times)
-        + p(note, "quiet")
-        + table(["Parameters", "Trained", "of these, encoders", "Frozen teachers"], sizes)
+    return beside(
+        table(["Stage", "Time", "Epochs", "Per epoch", "Per step"], times) + p(note, "quiet"),
+        table(["Parameters", "Trained", "of these, encoders", "Frozen teachers"], sizes),
     )
+
+
+SETTINGS = {  # those that are no option of train.py
+    "zeta": "weight of L_MSD",
+    "beta": "weight of L_CCE",
+    "gamma": "weight of L_EMC; at 0 its probes alone learn",
+    "eta": "weight of L_IMTD",
+    "lambda_1": "weight of L_dis in L_MSD",
+    "lambda_2": "weight of L_uni in L_MSD",
+    "without": "components left out",
+    "weight_decay": "of AdamW",
+    "context": "encoder of conversations",
+    "causal": "context of earlier utterances only",
+    "shuffled": "conversations in random order, the control",
+    "dim": "size of the features",
+    "dropout": "inside the model",
+}
 
 
 def provenance(run: Run) -> str:
     found, main = run.results, run.models[run.model]
-    epochs = main["selection"]["epochs"].items()
+    chosen = "; ".join(f"seed {seed}: {in_line(stages)}" for seed, stages in main["selection"]["epochs"].items())
     facts = {
-        "Data": f"{found['dataset']} ({found['kind']}, {found['task']}). {found['note']}",
-        "Models": ", ".join(map(run.display, run.models)),
-        "Seeds": ", ".join(map(str, found["seeds"])),
-        "Selected epochs": "; ".join(f"seed {seed}: {in_line(stages)}" for seed, stages in epochs),
-        "Settings": in_line(found["settings"]),
-        "Versions": in_line(found["versions"]),
+        "data": f"{found['dataset']} ({found['kind']}, {found['task']}). {found['note']}",
+        "models": ", ".join(map(run.display, run.models)),
+        "seeds": ", ".join(map(str, found["seeds"])),
+        "selected epochs": chosen,
+        "device": found["device"],
+        "versions": in_line(found["versions"]),
     }
-    return code(found["command"]) + "".join(fact(name, text) for name, text in facts.items())
+    return (
+        code(found["command"])
+        + table(["What", ""], [[name, text] for name, text in facts.items()], kind="words")
+        + details("Settings", settings_table(found["settings"]))
+    )
 
 
-def in_line(values: dict[str, Any]) -> str:
-    texts = {
-        key: " ".join(value) if isinstance(value, list | tuple) else value
-        for key, value in values.items()
-        if value not in (None, [], ())
-    }
-    return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in texts.items())
+def settings_table(values: Mapping[str, Any]) -> str:
+    """Bold: not the default."""
+    known, rows, bold = {field.name: field for field in fields(Settings)}, [], set()
+    for i, (name, value) in enumerate(values.items()):
+        field = known.get(name)
+        default = None if field is None else field.default
+        meaning = SETTINGS.get(name, "" if field is None else field.metadata.get("help", ""))
+        rows.append([name, in_words(value), in_words(default), meaning])
+        if in_words(value) != in_words(default):
+            bold.add((i, 1))
+    return table(["Setting", "Value", "Default", "What it is"], rows, bold, "words") + p(
+        "Bold: not the default.", "quiet"
+    )
+
+
+def in_words(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join("=".join(map(str, x)) if isinstance(x, list | tuple) else str(x) for x in value) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def in_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())

@@ -94,7 +94,11 @@ def _print(
     width = sum(max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True))
     if width > console.width:
         heads, *lines = (
-            [row[0], *(text.replace("\u00a0", " ").replace(" ", "\n") for text in row[1:])] for row in (heads, *lines)
+            [
+                row[0],
+                *(text.replace("\u00a0", " ").replace(" ± ", "\n±\u00a0").replace(" ", "\n") for text in row[1:]),
+            ]
+            for row in (heads, *lines)
         )
     table = Table(
         title=Text(title),

@@ -12,14 +12,15 @@ from typing import Any
 
 from ebmc_msa.data import config
 from ebmc_msa.data.options import label_options
-from ebmc_msa.training.options import DATA, as_toml, check, parse, parser, settings_of
+from ebmc_msa.training.options import DATA, as_toml, complete, parse, parser, settings_of
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args, first = parse(argv), os.environ.get("RANK", "0") == "0"
     if args.dump_config is not None:
-        config.write(parser(), args.dump_config, config.dump(parser(), vars(args)))
+        options = parser()
+        config.write(options, args.dump_config, config.dump(options, vars(config.parse_args(options, argv))))
         return 0
     try:
         # Only now: --help and a misspelt option do not wait for torch.
@@ -51,7 +52,7 @@ def train(**options: Any) -> Path:
     checker = parser(raises=ValueError)
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     args = checker.parse_args([], argparse.Namespace(**config.convert(given, checker, "train()")))
-    check(args, checker)
+    complete(args, checker)
     call = ", ".join(f"{name}={value!r}" for name, value in options.items())
     return work(args, [], f"train({call})")
 

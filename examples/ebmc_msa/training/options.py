@@ -59,7 +59,7 @@ def parser(raises: type[Exception] | None = None) -> Parser:
         "--model", metavar="NAME", help="ebmc, concat, or a modality's name: that one alone (with --data: ebmc)"
     )
     what.add_argument(
-        "--compare", action=argparse.BooleanOptionalAction, default=None,
+        "--compare", action=argparse.BooleanOptionalAction,
         help="ebmc, concat and every modality alone, with a verdict; so it is without --data and --model",
     )  # fmt: skip
     what.add_argument(
@@ -106,15 +106,12 @@ def parse(argv: list[str], start: Mapping[str, Any] | None = None) -> argparse.N
     """The options that `argv`, the file of its `--config` and `start` give, in this order of precedence."""
     options = parser()
     args = config.parse_args(options, argv, start)
-    check(args, options)
-    if args.compare is None:
-        args.compare = args.model is None and args.data is None and args.evaluate is None
-    args.model = args.model or "ebmc"
+    complete(args, options)
     return args
 
 
-def check(args: argparse.Namespace, options: Parser) -> None:
-    """End the program with an error where options contradict each other."""
+def complete(args: argparse.Namespace, options: Parser) -> None:
+    """End the program with an error where options contradict each other; fill in what to train."""
     if args.text_lr is not None and not args.finetune_text:
         options.error(f"argument --text-lr: {args.text_lr}, expected a positive number beside --finetune-text")
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:
@@ -131,6 +128,9 @@ def check(args: argparse.Namespace, options: Parser) -> None:
             f"argument --evaluate: tests a run as it was trained, without {', '.join(given)}; leave "
             + ("it out" if len(given) == 1 else "them out")
         )
+    if args.compare is None:
+        args.compare = args.model is None and args.data is None and args.evaluate is None
+    args.model = args.model or "ebmc"
 
 
 def of_training(args: argparse.Namespace, options: Parser) -> list[str]:

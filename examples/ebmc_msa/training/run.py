@@ -86,10 +86,10 @@ def train(
     print_verdict(results, console)
     spent = f"{time.process_time():.0f} s of processor time on {results['device']}"
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
-    console.print(f"{spent}. In {run.final}: metrics.json, {count} and", markup=False)
-    console.print(run.final / "report.html", style="bold", markup=False, soft_wrap=True)
     if args.log:
         console.print(f"To watch: tensorboard --logdir {run.final / args.log}", markup=False)
+    console.print(f"{spent}. In {run.final}: metrics.json, {count} and", markup=False)
+    console.print(run.final / "report.html", style="bold", markup=False, soft_wrap=True)
     return run.final
 
 

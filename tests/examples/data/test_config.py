@@ -60,7 +60,7 @@ def test_a_dump_holds_every_option_and_reads_back(tmp_path, capsys):
     assert {**vars(first), "config": dumped} == vars(second)
     keys = set(re.findall(r"^(?:# )?([a-z0-9-]+) =", dumped.read_text(), re.MULTILINE))
     known = {name[2:] for name in options.parser()._option_string_actions if name.startswith("--")}
-    assert known - keys == {"help", "config", "dump-config", "resume", "no-compare", "no-causal"}
+    assert known - keys == {"help", "config", "dump-config", "resume", "no-compare", "no-causal", "no-impute-context"}
     assert command.main(["--config", str(path), "--dump-config"]) == 0
     assert capsys.readouterr().out == dumped.read_text()
 

@@ -116,6 +116,7 @@ def test_order_of_frames_counts():
     assert not torch.allclose(encoder(x.flip(1), lengths), encoder(x, lengths))
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph_and_has_no_fast_path():
     encoder = build("transformer")
     x, lengths = sequences([0, 1, 4], 4)

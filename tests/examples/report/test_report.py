@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ebmc_msa.data import DataError, Dataset, Split, synthetic
 from ebmc_msa.model.settings import Settings
-from ebmc_msa.report import plots, report, run_view, sections
+from ebmc_msa.report import losses, overview, plots, report, run_view, sections
 from ebmc_msa.report.record import Record
 from ebmc_msa.training import run
 from ebmc_msa.training.results import summary
@@ -136,7 +136,8 @@ def test_model_without_trust_or_balancing(sentiment, tmp_path):
 def test_single_modality_model(sentiment, tmp_path):
     report.write_report(tmp_path / "report.html", *sentiment.part(["text"]))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.ids == ["results", "features", "losses", "cost", "run"]
+    assert page.ids == ["verdict", "models", "features", "losses", "cost", "run"]
+    assert "Only text alone was trained" in page.text
 
 
 def test_weights_of_emc_are_drawn_where_there_are_any(sentiment):
@@ -168,17 +169,22 @@ def test_names_of_the_user_are_escaped(sentiment, tmp_path, name):
     results, records = json.loads(values.replace("audio", json.dumps(name)[1:-1]))
     report.write_report(tmp_path / "report.html", results, [Record(**record) for record in records])
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in html
+    assert "<script>alert" not in html
     assert name in Page(html).text
     console = Console(file=io.StringIO(), width=200)
     report.print_table(results, console)
     assert name in console.file.getvalue()
 
 
-def test_terminal_table_fits_80_columns(sentiment):
+@pytest.mark.parametrize("models", [None, ["ebmc"], ["text"]], ids=["compare", "ebmc", "text"])
+def test_terminal_fits_80_columns(sentiment, models):
     console = Console(file=io.StringIO(), width=80)
-    report.print_table(sentiment.part()[0], console)
-    assert "…" not in console.file.getvalue()
+    results = sentiment.part(models)[0]
+    report.print_table(results, console)
+    report.print_verdict(results, console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert len(text.splitlines()) < 50, "no more than a screen"
 
 
 def test_failure_keeps_the_old_report(sentiment, tmp_path, monkeypatch):
@@ -192,17 +198,58 @@ def test_failure_keeps_the_old_report(sentiment, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_verdict_tells_where_ebmc_loses(sentiment):
-    results = copy.deepcopy(sentiment.part(seeds=[1111])[0])
-    for name, found in results["models"].items():
-        for entries in found["test"].values():
-            for entry in entries.values():
-                entry["mean"] = 0.0 if name == "ebmc" else 1.0
-    text = Page(sections.results(run_view.Run.of(results))).text
-    assert "EBMC is worse than the best single modality on 7 of 8 metrics: Acc-2 has0 (0.0 against" in text
-    assert "EBMC is worse than plain concatenation on 7 of 8 metrics" in text
-    results["models"]["ebmc"]["test"]["text+audio+vision"]["mae"]["mean"] = float("nan")
-    assert "7 of 7" in Page(sections.results(run_view.Run.of(results))).text
+@pytest.mark.parametrize(
+    ("change", "words", "kind"),
+    [(1.0, "is worse than", "flag"), (-1.0, "is better than", "good")],
+    ids=["lost", "won"],
+)
+def test_the_page_opens_with_the_verdict(sentiment, change, words, kind):
+    """On a run that EBMC loses by 1 on every utterance, and on one that it wins."""
+    others = {r.seed: r.samples for r in sentiment.records if r.model == "concat"}
+    records = [
+        replace(r, samples={part: [x + change for x in scores] for part, scores in others[r.seed].items()})
+        if r.model == "ebmc"
+        else replace(r, valid=dict.fromkeys(r.valid, 0.0 if r.model == "concat" else 1.0))
+        for r in sentiment.records
+    ]
+    results = Recorded(sentiment.dataset, sentiment.settings, records).part()[0]
+    html = overview.overview(run_view.Run.of(results))
+    text = Page(html).text
+    assert text.startswith(results["verdict"][0])
+    assert results["verdict"][1] in text
+    assert " ".join(results["verdict"]).count(f"EBMC {words} concatenation") == 3
+    assert html.count(f'<p class="{kind}">') >= 2
+    assert html.count('<svg class="bar"') == 3
+
+
+def test_gains_stand_beside_every_other_model(sentiment):
+    results = sentiment.part()[0]
+    page = Page(overview.models(run_view.Run.of(results)))
+    for name in ("concat", "text", "audio", "vision"):
+        for entry in results["models"][name]["parts"].values():
+            assert f"{entry['difference'][0]:+.3f}".lstrip("+-") in page.text
+
+
+def test_every_term_of_the_loss_is_explained(sentiment):
+    """Also those of an EBMC whose EMC has a weight."""
+    results, records = sentiment.part(["ebmc"], [1111])
+    shown = Page(losses.losses(run_view.Run.of(results, records))).text
+    trained = {name for epoch in records[0].history for name in epoch["train"]}
+    assert trained - {"task"} <= set(losses.TERMS)
+    assert {"gap", "penalty", "descent"} <= set(losses.TERMS)
+    assert {name for _, names in losses.GROUPS.values() for name in names} == set(losses.TERMS)
+    for name in trained - {"task"}:
+        assert losses.TERMS[name].should in shown
+    assert "L_uni, of L_MSD, weight 2" in shown
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_last_epoch_being_the_best_is_pointed_out(sentiment, last):
+    results, records = sentiment.part(["ebmc"], [1111])
+    results["selection"]["last_is_best"] = last
+    view = run_view.Run.of(results, records)
+    assert ("the last epoch being the best: EBMC" in overview.overview(view)) == last
+    assert ("more epochs may help" in losses.selection(view)) == last
 
 
 def test_imbalance_is_that_of_the_shares(sentiment):
@@ -225,7 +272,8 @@ def test_terminal_table(sentiment, compare):
     console = Console(file=io.StringIO(), width=160)
     report.print_table(results, console)
     text = " ".join(console.file.getvalue().split())
-    assert "only vision" in text
+    assert ("only vision" in text) != compare
+    assert ("one corrupted" in text) == compare
     assert "1111, 1112" in text
     assert "validation split by MAE" in text
     assert ("concat" in text) == compare

@@ -3,8 +3,9 @@
 import pytest
 
 from ebmc_msa.evaluation.metrics import METRICS
+from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.run_view import Run
-from ebmc_msa.report.sections import in_line
+from ebmc_msa.report.sections import in_words, settings_table
 
 
 def results(**scores):
@@ -33,6 +34,26 @@ def test_metrics_of_other_scales_have_names():
     assert [METRICS[key].arrowed for key in ("acc2", "acc3", "acc5")] == [f"Acc-{n} (%)\u00a0↑" for n in (2, 3, 5)]
 
 
-def test_settings_that_are_not_set_are_not_listed():
-    assert in_line({"gamma": 0.1, "without": [], "finetune_text": None, "order": "a-b"}) == "gamma 0.1, order a-b"
-    assert in_line({"without": ["msd", "cce"], "zero": 0}) == "without msd cce, zero 0"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1, "0.1"),
+        (100, "100"),
+        (None, "none"),
+        ([], "none"),
+        (("msd", "cce"), "msd, cce"),
+        ([["text", 0.1], ["audio", 0.5]], "text=0.1, audio=0.5"),
+        (True, "yes"),
+        ("transformer", "transformer"),
+    ],
+)
+def test_settings_in_words(value, text):
+    assert in_words(value) == text
+
+
+def test_settings_are_explained_and_what_is_not_the_default_is_bold():
+    """Every setting has a meaning; two are set here."""
+    html = settings_table({**Settings().as_dict(), "gamma": 0.1, "without": ["imtd"]})
+    assert html.count("<strong>") == 2
+    assert "<strong>0.1</strong>" in html
+    assert "<td></td>" not in html

@@ -86,6 +86,7 @@ def test_checkpoints_evaluate_to_what_the_run_found(compared, data, capsys):
     assert len({row["id"] for row in rows}) * 8 == len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["random", "conversations", "noise"])
 def test_protocols_run_on_its_checkpoints(compared, data, protocol, tmp_path, capsys):
     names = ("concat", "concat-shuffled", "text", "audio")

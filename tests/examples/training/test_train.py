@@ -330,7 +330,8 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stages, "evaluate", interrupt)
-    assert call("--out", tmp_path / "runs", *SHORT) == 130
+    data = write_npz(tmp_path / "toy.npz")
+    assert call("--data", data, "--out", tmp_path / "runs", *SHORT) == 130
     assert "Nothing was written; the same command starts again." in capsys.readouterr().err
     assert not list((tmp_path / "runs").iterdir())
 
@@ -359,6 +360,7 @@ def test_misspelt_options(arguments, message, capsys):
     assert len(lines) == 2
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_complete():
     text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
     options = (
