@@ -18,7 +18,7 @@ from ebmc_msa.data.missing import conditions, drop_frames, missing_at_random, re
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation import corruption
 from ebmc_msa.evaluation.metrics import METRICS
-from ebmc_msa.evaluation.predict import Change, predict
+from ebmc_msa.evaluation.predict import Change, answers, predict
 from ebmc_msa.evaluation.scores import compute_metrics, constant_score, evaluate, selection_score
 from ebmc_msa.model.prediction import Model, Prediction
 
@@ -115,7 +115,7 @@ def degrade(model: Model, test: SplitView, rows: Sequence[Level]) -> Degradation
     """Metrics by level and on average, and how much worse than untouched each is."""
 
     def tested(change: Change) -> Scores:
-        return compute_metrics(model.spec, predict(model, test, change).outputs, test.target)
+        return compute_metrics(model.spec, answers(model, test, change), test.target)
 
     found = {level.name: _mean([tested(change) for change in level.changes]) for level in rows}
     full = found[rows[0].name]
