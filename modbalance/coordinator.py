@@ -16,10 +16,12 @@ from modbalance.checks import (
     check_inputs,
     check_nonnegative,
     check_positive,
+    check_uncertainty,
     given,
 )
+from modbalance.coordination_terms import coordination_terms
 from modbalance.distributed import Sync, alike, processes, reduce
-from modbalance.functional.energy import Gap, gap_of_sum, gap_sum
+from modbalance.functional.energy import Gap
 from modbalance.gate import HeldOutGate
 from modbalance.head_reader import HeadReader
 from modbalance.heads import check_heads, linear_heads
@@ -27,7 +29,7 @@ from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import no_tensor, scalars
 from modbalance.placement import check_placement
-from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
+from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast
 from modbalance.protocol import Balancer
 from modbalance.task_checks import IGNORE_INDEX, check_loss, check_target, check_task, check_values
 from modbalance.tasks import Task, labelled, output_width
@@ -196,7 +198,7 @@ class EnergyCoordinator(Balancer):
         features = given(features)
         masks = self._check(features, target, present)
         if uncertainty is not None:
-            self._check_uncertainty(uncertainty, masks)
+            check_uncertainty("EnergyCoordinator", uncertainty, masks, self.gamma)
 
         problem = self._problem(target, self.gamma if uncertainty is None else 0.0)
         sync = self.training and self.sync
@@ -217,7 +219,14 @@ class EnergyCoordinator(Balancer):
             energies = dict(zip(features, energy, strict=True))
         else:
             z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
-            energy, gap, penalty, descent, fit = self._terms(problem, heads, z, mask, uncertainty, sync)
+            stated = None
+            if uncertainty is not None:
+                everywhere = absent_like(dict(uncertainty), self.dims)
+                stated = self.gamma * torch.stack([upcast(everywhere[name]).detach() for name in z])
+            energy, gap, penalty, descent, fit = coordination_terms(
+                problem, heads, z, mask, stated, gap=self.gap, fits=self.owns_heads, sync=sync
+            )
+            descent = self.descent * descent
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
         if self.gate.active and target is not None:
@@ -334,55 +343,6 @@ class EnergyCoordinator(Balancer):
             pull=self.gap == "pull",
             backend=self.backend,
         )
-
-    def _terms(
-        self,
-        problem: EnergyTerms,
-        heads: HeadReader,
-        z: dict[str, Tensor],
-        mask: Tensor,
-        uncertainty: Mapping[str, Tensor] | None,
-        sync: Sync,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """energy, gap, penalty, descent and fit; the means over all processes by one all-reduce."""
-        energy, gradient_norm = heads.energy(problem, z, mask)
-        stated = None
-        if uncertainty is not None:
-            everywhere = absent_like(dict(uncertainty), self.dims)
-            stated = self.gamma * torch.stack([upcast(everywhere[name]).detach() for name in z])
-            energy = energy + select(stated, mask)
-        gap = fit = zero_of(z)
-        if problem.target is None:
-            return energy, gap, gap, gap, fit
-        sums = [masked_sum(gradient_norm, mask, dim=1), masked_sum(energy, mask, dim=1)]
-        if self.owns_heads:
-            sums.append(masked_sum(heads.fit(problem, z), mask, dim=1))
-        if self.gap is not None:
-            compared = energy
-            if self.gap == "pull":
-                potential = torch.stack([*heads.potentials(problem, z).values()])
-                compared = potential if stated is None else potential + stated
-            sums.append(gap_sum(compared, mask, self.gap))
-        penalty, descent, *rest = reduce(sums, sync)
-        if self.owns_heads:
-            fit = rest[0].mean().sum()
-        if self.gap is not None:
-            gap = gap_of_sum(rest[-1], self.gap)
-        return energy, gap, penalty.mean().sum(), self.descent * descent.mean().sum(), fit
-
-    def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
-        if not self.gamma:
-            raise ValueError(
-                "EnergyCoordinator: uncertainty is given and gamma is 0, expected gamma > 0; build it with "
-                "gamma=0.1, for example, or leave uncertainty out."
-            )
-        for name, mask in masks.items():
-            if name not in uncertainty or uncertainty[name].shape != mask.shape:
-                raise ValueError(
-                    f"EnergyCoordinator: uncertainty[{name!r}] is "
-                    f"{tuple(uncertainty[name].shape) if name in uncertainty else 'missing'}, expected "
-                    f"{tuple(mask.shape)}; pass one value a sample for every modality in features."
-                )
 
     def extra_repr(self) -> str:
         return (
