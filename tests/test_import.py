@@ -15,10 +15,9 @@ MEASURE = """
 import sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
-import modbalance
+import modbalance, modbalance.balancers
 assert "modbalance.diagnostics" not in sys.modules
 assert modbalance.diagnostics.ModalityMonitor and "diagnostics" in dir(modbalance)
-import modbalance.balancers
 print(time.process_time() - start, *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 

@@ -12,18 +12,15 @@ from modbalance.balancers.formulas import agm_coefficients
 from modbalance.balancers.gradients import (
     GradientBalancer,
     Predict,
-    check_batch,
-    check_rows,
     error,
     over,
-    predict_from,
 )
-from modbalance.checks import Presence, check_positive, given
-from modbalance.diagnostics.contribution import shapley_values
+from modbalance.checks import check_positive
 from modbalance.distributed import Sync
-from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.task_checks import IGNORE_INDEX, check_task
-from modbalance.tasks import Task, labelled
+from modbalance.presence import MaskedSum
+from modbalance.shapley import shapley_values
+from modbalance.task_checks import IGNORE_INDEX
+from modbalance.tasks import Task
 
 __all__ = ["AGM"]
 
@@ -94,44 +91,24 @@ class AGM(GradientBalancer):
         ignore_index: int = IGNORE_INDEX,
         sync: Sync = True,
     ) -> None:
-        super().__init__(encoders, sync)
-        check_task("AGM", task, num_outputs, None, ignore_index)
+        super().__init__(encoders, num_outputs, predict, task, ignore_index, sync)
         check_positive("AGM", alpha=alpha, limit=limit)
-        self.num_outputs, self.task, self.predict = num_outputs, task, predict
-        self.alpha, self.limit, self.ignore_index = alpha, limit, ignore_index
+        self.alpha, self.limit = alpha, limit
         self.register_buffer("mean", torch.zeros(len(self.encoders)))
         self.register_buffer("steps", torch.zeros(len(self.encoders)))
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        target: Tensor | None = None,
-        present: Presence | None = None,
-    ) -> BalancerOutput:
-        features = given(features)
-        masks = check_rows("AGM", features, present, self.encoders)
-        if target is not None and self.training:
-            self._measure(features, target, masks)
-        return BalancerOutput(no_loss(features), {}, features)
-
-    @torch.no_grad()
-    def _measure(self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]) -> None:
-        check_batch("AGM", self.task, features, masks, target, self.num_outputs, self.ignore_index)
-        valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
-
+    def measure(
+        self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]
+    ) -> dict[str, MaskedSum]:
         def outputs(subset: tuple[str, ...]) -> float:
-            if not subset:
-                return 0.0
-            found = predict_from("AGM", self.predict, features, masks, subset, self.task, self.num_outputs)
-            return cast(float, found)  # a share of outputs is computed as a share of numbers is
+            # A share of outputs is computed as a share of numbers is.
+            return cast(float, self.outputs(features, masks, subset)) if subset else 0.0
 
-        shares = cast(dict[str, Tensor], shapley_values(outputs, list(features)))
-        self.record(
-            {
-                name: over(error(self.task, share, target, self.ignore_index), masks[name], valid)
-                for name, share in shares.items()
-            }
-        )
+        shares, valid = cast(dict[str, Tensor], shapley_values(outputs, list(features))), self.labelled(target)
+        return {
+            name: over(error(self.task, share, target, self.ignore_index), masks[name], valid)
+            for name, share in shares.items()
+        }
 
     def modulation(self, mean: Tensor, seen: Tensor) -> Tensor:
         before = self.mean.to(mean.dtype)

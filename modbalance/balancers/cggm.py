@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from modbalance.balancers.formulas import cggm_coefficients
-from modbalance.balancers.gradients import GradientBalancer, Predict, check_batch, over, predict_from
+from modbalance.balancers.gradients import GradientBalancer, Predict, check_batch, check_encoders, over
 from modbalance.checks import Presence, check_dims, check_inputs, check_nonnegative, check_positive, given
 from modbalance.distributed import Sync, reduce
 from modbalance.heads import linear_heads
 from modbalance.placement import as_parameters
 from modbalance.presence import masked_mean, select, upcast
 from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.task_checks import IGNORE_INDEX, check_task
+from modbalance.task_checks import IGNORE_INDEX
 from modbalance.task_formulas import HeadOutputs, loss_slope, split_gaussian
-from modbalance.tasks import Task, labelled, task_loss
+from modbalance.tasks import Task, task_loss
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["CGGM"]
@@ -98,23 +98,17 @@ class CGGM(GradientBalancer):
         ignore_index: int = IGNORE_INDEX,
         sync: Sync = True,
     ) -> None:
-        super().__init__(encoders, sync)
+        super().__init__(encoders, num_outputs, predict, task, ignore_index, sync)
         self.dims = check_dims("CGGM", dims)
-        check_task("CGGM", task, num_outputs, None, ignore_index)
+        check_encoders("CGGM", encoders, self.dims)
         check_positive("CGGM", rho=rho)
         check_nonnegative("CGGM", direction=direction)
-        if set(self.encoders) != set(self.dims):
-            raise ValueError(
-                f"CGGM: encoders has {sorted(self.encoders)}, expected {sorted(self.dims)} as in dims; "
-                "pass one encoder a modality."
-            )
         if direction and predict is None:
             raise ValueError(
                 f"CGGM: predict is None with direction={direction}, expected your fusion and head; pass "
                 "predict=lambda features, present: outputs, or direction=0."
             )
-        self.num_outputs, self.task, self.predict = num_outputs, task, predict
-        self.rho, self.direction, self.ignore_index = rho, direction, ignore_index
+        self.rho, self.direction = rho, direction
         self.classifiers = linear_heads(self.dims, num_outputs, task)
         self._training_check = TrainingCheck()
         self.register_buffer("last", torch.zeros(len(self.encoders)))
@@ -132,7 +126,7 @@ class CGGM(GradientBalancer):
         if target is None:
             return BalancerOutput(zero, dict.fromkeys(features, zero), features)
         check_batch("CGGM", self.task, features, masks, target, self.num_outputs, self.ignore_index)
-        valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
+        valid = self.labelled(target)
         sync = self.training and self.sync
         names = list(self.dims) if sync else [name for name in self.dims if name in features]
         outputs, losses, metrics = {}, [], {}
@@ -166,8 +160,7 @@ class CGGM(GradientBalancer):
         valid: Tensor | None,
     ) -> Tensor:
         """L_gm."""
-        assert self.predict is not None
-        fused = predict_from("CGGM", self.predict, features, masks, list(features), self.task, self.num_outputs)
+        fused = self.outputs(features, masks, list(features))
         slope = loss_slope(self.task, HeadOutputs(fused.T), target).T
         terms = dict(zip(self.encoders, self._terms().unbind(), strict=True))
         sums = []

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from modbalance.checks import Presence, check_inputs, check_present
+from modbalance.checks import Presence, check_inputs, check_present, given
 from modbalance.distributed import Sync, reduce
 from modbalance.presence import MaskedSum, masked_sum, select, upcast
-from modbalance.protocol import Balancer
-from modbalance.task_checks import check_target, check_values
+from modbalance.protocol import Balancer, BalancerOutput, no_loss
+from modbalance.task_checks import check_target, check_task, check_values
 from modbalance.task_formulas import split_gaussian
-from modbalance.tasks import Task, check_outputs, task_loss
+from modbalance.tasks import Task, check_outputs, labelled, task_loss
 
 MANY = 1000
 Predict = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
@@ -27,15 +27,55 @@ class GradientBalancer(Balancer):
     those of one large batch. `coefficients` holds the last ones by modality, for a log.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module], sync: Sync) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        num_outputs: int,
+        predict: Predict | None,
+        task: Task,
+        ignore_index: int,
+        sync: Sync,
+    ) -> None:
         super().__init__()
         # A plain dict keeps the encoders out of the module tree: they are the user's.
         self.encoders = check_encoders(type(self).__name__, encoders)
-        self.sync = sync
+        check_task(type(self).__name__, task, num_outputs, None, ignore_index)
+        self.num_outputs, self.predict, self.task = num_outputs, predict, task
+        self.ignore_index, self.sync = ignore_index, sync
         self.coefficients: dict[str, Tensor] = {}
         self._window: MaskedSum | None = None
         self._calls = 0
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        target: Tensor | None = None,
+        present: Presence | None = None,
+    ) -> BalancerOutput:
+        owner, features = type(self).__name__, given(features)
+        masks = check_rows(owner, features, present, self.encoders)
+        if target is not None and self.training:
+            check_batch(owner, self.task, features, masks, target, self.num_outputs, self.ignore_index)
+            with torch.no_grad():
+                self.record(self.measure(features, target, masks))
+        return BalancerOutput(no_loss(features), {}, features)
+
+    def measure(
+        self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]
+    ) -> dict[str, MaskedSum]:
+        """What the coefficients depend on, summed over the samples that count, by modality."""
+        raise NotImplementedError
+
+    def outputs(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor], keep: Sequence[str]) -> Tensor:
+        """The fused outputs from the features of `keep`, the others zero and absent."""
+        assert self.predict is not None
+        owner = type(self).__name__
+        return predict_from(owner, self.predict, features, masks, keep, self.task, self.num_outputs)
+
+    def labelled(self, target: Tensor) -> Tensor | None:
+        """The rows whose label counts, `(B,)` bool; None where every row does."""
+        return labelled(self.task, target, self.num_outputs, self.ignore_index)
 
     def record(self, sums: Mapping[str, MaskedSum]) -> None:
         """Add a measurement of each modality that is there, over all processes."""
@@ -48,7 +88,7 @@ class GradientBalancer(Balancer):
                 f"{owner}: {MANY} batches without step(), so that nothing is balanced; call balance.step() before "
                 "the optimiser's step.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         parts = [sums.get(name, zero) for name in self.encoders]
         stacked = MaskedSum(
@@ -93,8 +133,10 @@ class GradientBalancer(Balancer):
         return f"encoders={sorted(self.encoders)}"
 
 
-def check_encoders(owner: str, encoders: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Encoders by modality, none of which shares a parameter with another."""
+def check_encoders(
+    owner: str, encoders: Mapping[str, nn.Module], dims: Mapping[str, int] | None = None
+) -> dict[str, nn.Module]:
+    """Encoders by modality, those of `dims`, none of which shares a parameter with another."""
     if not isinstance(encoders, Mapping) or len(encoders) < 2:
         raise ValueError(
             f"{owner}: encoders is a {type(encoders).__name__}, expected a mapping of at least two modality names to "
@@ -114,6 +156,11 @@ def check_encoders(owner: str, encoders: Mapping[str, nn.Module]) -> dict[str, n
                     f"{owner}: encoders[{name!r}] shares its parameter {key!r} with encoders[{other!r}], expected "
                     "encoders that have none in common; pass the parts that belong to one modality."
                 )
+    if dims is not None and set(encoders) != set(dims):
+        raise ValueError(
+            f"{owner}: encoders has {sorted(encoders)}, expected {sorted(dims)} as in dims; "
+            "pass one encoder a modality."
+        )
     return dict(encoders)
 
 

@@ -11,17 +11,14 @@ from modbalance.balancers.formulas import ogm_coefficients
 from modbalance.balancers.gradients import (
     GradientBalancer,
     Predict,
-    check_batch,
-    check_rows,
     over,
-    predict_from,
     score,
 )
-from modbalance.checks import Presence, check_nonnegative, check_positive, given
+from modbalance.checks import check_nonnegative, check_positive
 from modbalance.distributed import Sync
-from modbalance.protocol import BalancerOutput, no_loss
-from modbalance.task_checks import IGNORE_INDEX, check_task
-from modbalance.tasks import Task, labelled
+from modbalance.presence import MaskedSum
+from modbalance.task_checks import IGNORE_INDEX
+from modbalance.tasks import Task
 
 __all__ = ["OGMGE"]
 
@@ -98,12 +95,10 @@ class OGMGE(GradientBalancer):
         ignore_index: int = IGNORE_INDEX,
         sync: Sync = True,
     ) -> None:
-        super().__init__(encoders, sync)
-        check_task("OGMGE", task, num_outputs, None, ignore_index)
+        super().__init__(encoders, num_outputs, predict, task, ignore_index, sync)
         check_positive("OGMGE", alpha=alpha)
         check_nonnegative("OGMGE", noise=noise)
-        self.num_outputs, self.task, self.predict = num_outputs, task, predict
-        self.alpha, self.noise, self.seed, self.ignore_index = alpha, noise, seed, ignore_index
+        self.alpha, self.noise, self.seed = alpha, noise, seed
         self._steps = 0
 
     def get_extra_state(self) -> Tensor:
@@ -113,27 +108,14 @@ class OGMGE(GradientBalancer):
     def set_extra_state(self, state: Tensor) -> None:
         self._steps = int(state)
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        target: Tensor | None = None,
-        present: Presence | None = None,
-    ) -> BalancerOutput:
-        features = given(features)
-        masks = check_rows("OGMGE", features, present, self.encoders)
-        if target is not None and self.training:
-            self._measure(features, target, masks)
-        return BalancerOutput(no_loss(features), {}, features)
-
-    @torch.no_grad()
-    def _measure(self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]) -> None:
-        check_batch("OGMGE", self.task, features, masks, target, self.num_outputs, self.ignore_index)
-        valid = labelled(self.task, target, self.num_outputs, self.ignore_index)
-        sums = {}
+    def measure(
+        self, features: Mapping[str, Tensor], target: Tensor, masks: dict[str, Tensor]
+    ) -> dict[str, MaskedSum]:
+        valid, sums = self.labelled(target), {}
         for name in features:
-            alone = predict_from("OGMGE", self.predict, features, masks, (name,), self.task, self.num_outputs)
+            alone = self.outputs(features, masks, (name,))
             sums[name] = over(score(self.task, alone, target, self.ignore_index), masks[name], valid)
-        self.record(sums)
+        return sums
 
     def modulation(self, mean: Tensor, seen: Tensor) -> Tensor:
         self._steps += 1

@@ -91,12 +91,7 @@ class MMPareto(UnimodalLosses):
             dims, num_outputs, task, heads=heads, class_weight=class_weight, ignore_index=ignore_index, sync=sync
         )
         check_positive("MMPareto", gamma=gamma)
-        self.encoders = check_encoders("MMPareto", encoders)
-        if set(self.encoders) != set(self.dims):
-            raise ValueError(
-                f"MMPareto: encoders has {sorted(self.encoders)}, expected {sorted(self.dims)} as in dims; "
-                "pass one encoder a modality."
-            )
+        self.encoders = check_encoders("MMPareto", encoders, self.dims)
         self.gamma = gamma
 
     def forward(

@@ -1,15 +1,7 @@
 """See the imbalance: what each modality knows, what the fused model makes of it, and what is lost on the way."""
 
 from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
-from modbalance.diagnostics.contribution import (
-    ShapleyEstimate,
-    imbalance,
-    modality_subsets,
-    sample_orders,
-    sampled_shapley_values,
-    shapley_values,
-    shares,
-)
+from modbalance.diagnostics.contribution import imbalance, shares
 from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.gradients import gradient_norms
 from modbalance.diagnostics.monitor import ModalityMonitor
@@ -18,6 +10,13 @@ from modbalance.diagnostics.plot import plot
 from modbalance.diagnostics.probe import probe_outputs
 from modbalance.diagnostics.score import constant_outputs, task_score
 from modbalance.diagnostics.unimodal import train_alone
+from modbalance.shapley import (
+    ShapleyEstimate,
+    modality_subsets,
+    sample_orders,
+    sampled_shapley_values,
+    shapley_values,
+)
 
 __all__ = [
     "Diagnosis",

@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from modbalance.diagnostics.calibration import calibration_error, gaussian_coverage
-from modbalance.diagnostics.contribution import (
-    imbalance,
-    modality_subsets,
-    sample_orders,
-    sampled_shapley_values,
-    shapley_values,
-)
+from modbalance.diagnostics.contribution import imbalance
 from modbalance.diagnostics.diagnosis import Diagnosis
 from modbalance.diagnostics.probe import probe_outputs
 from modbalance.diagnostics.score import constant_outputs, jackknife
 from modbalance.functional.energy import energy
+from modbalance.shapley import modality_subsets, sample_orders, sampled_shapley_values, shapley_values
 from modbalance.tasks import Task, task_loss, task_uncertainty
 
 OWNER = "ModalityMonitor"
