@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmc_msa.data.files import write_text
-from ebmc_msa.report import html, losses, overview, plots, sections, verdict
+from ebmc_msa.report import against, html, losses, overview, plots, sections, verdict
 from ebmc_msa.report.record import Record
 from ebmc_msa.report.run_view import Run
 from ebmc_msa.report.terminal import print_table, print_verdict
@@ -17,6 +17,7 @@ __all__ = ["print_table", "print_verdict", "write_report"]
 SECTIONS = {
     "verdict": ("Verdict", overview.overview),
     "models": ("Models", overview.models),
+    "against": ("Beside another run", against.against),
     "contribution": ("Contribution of each modality", sections.contribution),
     "balance": ("Energy and gradient over time", sections.balance),
     "missing": ("Missing modalities", sections.missing),
@@ -29,7 +30,10 @@ SECTIONS = {
 
 
 def write_report(path: Path, results: dict[str, Any], records: Sequence[Record]) -> None:
-    """Write the page to `path` in one step: a reader sees the old report or the whole new one."""
+    """Write the page to `path` in one step: a reader sees the old report or the whole new one.
+
+    `results` are metrics.json's, with what `against.read` returns as `against` where another run stands beside.
+    """
     write_text(path, render(Run.of(results, records)))
 
 
@@ -40,4 +44,6 @@ def render(run: Run) -> str:
     colours = {name: style.colour for name, style in plots.palette(run.modalities).items()}
     if not verdict.differences(run.results):
         bodies["verdict"] = ("At a glance", bodies["verdict"][1])
+    if "against" in run.results:
+        bodies["against"] = (f"Beside {run.results['against']['name']}", bodies["against"][1])
     return html.document(run.title, about, colours, {name: body for name, body in bodies.items() if body[1]})

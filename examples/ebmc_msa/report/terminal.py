@@ -100,7 +100,10 @@ def _print(
         heads, *lines = (
             [
                 row[0],
-                *(text.replace("\u00a0", " ").replace(" ± ", "\n±\u00a0").replace(" ", "\n") for text in row[1:]),
+                *(
+                    text.strip().replace("\u00a0", " ").replace(" ± ", "\n±\u00a0").replace(" ", "\n")
+                    for text in row[1:]
+                ),
             ]
             for row in (heads, *lines)
         )

@@ -137,6 +137,6 @@ def unfinished(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     if not found:
         return ""
     return (
-        f"Still improving when training ended, the last epoch being the best: {', '.join(found)}. More epochs may "
+        f"Still improving when training ended, the last epoch being the best: {'; '.join(found)}. More epochs may "
         "help: --stage1-epochs, --stage2-epochs."
     )

@@ -129,7 +129,7 @@ def as_begun(argv: list[str], run: Any) -> argparse.Namespace:
     begun, cwd = run.metadata["config"], run.metadata["cwd"]
     args = parse([], config.loads(begun, parser(), f"--resume {run.partial}"))
     args.name = run.final.name
-    for name in ("data", "predictions", "finetune_text"):
+    for name in ("data", "predictions", "finetune_text", "against"):
         if getattr(args, name) is not None and os.getcwd() != cwd:
             setattr(args, name, Path(cwd, getattr(args, name)))
     unset = object()

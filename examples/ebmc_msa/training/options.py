@@ -88,6 +88,9 @@ def parser(raises: type[Exception] | None = None) -> Parser:
         "--log", choices=("tensorboard",), metavar="LOGGER",
         help="tensorboard: scalars of each epoch and the figures of the report, in OUT/NAME/tensorboard",
     )  # fmt: skip
+    out.add_argument(
+        "--against", type=Path, metavar="RUN", help="the report shows the finished run runs/NAME beside this one"
+    )
     out.add_argument("--resume", type=Path, metavar="RUN", help="continue runs/NAME, which was interrupted; alone")
     out.add_argument("--evaluate", type=Path, metavar="RUN", help="no training: test the checkpoints of runs/NAME")
     out.add_argument(
@@ -121,6 +124,8 @@ def complete(args: argparse.Namespace, options: Parser) -> None:
             "argument --missing: goes with --evaluate RUN and without --predictions; train first, then "
             f"--evaluate runs/NAME --missing {args.missing}"
         )
+    if args.against and args.evaluate is not None:
+        options.error("argument --against: is about the report of training, and --evaluate writes none; leave it out")
     if args.log and args.evaluate is not None:
         options.error("argument --log: logs training, and --evaluate does not train; leave it out")
     if args.evaluate is not None and (given := of_training(args, options)):

@@ -27,6 +27,7 @@ from ebmc_msa.evaluation.predict import label_targets, predict
 from ebmc_msa.evaluation.scores import by_condition, contribution
 from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.report.against import read as read_against
 from ebmc_msa.report.record import Record
 from ebmc_msa.report.report import print_table, print_verdict, write_report
 from ebmc_msa.report.run_view import CONTROL
@@ -53,6 +54,7 @@ def train(
     device = pick_device(args.device)
     if args.predictions:
         writable(args.predictions)
+    other = {"against": read_against(args.against, dataset.kind)} if args.against else {}
     metadata = {**command, "data": fingerprint(dataset)}
     if run is None:
         what = "compare" if args.compare else "-".join([args.model, *(f"no-{part}" for part in settings.without)])
@@ -79,7 +81,7 @@ def train(
         write_text(run.partial / "config.toml", run.metadata["config"])
         write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
         with log.report():
-            write_report(run.partial / "report.html", results, records)
+            write_report(run.partial / "report.html", results | other, records)
         if args.predictions:
             save_predictions(args.predictions, [row for record in records for row in record.rows])
     print_table(results, console)

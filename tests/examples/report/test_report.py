@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ebmc_msa.data import DataError, Dataset, Split, synthetic
 from ebmc_msa.model.settings import Settings
-from ebmc_msa.report import losses, overview, plots, report, run_view, sections
+from ebmc_msa.report import against, losses, overview, plots, report, run_view, sections
 from ebmc_msa.report.record import Record
 from ebmc_msa.training import run
 from ebmc_msa.training.results import summary
@@ -74,7 +74,7 @@ class Recorded(NamedTuple):
 def recorded(folder, dataset, seeds):
     settings = Settings(stage1_epochs=2, stage2_epochs=2, encoder="mean", dim=8)
     options = {"model": "ebmc", "compare": True, "device": "cpu", "predictions": None, "log": None, "seeds": seeds}
-    args = Namespace(**options, out=folder, name="run", data=None)
+    args = Namespace(**options, out=folder, name="run", data=None, against=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_report", lambda path, results, records: kept.extend(records))
         kept = []
@@ -108,7 +108,7 @@ def test_page_is_whole(request, tmp_path, name, models):
     report.write_report(path, results, records)
     html = path.read_text(encoding="utf-8")
     page = Page(html)
-    assert page.ids == list(report.SECTIONS)
+    assert page.ids == [name for name in report.SECTIONS if name != "against"]
     assert all(image["alt"] and drawn(svg(image)) for image in page.images)
     assert "http://" not in html
     assert "https://" not in html
@@ -128,7 +128,7 @@ def test_an_empty_figure_is_seen():
 def test_model_without_trust_or_balancing(sentiment, tmp_path):
     report.write_report(tmp_path / "report.html", *sentiment.part(["concat"], [1111]))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.ids == [name for name in report.SECTIONS if name != "trust"]
+    assert page.ids == [name for name in report.SECTIONS if name not in ("trust", "against")]
     assert "after balancing" not in page.text + "".join(image["alt"] for image in page.images)
     assert "±" not in page.text
 
@@ -241,6 +241,46 @@ def test_every_term_of_the_loss_is_explained(sentiment):
     for name in trained - {"task"}:
         assert losses.TERMS[name].should in shown
     assert "L_uni, of L_MSD, weight 2" in shown
+
+
+def test_another_run_stands_beside_this_one(sentiment, tmp_path):
+    """The other is the same but for 0.5 on its scores, one setting and a seed."""
+    results, records = sentiment.part(seeds=[1111])
+    other = json.loads(json.dumps(sentiment.part()[0]))
+    other["settings"]["gamma"] = 0.1
+    for found in other["models"].values():
+        for part in found["parts"].values():
+            part["mean"] += 0.5
+    (tmp_path / "metrics.json").write_text(json.dumps(other))
+    results["against"] = against.read(tmp_path, "sentiment")
+    report.write_report(tmp_path / "report.html", results, records)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.ids == list(report.SECTIONS)
+    assert f"Beside {tmp_path.name}" in page.text
+    assert "The seeds differ: 1111 here, 1111, 1112 there." in page.text
+    text = Page(against.against(run_view.Run.of(results))).text
+    here, there = (found["models"]["text"]["parts"]["full"]["mean"] for found in (results, other))
+    assert f"{there - here:+.3f}" in text
+    assert "gamma00.1" in text.replace(" ", "")
+
+
+def test_another_run_that_lacks_scores_of_utterances_or_all_models(sentiment):
+    results, other = sentiment.part(["ebmc"])[0], sentiment.part(["ebmc"])[0]
+    del other["parts"]
+    beside = Page(against.against(run_view.Run.of(results | {"against": {**other, "name": "x"}}))).text
+    assert "some missing" not in beside
+    assert "All settings are the same." in beside
+    other = sentiment.part(["text"])[0]
+    beside = Page(against.against(run_view.Run.of(results | {"against": {**other, "name": "x"}}))).text
+    assert "No model is in both: text alone there." in beside
+
+
+def test_what_cannot_stand_beside_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"--against: .*holds no metrics.json.*FileNotFoundError.*check the name"):
+        against.read(tmp_path, "classes")
+    (tmp_path / "metrics.json").write_text('{"kind": "sentiment"}')
+    with pytest.raises(DataError, match="is of sentiment labels, expected classes; name a run"):
+        against.read(tmp_path, "classes")
 
 
 @pytest.mark.parametrize("last", [True, False])
