@@ -187,6 +187,23 @@ def check_choice(owner: str, choices: tuple[str | None, ...], **values: str | No
             raise ValueError(f"{owner}: {name} is {value!r}, expected {', '.join(most)} or {last}; pass one of them.")
 
 
+def check_uncertainty(
+    owner: str, uncertainty: Mapping[str, Tensor], masks: Mapping[str, Tensor], gamma: float
+) -> None:
+    if not gamma:
+        raise ValueError(
+            f"{owner}: uncertainty is given and gamma is 0, expected gamma > 0; build it with "
+            "gamma=0.1, for example, or leave uncertainty out."
+        )
+    for name, mask in masks.items():
+        if name not in uncertainty or uncertainty[name].shape != mask.shape:
+            raise ValueError(
+                f"{owner}: uncertainty[{name!r}] is "
+                f"{tuple(uncertainty[name].shape) if name in uncertainty else 'missing'}, expected "
+                f"{tuple(mask.shape)}; pass one value a sample for every modality in features."
+            )
+
+
 def is_number(x: object) -> bool:
     """A number, or a tensor that holds one; True and False are none."""
     if isinstance(x, Tensor):

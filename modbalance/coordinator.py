@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbalance.checks import (
@@ -18,21 +16,23 @@ from modbalance.checks import (
     check_inputs,
     check_nonnegative,
     check_positive,
+    check_uncertainty,
     given,
 )
+from modbalance.coordination_terms import coordination_terms
 from modbalance.distributed import Sync, alike, processes, reduce
-from modbalance.functional.energy import Gap, descend, gap_of_sum, gap_sum
+from modbalance.functional.energy import Gap
 from modbalance.gate import HeldOutGate
-from modbalance.heads import check_heads, linear_heads, not_plain, probe, sharded, uncompiled
-from modbalance.kernels import energy_penalty, reference
+from modbalance.head_reader import HeadReader
+from modbalance.heads import check_heads, linear_heads
 from modbalance.kernels.dispatch import Coordination, coordination, pick_backend
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.output import no_tensor, scalars
 from modbalance.placement import check_placement
-from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast, zero_of
+from modbalance.presence import absent_like, masked_mean, masked_sum, select, upcast
 from modbalance.protocol import Balancer
 from modbalance.task_checks import IGNORE_INDEX, check_loss, check_target, check_task, check_values
-from modbalance.tasks import Task, check_outputs, labelled, masked_loss, output_width
+from modbalance.tasks import Task, labelled, output_width
 from modbalance.training_check import TrainingCheck
 
 __all__ = ["EnergyCoordinator"]
@@ -172,13 +172,7 @@ class EnergyCoordinator(Balancer):
         check_nonnegative("EnergyCoordinator", **weights)
         check_choice("EnergyCoordinator", ("pull", "paper", "paper_per_sample", None), gap=gap)
         if heads is not None:
-            check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs))
-            wrapped = [name for name in self.dims if joint and sharded(heads[name])]
-            if wrapped:
-                raise ValueError(
-                    f"EnergyCoordinator: heads[{wrapped[0]!r}] is wrapped by DDP or FSDP2 with joint=True, expected "
-                    "the bare module; pass it and wrap the whole model."
-                )
+            check_heads("EnergyCoordinator", heads, self.dims, output_width(task, num_outputs), joint)
         self.num_outputs, self.task = num_outputs, task
         self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
         self.descent, self.step_size, self.gap, self.temperature = descent, step, gap, temperature
@@ -191,7 +185,7 @@ class EnergyCoordinator(Balancer):
         self.heads = linear_heads(self.dims, num_outputs, task) if heads is None else dict(heads)
         pick_backend(backend)
         self._warn_of_route, self._training_check = True, TrainingCheck()
-        self._by_weights()
+        self._read()
 
     def forward(
         self,
@@ -217,28 +211,35 @@ class EnergyCoordinator(Balancer):
         features = given(features)
         masks = self._check(features, target, present)
         if uncertainty is not None:
-            self._check_uncertainty(uncertainty, masks)
+            check_uncertainty("EnergyCoordinator", uncertainty, masks, self.gamma)
 
         problem = self._problem(target, self.gamma if uncertainty is None else 0.0)
         sync = self.training and self.sync
         if self.training and target is not None:
             self.gate.close(sync)
         ungated, features = features, self.gate.scale(features, self.dims)
-        plain = self._by_weights()
+        heads = self._read()
         fused = None
-        if plain and uncertainty is None and processes(sync) is None:
-            fused = self._fused(problem, features, masks if present is not None else None)
+        if heads.plain and uncertainty is None and processes(sync) is None:
+            fused = self._fused(problem, heads, features, masks if present is not None else None)
         if fused is not None:
             energy, gap, penalty, descent, loss = fused
             fit = energy[:0].sum()
             if self.owns_heads:
                 z, mask = self._rows(problem, features, masks)
-                fit = masked_mean(self._fit(problem, z), mask, dim=1).sum()
+                fit = masked_mean(heads.fit(problem, z), mask, dim=1).sum()
                 loss = loss + fit
             energies = dict(zip(features, energy, strict=True))
         else:
             z, mask = self._rows(problem, *alike(features, masks, self.dims, sync))
-            energy, gap, penalty, descent, fit = self._terms(problem, z, mask, uncertainty, sync, plain)
+            stated = None
+            if uncertainty is not None:
+                everywhere = absent_like(dict(uncertainty), self.dims)
+                stated = self.gamma * torch.stack([upcast(everywhere[name]).detach() for name in z])
+            energy, gap, penalty, descent, fit = coordination_terms(
+                problem, heads, z, mask, stated, gap=self.gap, fits=self.owns_heads, sync=sync
+            )
+            descent = self.descent * descent
             loss = gap + self.delta * penalty + descent + fit
             energies = dict(zip(z, energy, strict=True))
         if self.gate.active and target is not None:
@@ -253,7 +254,7 @@ class EnergyCoordinator(Balancer):
             descent,
             fit,
             absent_like(energies, self.dims),
-            self._descended(ungated, masks, problem, plain),
+            heads.descended(problem, ungated, masks, self.step_size) if self.step_size else dict(ungated),
             self.gate.weights(self.dims),
         )
 
@@ -280,8 +281,7 @@ class EnergyCoordinator(Balancer):
         masks = self._check(features, target, present)
         problem = self._problem(target, self.gamma)
         z, mask = self._rows(problem, features, masks)
-        plain = self._by_weights()
-        energy = {name: problem.potential(self._outputs(name, x, plain)) for name, x in z.items()}
+        energy = self._read().potentials(problem, z)
         masks = absent_like(dict(zip(z, mask, strict=True)), dict.fromkeys(self.dims, 0))
         self.gate.observe(torch.stack([*absent_like(energy, self.dims).values()]), torch.stack([*masks.values()]))
 
@@ -297,30 +297,23 @@ class EnergyCoordinator(Balancer):
         check_values("EnergyCoordinator", self.task, features, masks, target, width, ignored, self.validate)
         return masks
 
-    def _problem(self, target: Tensor | None, gamma: float) -> EnergyTerms:
-        return EnergyTerms.of(
-            self.task, self.alpha, self.beta, gamma, self.temperature, self.normalize, target, self.class_weight
-        )
-
-    def _by_weights(self) -> bool:
-        """Whether all heads may be taken as their weights and biases; else they are called, with one warning."""
-        reasons = {name: not_plain(self.heads[name]) for name in self.dims}
-        name, reason = next(((name, why) for name, why in reasons.items() if why), ("", ""))
-        if not reason:
-            return True
-        if self.backend in ("analytic", "triton"):
-            raise ValueError(
-                f"EnergyCoordinator: backend is {self.backend!r} and heads[{name!r}] {reason}, expected a plain "
-                'nn.Linear, since this backend reads weights and calls no module; pass backend="reference".'
-            )
-        if self._warn_of_route and self.backend != "reference" and isinstance(self.heads[name], nn.Linear):
+    def _read(self) -> HeadReader:
+        """The heads as this call reads them, with one warning where that is slower than it need be."""
+        heads = {name: self.heads[name] for name in self.dims}
+        found = HeadReader.of(heads, self.task, self.num_outputs, self.ignore_index, self.backend, self.joint)
+        if found.slow and self._warn_of_route:
             warnings.warn(
-                f"EnergyCoordinator: heads[{name!r}] {reason}, so the heads are called as modules by the reference "
+                f"EnergyCoordinator: {found.slow}, so the heads are called as modules by the reference "
                 'backend, which is slower; pass backend="reference" if that is what you want.',
                 stacklevel=5,
             )
             self._warn_of_route = False
-        return False
+        return found
+
+    def _problem(self, target: Tensor | None, gamma: float) -> EnergyTerms:
+        return EnergyTerms.of(
+            self.task, self.alpha, self.beta, gamma, self.temperature, self.normalize, target, self.class_weight
+        )
 
     def _kept(
         self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor], sync: Sync
@@ -345,12 +338,12 @@ class EnergyCoordinator(Balancer):
         return z, mask if valid is None else mask & valid
 
     def _fused(
-        self, problem: EnergyTerms, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
+        self, problem: EnergyTerms, heads: HeadReader, features: Mapping[str, Tensor], masks: dict[str, Tensor] | None
     ) -> Coordination | None:
         """energy, gap, penalty, descent and loss by the kernels; None for what they do not cover."""
         if problem.target is None or self.joint or self.gap not in ("pull", None):
             return None
-        weights, biases = zip(*(self._linear_head(name) for name in features), strict=True)
+        weights, biases = zip(*(heads.linear(name) for name in features), strict=True)
         return coordination(
             problem,
             list(features.values()),
@@ -363,139 +356,6 @@ class EnergyCoordinator(Balancer):
             pull=self.gap == "pull",
             backend=self.backend,
         )
-
-    def _terms(
-        self,
-        problem: EnergyTerms,
-        z: dict[str, Tensor],
-        mask: Tensor,
-        uncertainty: Mapping[str, Tensor] | None,
-        sync: Sync,
-        plain: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """energy, gap, penalty, descent and fit; the means over all processes by one all-reduce."""
-        energy, gradient_norm = self._energy(problem, z, mask, plain)
-        stated = None
-        if uncertainty is not None:
-            everywhere = absent_like(dict(uncertainty), self.dims)
-            stated = self.gamma * torch.stack([upcast(everywhere[name]).detach() for name in z])
-            energy = energy + select(stated, mask)
-        gap = fit = zero_of(z)
-        if problem.target is None:
-            return energy, gap, gap, gap, fit
-        sums = [masked_sum(gradient_norm, mask, dim=1), masked_sum(energy, mask, dim=1)]
-        if self.owns_heads:
-            sums.append(masked_sum(self._fit(problem, z), mask, dim=1))
-        if self.gap is not None:
-            sums.append(gap_sum(self._gap_energy(problem, z, energy, stated, plain), mask, self.gap))
-        penalty, descent, *rest = reduce(sums, sync)
-        if self.owns_heads:
-            fit = rest[0].mean().sum()
-        if self.gap is not None:
-            gap = gap_of_sum(rest[-1], self.gap)
-        return energy, gap, penalty.mean().sum(), self.descent * descent.mean().sum(), fit
-
-    def _outputs(self, name: str, z: Tensor, plain: bool = False) -> Tensor:
-        if plain:
-            x, (weight, bias) = upcast(z), self._linear_head(name)
-            return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        outputs = probe(self.heads[name], self._for_head(name, z), learn=self.joint)
-        check_outputs("EnergyCoordinator", f"heads[{name!r}]", outputs, self.task, self.num_outputs, z.shape[0])
-        return upcast(outputs)
-
-    def _for_head(self, name: str, x: Tensor) -> Tensor:
-        """In the type of the head's parameters: features of any floating type will do."""
-        p = next(self.heads[name].parameters(), None)
-        return x if p is None else x.to(p.dtype)
-
-    def _energy(self, problem: EnergyTerms, z: dict[str, Tensor], mask: Tensor, plain: bool) -> tuple[Tensor, Tensor]:
-        if not plain:
-            heads = [partial(self._outputs, name) for name in z]
-            return uncompiled(reference.energy_penalty, problem, mask, [upcast(x) for x in z.values()], heads)
-        weights, biases = zip(*(self._linear_head(name) for name in z), strict=True)
-        return energy_penalty(
-            list(z.values()),
-            weights,
-            biases,
-            present=mask,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            **problem._asdict(),
-        )
-
-    def _linear_head(self, name: str) -> tuple[Tensor, Tensor | None]:
-        head = self.heads[name]
-        assert isinstance(head, nn.Linear)
-        if self.joint:
-            return head.weight, head.bias
-        return head.weight.detach(), None if head.bias is None else head.bias.detach()
-
-    def _gap_energy(
-        self, problem: EnergyTerms, z: dict[str, Tensor], energy: Tensor, stated: Tensor | None, plain: bool
-    ) -> Tensor:
-        if self.gap != "pull":
-            return energy
-        potential = torch.stack([problem.potential(self._outputs(name, x, plain)) for name, x in z.items()])
-        return potential if stated is None else potential + stated
-
-    def _fit(self, problem: EnergyTerms, z: dict[str, Tensor]) -> Tensor:
-        """Loss of each head on detached features, `(M, B)`."""
-        assert problem.target is not None
-        losses = [
-            masked_loss(
-                self.task,
-                upcast(self.heads[name](self._for_head(name, x.detach()))),
-                problem.target,
-                self.class_weight,
-                self.ignore_index,
-            )
-            for name, x in z.items()
-        ]
-        return torch.stack(losses)
-
-    def _descended(
-        self, features: Mapping[str, Tensor], masks: dict[str, Tensor], problem: EnergyTerms, plain: bool
-    ) -> dict[str, Tensor]:
-        if not self.step_size:
-            return dict(features)
-        label_free = problem.with_target(None, problem.class_weight)
-        moved = {}
-        for name, x in features.items():
-            z = self._for_head(name, select(x, masks[name]))
-            if plain:
-                weight, _ = self._linear_head(name)
-                new = descend(
-                    z,
-                    self._outputs(name, z, plain),
-                    weight,
-                    step=self.step_size,
-                    task=self.task,
-                    alpha=problem.alpha,
-                    gamma=problem.gamma,
-                    temperature=self.temperature,
-                    normalize=self.normalize,
-                )
-            else:
-                _, gradient = uncompiled(
-                    reference.energy_and_gradient, label_free, upcast(z), partial(self._outputs, name)
-                )
-                new = z - self.step_size * gradient
-            moved[name] = torch.where(masks[name][:, None], new.to(x.dtype), x)
-        return moved
-
-    def _check_uncertainty(self, uncertainty: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
-        if not self.gamma:
-            raise ValueError(
-                "EnergyCoordinator: uncertainty is given and gamma is 0, expected gamma > 0; build it with "
-                "gamma=0.1, for example, or leave uncertainty out."
-            )
-        for name, mask in masks.items():
-            if name not in uncertainty or uncertainty[name].shape != mask.shape:
-                raise ValueError(
-                    f"EnergyCoordinator: uncertainty[{name!r}] is "
-                    f"{tuple(uncertainty[name].shape) if name in uncertainty else 'missing'}, expected "
-                    f"{tuple(mask.shape)}; pass one value a sample for every modality in features."
-                )
 
     def extra_repr(self) -> str:
         return (

@@ -125,8 +125,10 @@ def sharded(head: nn.Module) -> bool:
     )
 
 
-def check_heads(owner: str, heads: Mapping[str, nn.Module], dims: Mapping[str, int], width: int) -> None:
-    """One head a modality, and where it is linear one of the right shape."""
+def check_heads(
+    owner: str, heads: Mapping[str, nn.Module], dims: Mapping[str, int], width: int, joint: bool = False
+) -> None:
+    """One head a modality, and where it is linear one of the right shape; bare ones where the energy trains them."""
     if set(heads) != set(dims):
         raise ValueError(
             f"{owner}: heads has {sorted(heads)}, expected {sorted(dims)} as in dims; pass one head a modality."
@@ -147,4 +149,9 @@ def check_heads(owner: str, heads: Mapping[str, nn.Module], dims: Mapping[str, i
             raise ValueError(
                 f"{owner}: heads[{name!r}] has a weight of shape {tuple(head.weight.shape)}, expected "
                 f"{(width, dim)}; pass nn.Linear({dim}, {width})."
+            )
+        if joint and sharded(head):
+            raise ValueError(
+                f"{owner}: heads[{name!r}] is wrapped by DDP or FSDP2 with joint=True, expected the bare module; "
+                "pass it and wrap the whole model."
             )

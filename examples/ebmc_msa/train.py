@@ -1,7 +1,8 @@
 """Train EBMC, or the plain models it is compared with, and write a report.
 
-python examples/ebmc_msa/train.py                        the built-in synthetic set, under two minutes
+python examples/ebmc_msa/train.py                        the built-in synthetic set, a minute of processor time
 python examples/ebmc_msa/train.py --data PATH --compare  your files: EBMC, concatenation, each modality alone
+python examples/ebmc_msa/train.py --config FILE          options from a TOML file, such as a run leaves
 """
 
 import signal

@@ -46,6 +46,18 @@ def test_a_file_is_its_command_line(tmp_path):
     assert vars(options.parse(["--config", str(path)])) == {**vars(options.parse(shlex.split(line))), "config": path}
 
 
+@pytest.mark.parametrize(
+    "line", ["", "--model text", "--data x --modality-dropout a=0.5,b=0.1 --no-causal", "--compare"]
+)
+def test_the_file_of_a_run_states_what_its_command_left_open(tmp_path, line):
+    args = options.parse(line.split())
+    settings = options.settings_of(args, "none")
+    again = options.parse(["--config", str(write(tmp_path, options.as_toml(args, settings)))])
+    assert options.settings_of(again, again.context) == settings
+    assert (again.model, again.compare, again.data, again.seeds) == (args.model, args.compare, args.data, args.seeds)
+    assert again.stage1_epochs == settings.stage1_epochs
+
+
 def test_the_command_line_overrides_the_file(tmp_path):
     path = write(tmp_path, GIVEN)
     args = options.parse(["--config", str(path), "--no-compare", "--without", "--seeds", "5", "--lr", "0.5"])
