@@ -70,8 +70,9 @@ def main() -> None:
             writer.writerow(HEAD)
             for row in (row for folder in folders for row in rows(folder)):
                 writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row])
-        intro = (DOCS / "balance-tables.md").read_text().partition("\n## ")[0] if (DOCS / "balance-tables.md").exists() else ""
-        (DOCS / "balance-tables.md").write_text("\n".join([intro.rstrip() + "\n", *map(tables, folders)]))
+        page = DOCS / "balance-tables.md"
+        intro = page.read_text().partition("\n## ")[0].rstrip() + "\n"
+        page.write_text("\n".join([intro, *map(tables, folders)]))
     draw(file).savefig(DOCS / "assets/comparison.png", dpi=130)
 
 
