@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from balancer_data import CONDITIONS, DATA, Views, load
 from balancer_table import collect, draw, table, write
+from ebmc_msa.training.best import better
 from modbalance import EnergyCoordinator
 from modbalance.balancers import (
     AGM,
@@ -153,7 +154,7 @@ def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None 
     model = Model(views, names)
     balance = balancer(run, views, model) if len(names) > 1 else Balancer()
     optimizer = OPTIMIZERS[run.optimizer]([*model.parameters(), *balance.parameters()], lr=run.rate)
-    best, kept, seconds = -float("inf"), model.state_dict(), 0.0
+    best, seconds = (-float("inf"), model.state_dict()), 0.0
     for step, rows in zip(range(1, STEPS + 1), batches(views.rows[0]), strict=False):
         start = time.process_time()
         y, extra = views.y[rows], {}
@@ -172,10 +173,9 @@ def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None 
             balance.update(held_out(balance, model, views))
         if step % EVERY == 0:
             quality = views.quality(model.outputs(views, views.rows[1]), views.rows[1])
-            if quality > best:
-                best, kept = quality, {key: value.clone() for key, value in model.state_dict().items()}
-    model.load_state_dict(kept)
-    return Trained(model, best, seconds / STEPS)
+            best = better(best, quality, model)
+    model.load_state_dict(best[1])
+    return Trained(model, best[0], seconds / STEPS)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
+from ebmc_msa.training.best import Weights, better
 from ebmc_msa.training.distributed import broadcast_from_rank0, parallel, rank, shard
 from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
@@ -31,7 +32,8 @@ Progress = Callable[[str, int, dict[str, Any]], None]
 Save = Callable[[dict[str, Any]], None]
 
 
-Branches = dict[str, tuple[tuple[float, float], dict[str, torch.Tensor]]]  # best score so far, and its weights
+Best = tuple[tuple[float, float], Weights]
+Branches = dict[str, Best]  # of each unimodal branch
 
 
 class Trained(NamedTuple):
@@ -149,7 +151,7 @@ def run_stage(
     """
     step = parallel(model)
     history: list[dict[str, Any]] = []
-    best = copy.deepcopy(model.state_dict())
+    best: Best | None = None
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
@@ -180,12 +182,11 @@ def run_stage(
                 "seconds": time.perf_counter() - tick,
             }
         )
-        if _best(model, history) == epoch:
-            best = copy.deepcopy(model.state_dict())
+        best = better(best, selection_score(model.spec.kind, metrics), model)
         save({"optimizer": optimizer.state_dict(), "history": history, "best": best})
         progress(name, epoch, history[-1])
-    if history:
-        model.load_state_dict(best)
+    if best is not None:
+        model.load_state_dict(best[1])
         history[_best(model, history) - 1]["selected"] = True
     seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
@@ -216,9 +217,7 @@ def keep_best_branches(model: Model, valid: SplitView, best: Branches) -> None:
         rows = valid.select(valid.present[name])
         if len(rows):
             outputs, target = outputs_and_targets(rows, lambda batch, f=branch, m=name: f(*batch.inputs(m)))
-            now = outputs_score(model.spec, outputs, target)
-            if name not in best or now > best[name][0]:
-                best[name] = now, copy.deepcopy(branch.state_dict())
+            best[name] = better(best.get(name), outputs_score(model.spec, outputs, target), branch)
 
 
 def _epoch(
