@@ -116,4 +116,4 @@ class Settings:
 
 # The run without arguments is a first look: all its models in a minute on one CPU core. The frames of the synthetic
 # set are independent, so there is nothing for attention to find; the warm-up is half of the first stage.
-SYNTHETIC = {"stage1_epochs": 20, "stage2_epochs": 20, "patience": 5, "warmup_steps": 200, "encoder": "mean"}
+SYNTHETIC = {"stage1_epochs": 20, "stage2_epochs": 20, "warmup_steps": 200, "encoder": "mean"}
