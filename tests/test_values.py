@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from cases import CLASSES, DIMS, NAN, TASKS, compiles, make_batch, make_target
-from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller, checks, tasks
+from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller, checks, task_checks
 from modbalance.functional import distillation_loss, preservation_loss
 from modbalance.kernels import energy_penalty
 from modbalance.task_formulas import HeadOutputs, uncertainty_curvature, uncertainty_slope
@@ -24,7 +24,7 @@ BAD_LABELS = {
 @pytest.fixture
 def on_a_device(monkeypatch):
     """As on a GPU: values are not free to look at."""
-    for module in (checks, tasks):
+    for module in (checks, task_checks):
         monkeypatch.setattr(module, "readable", lambda x: False)
 
 

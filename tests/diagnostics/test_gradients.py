@@ -30,6 +30,6 @@ def test_shares_of_many_half_precision_steps_sum_to_one():
             for p in encoder.parameters():
                 p.grad = torch.rand_like(p)
         monitor.update_gradients(encoders)
-    shares = monitor._gradient_share(torch.device("cpu"))
+    shares = monitor._over_steps(monitor._gradient, torch.device("cpu"))
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
     assert shares["text"] == pytest.approx(0.5, abs=0.02)
