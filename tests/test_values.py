@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from cases import CLASSES, DIMS, NAN, TASKS, compiles, make_batch, make_target
-from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller, checks, task_checks
+from modbalance import (
+    ComplementaryEnhancer,
+    EnergyCoordinator,
+    SemanticDecoupler,
+    TrustDistiller,
+    checks,
+    task_checks,
+    tasks,
+)
 from modbalance.functional import distillation_loss, preservation_loss
 from modbalance.kernels import energy_penalty
 from modbalance.task_formulas import HeadOutputs, uncertainty_curvature, uncertainty_slope
