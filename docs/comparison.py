@@ -32,7 +32,7 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
 def tables(folder: Path) -> str:
     """The page of one data set, its title one level down and the command left to the summary."""
     title, _, rest = (folder / "comparison.md").read_text().partition("\n")
-    return f"#{title.removesuffix(', test split')}\n" + rest.partition("\n\n")[2].strip() + "\n"
+    return f"#{title.removesuffix(', test split')}\n\n" + rest.partition("\n\n")[2].strip() + "\n"
 
 
 def draw(path: Path) -> Figure:
@@ -41,7 +41,10 @@ def draw(path: Path) -> Figure:
         table = list(csv.DictReader(file))
     names = list(dict.fromkeys(row["data"] for row in table))
     figure = Figure(figsize=(9.6, 3.1 * -(-len(names) // 3)), layout="constrained")
-    for axis, name in zip(figure.subplots(-(-len(names) // 3), 3, squeeze=False).flat, names, strict=False):
+    axes = figure.subplots(-(-len(names) // 3), 3, squeeze=False).flat
+    for axis in axes[len(names) :]:
+        axis.remove()
+    for axis, name in zip(axes, names, strict=False):
         own = [row for row in table if row["data"] == name]
         own = [row for row in own if row["metric"] == own[0]["metric"] and row["method"] != "ebmc"]
         methods = list(dict.fromkeys(row["method"] for row in own))
@@ -57,7 +60,7 @@ def draw(path: Path) -> Figure:
         axis.set_title(name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     handles = [figure.axes[0].plot([], [], "o-", color=COLOURS[part], label=LABELS[part])[0] for part in LABELS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     figure.supxlabel("points that EBMC is above the method", fontsize=8)
     return figure
 
