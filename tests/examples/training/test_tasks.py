@@ -46,7 +46,7 @@ def test_ch_sims_from_its_file_to_its_metrics(tmp_path, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "24 train / 24 valid / 24 test" in text[:80]
     assert "vision 4 task sentiment in [-1, 1] (auto: labels from -1 to 1, and labels of each modality" in text
-    assert "1 checkpoint." in text
+    assert "1 checkpoint" in text
     found = json.loads((tmp_path / "a/metrics.json").read_text())
     scores = {key: entry["mean"] for key, entry in found["test"]["text+audio+vision"].items()}
     assert list(scores) == ["acc2", "acc3", "acc5", "f1", "mae", "corr"]
