@@ -156,7 +156,11 @@ def test_one_folder_and_resumed_to_the_same_bits(call, tmp_path):
     assert on_all(["--resume", tmp_path / "killed/a"]) == [0, 0]
     for out in ("whole", "killed"):
         assert [path.name for path in (tmp_path / out).iterdir()] == ["a"]
-        assert {path.name for path in (tmp_path / out / "a").iterdir()} == {"ebmc-1111.pt", "metrics.json", "config.toml"}
+        assert {path.name for path in (tmp_path / out / "a").iterdir()} == {
+            "ebmc-1111.pt",
+            "metrics.json",
+            "config.toml",
+        }
     one, other = (torch.load(tmp_path / out / "a/ebmc-1111.pt", weights_only=True) for out in ("whole", "killed"))
     torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
 

@@ -372,10 +372,10 @@ def test_help_is_quick_and_complete():
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mosi", "mosi_overfit_vision", "iemocap", "mfeat/mfeat.npz"])
+@pytest.mark.parametrize("name", ["mosi", "mosi_overfit_vision", "iemocap", "ravdess/ravdess.npz"])
 def test_real_data(name, tmp_path):
     home = os.environ.get("MODBALANCE_DATA")
     if not home:
-        pytest.skip("real data: set MODBALANCE_DATA to the folder that holds mosi, iemocap and mfeat")
+        pytest.skip("real data: set MODBALANCE_DATA to the folder that holds mosi, iemocap and ravdess")
     short = ["--stage1-epochs", "1", "--stage2-epochs", "1", "--batch-size", "256", "--device", "cpu"]
     assert call("--data", Path(home) / name, "--out", tmp_path, *short) == 0
