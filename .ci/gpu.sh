@@ -154,7 +154,7 @@ for shape, dtype, heads in [((65536, 1024, 4, 3), BF, "fixed"), ((65536, 1024, 4
     for e in sorted(p.key_averages(), key=lambda e: -e.self_device_time_total)[:7]:
         if e.self_device_time_total: print(shape, str(dtype)[6:], heads, f"{e.key[:46]:46s} {e.count // 5} a step, {e.self_device_time_total / e.count:9.1f} us, read once {bytes_ / B * 1e6:.0f} us", flush=True)
 from modbalance.kernels import triton_kernels as k
-for name in ("_forward", "_backward", "_backward_heads"):
+for name in ("forward_kernel", "backward_kernel", "heads_kernel"):
     for cache in getattr(k, name).device_caches.values():
         for c in cache[0].values(): print(name, "regs", c.n_regs, "spills", c.n_spills, "smem", c.metadata.shared, "warps", c.metadata.num_warps)
 E
@@ -162,7 +162,7 @@ E
 cat > "$WORK/tiles.py" <<'E'
 from lib import *
 if DRY: sys.exit("dry")
-from modbalance.kernels import triton_kernels as k
+from modbalance.kernels import triton_launcher as k
 x = make_inputs((65536, 1024, 4, 3), "classification", "fixed", DEV, BF); z, w, b, y = x
 from modbalance.kernels.energy_terms import EnergyTerms
 P = EnergyTerms.of("classification", 1., 1., 1., 1., False, y, None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -174,11 +175,13 @@ def scores(args: argparse.Namespace, case: Case) -> dict[str, np.ndarray]:
 
 
 def table(found: dict[Case, dict[str, np.ndarray]]) -> Iterator[dict[str, object]]:
-    """A row for each case and arm; intervals of differences hold for all cases at once (Bonferroni)."""
-    level = 1 - 0.05 / len(found)
+    """A row for each case and arm; intervals of differences hold for all cases of a group at once (Bonferroni)."""
+    groups = {case: "tuning" if case.data in TUNING else "confirmation" for case in found}
+    size = Counter(groups.values())
     for case, arms in found.items():
+        level = 1 - 0.05 / size[groups[case]]
         for arm, x in arms.items():
-            row = {**case._asdict(), "group": "tuning" if case.data in TUNING else "confirmation", "arm": arm}
+            row = {**case._asdict(), "group": groups[case], "arm": arm}
             row |= {"mean": x.mean(), "std": x.mean(1).std(ddof=1) if len(x) > 1 else 0.0}
             for control in (c for c in list(ARMS)[:2] if c in arms):
                 low_high = interval(x - arms[control], level=level, draws=10000)

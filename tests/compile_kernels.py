@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from modbalance.kernels import triton_kernels as kernels
+from modbalance.kernels import triton_launcher as launcher
 from modbalance.kernels.energy_terms import EnergyTerms
 from modbalance.tasks import Task
 
@@ -83,12 +84,12 @@ def record(task, classes, dims, dtype, backend):
     calls = {}
 
     def start(kernel, grid, like, workers, **arguments):
-        pooled = {"_forward": arguments.get("partial"), "_backward": arguments.get("coefficients")}
+        pooled = {"forward_kernel": arguments.get("partial"), "backward_kernel": arguments.get("coefficients")}
         name = kernel.__name__ + "_pooled" * (pooled.get(kernel.__name__) is not None)
         calls[name] = kernel, arguments, workers
 
     hip = "6.0" if backend == "hip" else None  # decides how dots are taken
-    with mock.patch.object(kernels, "_start", start), mock.patch.object(torch.version, "hip", hip):
+    with mock.patch.object(launcher, "_start", start), mock.patch.object(torch.version, "hip", hip):
         launch(task, classes, dims, dtype)
     return calls.items()
 
@@ -102,13 +103,13 @@ def launch(task, classes, dims, dtype):
     y = torch.zeros(BATCH, dtype=torch.int64) if by_class else torch.zeros(BATCH, classes)
     terms = EnergyTerms(task, 0.1, 1.0, 0.5, 2.0, True, y, torch.ones(classes) if by_class else None)
     here = torch.ones(len(dims), BATCH, dtype=torch.bool)
-    energy, penalty, *saved, _ = kernels.forward(terms, -100, here, z, w, b, None)
+    energy, penalty, *saved, _ = launcher.forward(terms, -100, here, z, w, b, None)
     upstream = [energy, penalty, None, None, None, None]
-    kernels.backward(0.1, True, z, w, *saved, None, upstream, 0.0, 0.0, True, True)
-    *_, (*results, coefficients) = kernels.forward(terms, -100, here, z, w, b, (0.1, 1.0, True))
+    launcher.backward(0.1, True, z, w, *saved, None, upstream, 0.0, 0.0, True, True)
+    *_, (*results, coefficients) = launcher.forward(terms, -100, here, z, w, b, (0.1, 1.0, True))
     # Every upstream gradient there can be; or that of the loss alone.
     upstream = [energy, None, *results] if dims == ALIGNED else [None] * 5 + results[-1:]
-    kernels.backward(0.1, True, z, w, *saved, coefficients, upstream, 0.1, 1.0, True, False)
+    launcher.backward(0.1, True, z, w, *saved, coefficients, upstream, 0.1, 1.0, True, False)
 
 
 def usage(kernel, arguments, workers, target):
@@ -117,7 +118,7 @@ def usage(kernel, arguments, workers, target):
         if kernel.params[i].is_constexpr:
             signature[name], constants[i,] = "constexpr", arguments[name]
         else:
-            special = name not in kernels._UNSPECIALIZED
+            special = name not in kernels.UNSPECIALIZED
             signature[name] = describe(arguments[name], (i,), constants, attributes, special)
     warps, stages = workers
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

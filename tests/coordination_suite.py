@@ -8,7 +8,7 @@ from torch import nn
 
 from cases import CLASSES, DIMS, NAN, PRESENCE, TASKS, Batch, gradients, make_batch, randomise
 from modbalance import EnergyCoordinator
-from modbalance.kernels import triton_kernels
+from modbalance.kernels import triton_launcher
 from modbalance.kernels.dispatch import coordination
 from modbalance.kernels.energy_terms import EnergyTerms
 from triton_suite import ONCE, close, each_task, nan_filled  # noqa: F401
@@ -21,13 +21,13 @@ WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 @pytest.fixture
 def launches(monkeypatch):
     """The names of the kernels launched since."""
-    names, start = [], triton_kernels._start
+    names, start = [], triton_launcher._start
 
     def noted(kernel, *arguments, **options):
         names.append(kernel.__name__)
         start(kernel, *arguments, **options)
 
-    monkeypatch.setattr(triton_kernels, "_start", noted)
+    monkeypatch.setattr(triton_launcher, "_start", noted)
     return names
 
 
@@ -74,7 +74,7 @@ def check(models, batch, device, upstream=None):
 @each_task
 def test_against_the_long_way(task, gap, presence, device, launches):
     _, found = check(make(task, gap=gap), make_batch(task, presence=presence), device)
-    assert launches == ["_forward", "_pool", "_backward"]
+    assert launches == ["forward_kernel", "pool_kernel", "backward_kernel"]
     if presence == "none":
         assert all((g == 0).all() for g in found)
 
@@ -129,7 +129,7 @@ def test_class_weight_and_ignored_labels(device):
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_pooling_a_few_blocks_at_a_time(blocks, device, monkeypatch):
-    monkeypatch.setattr(triton_kernels, "POOLED", blocks)
+    monkeypatch.setattr(triton_launcher, "POOLED", blocks)
     check(make("regression"), make_batch("regression", 45, presence="some"), device)
 
 
@@ -164,7 +164,7 @@ def test_heads_of_the_users_own(device, launches):
     model = EnergyCoordinator(DIMS, CLASSES, **TERMS, heads=heads, backend="triton")
     exact = EnergyCoordinator(DIMS, CLASSES, **TERMS, heads=twins, backend="reference")
     out, _ = check((model, exact), make_batch("classification", presence="some"), device)
-    assert launches == ["_forward", "_pool", "_backward"]
+    assert launches == ["forward_kernel", "pool_kernel", "backward_kernel"]
     assert out.fit == 0
     (out.loss + out.fit).backward()
     assert all(p.grad is None for head in heads.values() for p in head.parameters())
@@ -202,7 +202,7 @@ LONG_WAY = {
 @pytest.mark.parametrize("options", LONG_WAY.values(), ids=LONG_WAY)
 def test_what_is_not_covered_goes_the_long_way(options, device, launches):
     check(make(**options), make_batch("classification", presence="some"), device)
-    assert "_pool" not in launches
+    assert "pool_kernel" not in launches
 
 
 def test_without_a_target_or_with_a_stated_uncertainty_it_goes_the_long_way(device, launches):
@@ -211,8 +211,8 @@ def test_without_a_target_or_with_a_stated_uncertainty_it_goes_the_long_way(devi
     stated = {n: torch.rand(6, device=device) for n in DIMS}
     fused.to(device)(features)
     fused(features, torch.zeros(6, dtype=torch.int64, device=device), uncertainty=stated)
-    assert "_forward" in launches
-    assert "_pool" not in launches
+    assert "forward_kernel" in launches
+    assert "pool_kernel" not in launches
 
 
 def test_float64_and_other_backends_are_left_alone(device):
@@ -260,7 +260,7 @@ def test_the_whole_coordinator_compiles(task, own, device, launches):
     batch = single(make_batch(task, presence="some"))
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     runs = [run(m, batch, device, torch.float32) for m in (compiled, fused)]
-    assert launches == ["_forward", "_pool", "_backward"] * 2
+    assert launches == ["forward_kernel", "pool_kernel", "backward_kernel"] * 2
     for field in FIELDS:
         torch.testing.assert_close(getattr(runs[0][0], field), getattr(runs[1][0], field))
     torch.testing.assert_close(runs[0][2], runs[1][2])

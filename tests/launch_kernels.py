@@ -18,7 +18,7 @@ from modbalance.kernels import energy_penalty, triton_kernels, triton_ops
 
 DIMS = {"text": 512, "audio": 74, "vision": 35}
 CLASSES = 4
-KERNELS = ("_forward", "_pool", "_backward", "_backward_heads")
+KERNELS = ("forward_kernel", "pool_kernel", "backward_kernel", "heads_kernel")
 
 
 class Driver(CudaDriver):

@@ -41,7 +41,11 @@ def test_only_declared_dependencies_are_imported(path):
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.partition(".")[0])
     of_its_own = {"diagnostics": {"matplotlib"}, "integrations": {path.stem}}  # inside a call; the trainer it is for
-    allowed = {"triton"} if path.name == "triton_kernels.py" else of_its_own.get(path.parent.name, set())
+    allowed = (
+        {"triton"}
+        if path.name in ("triton_kernels.py", "triton_launcher.py")
+        else of_its_own.get(path.parent.name, set())
+    )
     assert roots - ALLOWED <= allowed
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cases import CLASSES, DIMS, NAN, TASKS, compiles, gradients, make_batch, relative, width
 from modbalance import EnergyCoordinator
-from modbalance.kernels import energy_penalty, triton_kernels
+from modbalance.kernels import energy_penalty, triton_launcher
 from penalty import CASES, CLASS_WEIGHT, PRESENT, TERMS, Inputs, from_option, make_inputs, random_sum
 
 each_case = pytest.mark.parametrize(("task", "option"), CASES, ids=[f"{t}-{o}" for t, o in CASES])
@@ -126,7 +126,7 @@ def test_many_rows(device):
 
 @pytest.mark.parametrize("programs", [1, 4, 1000])
 def test_partial_sums(programs, device, monkeypatch):
-    monkeypatch.setattr(triton_kernels, "PROGRAMS", programs)
+    monkeypatch.setattr(triton_launcher, "PROGRAMS", programs)
     check(make_inputs("multilabel", batch=150, dims=(70, 3), scale=0.4).to(torch.float32, device), task="multilabel")
 
 

@@ -55,7 +55,7 @@ def forward(
     biases: Sequence[Tensor],
     pooled: tuple[float, float, bool] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """As `triton_kernels.forward`."""
+    """As `triton_launcher.forward`."""
     z, w = [x.float() for x in features], [x.float() for x in weights]
     b = [x.float() for x in biases] or [x.new_zeros(len(x)) for x in w]
     counted = torch.ones(len(z), len(z[0]), dtype=torch.bool, device=z[0].device) if present is None else present
@@ -99,7 +99,7 @@ def backward(
     needs_features: bool,
     needs_heads: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """As `triton_kernels.backward`."""
+    """As `triton_launcher.backward`."""
     zero = slopes.new_zeros(())
     a, p, d_gap, d_penalty, d_descent, d_loss = (zero if x is None else x for x in upstream)
     e = zero.expand(counted.shape)

@@ -165,9 +165,9 @@ def _energy_backward_operator(*arguments: Any) -> tuple[Any, ...]:
 def _run(name: str, fall_back: bool, features: Sequence[Tensor], *arguments: Any) -> tuple[Any, ...]:
     """By the kernels; where they cannot be compiled or launched, and it may be so, by plain torch."""
     try:
-        from modbalance.kernels import triton_kernels
+        from modbalance.kernels import triton_launcher
 
-        return getattr(triton_kernels, name)(*arguments)  # type: ignore[no-any-return]
+        return getattr(triton_launcher, name)(*arguments)  # type: ignore[no-any-return]
     except fallback.LaunchError as error:
         if not fall_back:
             raise

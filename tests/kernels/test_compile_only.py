@@ -31,7 +31,14 @@ def compiled(tmp_path_factory):
 def test_every_kernel_compiles(compiled):
     """CI does it for every task and target."""
     found = {(x["case"].split("-")[0], x["case"].split("-")[-1]) for x in compiled}
-    kernels = ("_forward", "_backward", "_backward_heads", "_forward_pooled", "_pool", "_backward_pooled")
+    kernels = (
+        "forward_kernel",
+        "backward_kernel",
+        "heads_kernel",
+        "forward_kernel_pooled",
+        "pool_kernel",
+        "backward_kernel_pooled",
+    )
     assert found == {(k, t) for k in kernels for t in ("sm_90",)}
 
 
@@ -40,7 +47,13 @@ def test_hardly_a_register_is_spilled(compiled):
     assert not [x for x in compiled if x["spilled"] > 16]
 
 
-LIMITS = {"_forward": 25, "_forward_pooled": 25, "_backward": 12, "_backward_pooled": 12, "_backward_heads": 30}
+LIMITS = {
+    "forward_kernel": 25,
+    "forward_kernel_pooled": 25,
+    "backward_kernel": 12,
+    "backward_kernel_pooled": 12,
+    "heads_kernel": 30,
+}
 
 
 @pytest.mark.parametrize("kernel", LIMITS)
@@ -66,7 +79,7 @@ def test_the_loops_that_are_counted():
 
 
 def test_no_dot_is_taken_in_tf32(compiled):
-    assert all(x["dots"] for x in compiled if not x["case"].startswith("_pool-"))
+    assert all(x["dots"] for x in compiled if not x["case"].startswith("pool_kernel-"))
     assert not [x for x in compiled if x["inexact"]]
 
 

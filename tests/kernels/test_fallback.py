@@ -12,12 +12,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from cases import CLASSES, DIMS, TASKS, gradients, make_batch, randomise
 from modbalance import EnergyCoordinator
-from modbalance.kernels import dispatch, energy_penalty, fallback, triton_kernels, triton_ops
+from modbalance.kernels import dispatch, energy_penalty, fallback, triton_kernels, triton_launcher, triton_ops
 from penalty import CASES, from_option, make_inputs, random_sum
 
-WARNING = (
-    r"cannot compile or launch its kernel _\w+, cpu, RuntimeError: PassManager::run failed \(torch .*, Triton \d"
-)
+WARNING = r"cannot compile or launch its kernel \w+, cpu, RuntimeError: PassManager::run failed \(torch .*, Triton \d"
 
 
 class Broken:
@@ -39,7 +37,7 @@ class Broken:
 def auto(monkeypatch):
     """`auto` as on a GPU, before anything has failed."""
     monkeypatch.setattr(fallback, "failed", failed := {})
-    monkeypatch.setattr(triton_kernels, "failed", failed)
+    monkeypatch.setattr(triton_launcher, "failed", failed)
     monkeypatch.setattr(fallback, "_warned", set())
     monkeypatch.setattr(dispatch, "_tries_triton", lambda name, features: name in ("auto", "triton"))
     monkeypatch.delenv("MODBALANCE_BACKEND", raising=False)
@@ -57,10 +55,10 @@ def run(inputs, **options):
 
 
 # Every case where the first kernel fails; where a later one does, those that change what it has at hand.
-BROKEN = [("_forward", *case) for case in CASES]
+BROKEN = [("forward_kernel", *case) for case in CASES]
 BROKEN += [
     (name, task, option)
-    for name in ("_backward", "_backward_heads")
+    for name in ("backward_kernel", "heads_kernel")
     for task in TASKS
     for option in ("present", "no_target", "no_bias")
 ]
@@ -80,7 +78,7 @@ def test_results_are_those_of_the_analytic_backend(task, option, name, auto, mon
 
 
 def test_one_warning_and_one_try_a_kernel(auto, monkeypatch):
-    kernel = broken(monkeypatch, "_forward")
+    kernel = broken(monkeypatch, "forward_kernel")
     inputs = make_inputs("classification", dtype=torch.float32)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -94,7 +92,7 @@ def test_one_warning_and_one_try_a_kernel(auto, monkeypatch):
 
 
 def test_what_failed_is_kept_without_its_tensors(auto, monkeypatch):
-    broken(monkeypatch, "_forward")
+    broken(monkeypatch, "forward_kernel")
     with pytest.warns(RuntimeWarning, match=WARNING):
         energy_penalty(*make_inputs("classification", dtype=torch.float32))
     ((variant, cause),) = fallback.failed.items()
@@ -103,17 +101,17 @@ def test_what_failed_is_kept_without_its_tensors(auto, monkeypatch):
 
 
 def test_triton_by_name_raises(auto, monkeypatch):
-    broken(monkeypatch, "_forward")
+    broken(monkeypatch, "forward_kernel")
     inputs = make_inputs("classification", dtype=torch.float32)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=WARNING):
             energy_penalty(*inputs, backend="triton")
-    broken(monkeypatch, "_backward")
+    broken(monkeypatch, "backward_kernel")
     monkeypatch.undo()
 
 
 def test_triton_by_name_raises_in_the_backward_too(auto, monkeypatch):
-    broken(monkeypatch, "_backward")
+    broken(monkeypatch, "backward_kernel")
     inputs = make_inputs("classification", dtype=torch.float32)
     energy, penalty = energy_penalty(*inputs, backend="triton")
     with pytest.raises(RuntimeError, match=WARNING):
@@ -121,13 +119,13 @@ def test_triton_by_name_raises_in_the_backward_too(auto, monkeypatch):
 
 
 def test_running_out_of_memory_is_not_a_kernel_that_fails(auto, monkeypatch):
-    broken(monkeypatch, "_forward", torch.OutOfMemoryError("CUDA out of memory"))
+    broken(monkeypatch, "forward_kernel", torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         energy_penalty(*make_inputs("classification", dtype=torch.float32))
     assert not fallback.failed
 
 
-@pytest.mark.parametrize("name", ["_forward", "_pool", "_backward"])
+@pytest.mark.parametrize("name", ["forward_kernel", "pool_kernel", "backward_kernel"])
 @pytest.mark.parametrize("presence", ["some", "none"])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_coordinator(task, presence, name, auto, monkeypatch):
@@ -152,7 +150,7 @@ def test_the_coordinator(task, presence, name, auto, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
-@pytest.mark.parametrize("name", ["_forward", "_backward"])
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
 def test_compiled(name, auto, monkeypatch):
     torch._dynamo.reset()
     broken(monkeypatch, name)
@@ -165,7 +163,7 @@ def test_compiled(name, auto, monkeypatch):
 
 
 def test_autocast_does_not_reach_the_fallback(auto, monkeypatch):
-    broken(monkeypatch, "_forward")
+    broken(monkeypatch, "forward_kernel")
     inputs = make_inputs("classification", dims=(64, 40), dtype=torch.float32)
     with pytest.warns(RuntimeWarning, match=WARNING), torch.autocast("cpu", torch.bfloat16):
         found = run(inputs)
@@ -173,7 +171,7 @@ def test_autocast_does_not_reach_the_fallback(auto, monkeypatch):
 
 
 def test_half_features(auto, monkeypatch):
-    for name in ("_forward", "_backward", "_backward_heads"):
+    for name in ("forward_kernel", "backward_kernel", "heads_kernel"):
         broken(monkeypatch, name)
     inputs = make_inputs("classification", dims=(64, 40), dtype=torch.bfloat16)
     with pytest.warns(RuntimeWarning, match=WARNING):
