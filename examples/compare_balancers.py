@@ -162,6 +162,8 @@ def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None 
             with torch.no_grad():
                 extra = {"teacher_features": teacher.encode(views, rows)}
         z = model.encode(views, rows)
+        if not all(x.isfinite().all() for x in z.values()):
+            break  # diverged, as some do at the largest rate; the best state so far stands
         out = balance(z, y, **extra)
         loss = task_loss(views.task, model.fuse(out.features), y).mean()
         optimizer.zero_grad()

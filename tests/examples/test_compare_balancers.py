@@ -56,6 +56,16 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(folder, monkeypatch, 
     ] == strip
 
 
+def test_a_run_that_diverges_keeps_its_best_state(folder, monkeypatch):
+    """At a rate that others are tuned with, a method may go to infinity; the other runs go on."""
+    monkeypatch.setattr(compare_balancers, "STEPS", 30)
+    monkeypatch.setattr(compare_balancers, "EVERY", 1)
+    run = compare_balancers.Run("digits", "clean", "sgd", "unimodal", 1e6, 1, True, True)
+    record = compare_balancers.do(folder, run)
+    assert len(record["correct"]) == 30
+    assert record["valid"] > -float("inf")
+
+
 def test_the_seeds_that_all_have():
     def record(method, seed, correct):
         return {"run": ["d", "clean", "sgd", method, 0.1, seed, True, False], "seconds": 1.0, "correct": correct}
