@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).parent
 HEAD = ("data", "metric", "part", "method", "mean", "std", "difference", "low", "high", "valid")
 COLOURS = {"full": "#3f51b5", "missing": "#e65100"}
+TITLES = {"mosi_overfit_vision": "over-fitted vision", "mosi": "MOSI", "iemocap": "IEMOCAP", "ravdess": "RAVDESS"}
+TITLES |= {"mfeat": "digits, six views"}
 LABELS = {"full": "all present", "missing": "something missing"}
 
 
@@ -57,7 +59,7 @@ def draw(path: Path) -> Figure:
         axis.set_yticks(range(len(methods)), methods, fontsize=7)
         axis.tick_params(axis="x", labelsize=7)
         axis.invert_yaxis()
-        axis.set_title(name, fontsize=9)
+        axis.set_title(TITLES.get(name, name), fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     handles = [figure.axes[0].plot([], [], "o-", color=COLOURS[part], label=LABELS[part])[0] for part in LABELS]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)

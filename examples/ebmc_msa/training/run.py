@@ -86,7 +86,8 @@ def train(
             save_predictions(args.predictions, [row for record in records for row in record.rows])
     print_table(results, console)
     print_verdict(results, console)
-    spent = f"{time.process_time():.0f} s of processor time on {results['device']}"
+    since = ", since it was resumed," * run.resumed
+    spent = f"{time.process_time():.0f} s of processor time{since} on {results['device']}"
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
     if args.log:
         console.print(f"To watch: tensorboard --logdir {run.final / args.log}", markup=False)
