@@ -154,7 +154,7 @@ def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None 
     model = Model(views, names)
     balance = balancer(run, views, model) if len(names) > 1 else Balancer()
     optimizer = OPTIMIZERS[run.optimizer]([*model.parameters(), *balance.parameters()], lr=run.rate)
-    best, seconds = (-float("inf"), model.state_dict()), 0.0
+    best, seconds = better(None, -float("inf"), model), 0.0
     for step, rows in zip(range(1, STEPS + 1), batches(views.rows[0]), strict=False):
         start = time.process_time()
         y, extra = views.y[rows], {}
@@ -171,7 +171,8 @@ def train(run: Run, views: Views, names: tuple[str, ...], teacher: Model | None 
         balance.step()
         optimizer.step()
         seconds += time.process_time() - start
-        if isinstance(balance, GradientBlending) and step % (2 * EVERY) == 1:
+        finite = all(p.isfinite().all() for p in model.parameters())
+        if finite and isinstance(balance, GradientBlending) and step % (2 * EVERY) == 1:
             balance.update(held_out(balance, model, views))
         if step % EVERY == 0:
             quality = views.quality(model.outputs(views, views.rows[1]), views.rows[1])

@@ -39,6 +39,8 @@ class GradientBalancer(Balancer):
         super().__init__()
         # A plain dict keeps the encoders out of the module tree: they are the user's.
         self.encoders = check_encoders(type(self).__name__, encoders)
+        if predict is not None and not callable(predict):
+            raise TypeError(_no_predict(type(self).__name__, predict))
         check_task(type(self).__name__, task, num_outputs, None, ignore_index)
         self.num_outputs, self.predict, self.task = num_outputs, predict, task
         self.ignore_index, self.sync = ignore_index, sync
@@ -69,8 +71,9 @@ class GradientBalancer(Balancer):
 
     def outputs(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor], keep: Sequence[str]) -> Tensor:
         """The fused outputs from the features of `keep`, the others zero and absent."""
-        assert self.predict is not None
         owner = type(self).__name__
+        if self.predict is None:
+            raise TypeError(_no_predict(owner, None))
         return predict_from(owner, self.predict, features, masks, keep, self.task, self.num_outputs)
 
     def labelled(self, target: Tensor) -> Tensor | None:
@@ -216,6 +219,13 @@ def check_batch(
 def _rows(x: Tensor) -> Tensor:
     """A view of two dimensions."""
     return x[(slice(None),) + (0,) * (x.dim() - 2)] if isinstance(x, Tensor) and x.dim() > 2 else x
+
+
+def _no_predict(owner: str, predict: object) -> str:
+    return (
+        f"{owner}: predict is {predict!r}, expected your fusion and head; pass predict=lambda features, present: "
+        "outputs."
+    )
 
 
 def predict_from(

@@ -40,7 +40,8 @@ def train_alone(
         encoders: by modality, `encoder(inputs[m])` to features `(B, D_m)`.
         batches: of training data, `(inputs by modality, target)` or `(inputs, target, present)` with bool `(B,)` by
             modality; gone through again until `steps` are done. A modality that is missing from the inputs, or None,
-            is skipped in that batch; of one in `present` the encoder gets the present rows of all its tensors.
+            is skipped in that batch; of one in `present` the encoder gets the present rows of all its tensors, where
+            there are at least two, as a batch norm needs.
         num_outputs: number of classes, labels or targets.
         task: `classification`, `multilabel`, `regression` or `gaussian`.
         steps: updates of each copy.
@@ -84,7 +85,7 @@ def train_alone(
                 mask = rest[0].get(name) if rest else None
                 x, y = inputs[name], target
                 if mask is not None:
-                    if not mask.any():
+                    if mask.sum() < min(2, len(mask)):
                         continue
                     x, y = _present_rows(x, mask), target[mask]
                 encoder.train()

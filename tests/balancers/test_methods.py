@@ -337,6 +337,17 @@ def test_cggm(names, presence, task):
     same(gradients(model), scaled, 1e-8)
 
 
+@pytest.mark.parametrize("method", [OGMGE, AGM])
+def test_a_fusion_is_needed(method):
+    x, y, _ = make_inputs()
+    encoders = dict(Model().encoders)
+    with pytest.raises(TypeError, match="predict is 'head', expected your fusion and head; pass predict=lambda"):
+        method(encoders, 3, "head")
+    z = {name: encoder(x[name]) for name, encoder in encoders.items()}
+    with pytest.raises(TypeError, match=f"{method.__name__}: predict is None, expected your fusion and head"):
+        method(encoders, 3, None)(z, y)
+
+
 def test_cggm_without_direction_needs_no_fusion():
     x, y, present = make_inputs()
     model = Model()

@@ -388,6 +388,15 @@ def test_encoders_trained_alone_learn_and_leave_the_given_ones_be():
     torch.testing.assert_close(again["text"][0].weight, alone["text"][0].weight)
 
 
+def test_a_single_present_row_trains_no_encoder_alone():
+    """A batch norm cannot take it."""
+    encoders = nn.ModuleDict({m: nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8)) for m in NAMES})
+    features, target = data(weak=2.0)
+    present = {m: torch.arange(ROWS) < (1 if m == NAMES[0] else ROWS) for m in NAMES}
+    alone = train_alone(encoders, [(features, target, present), (features, target)], 3, steps=4)
+    assert set(alone) == set(NAMES)
+
+
 def test_encoders_that_cannot_start_anew_are_refused():
     class Scale(nn.Module):
         def __init__(self):

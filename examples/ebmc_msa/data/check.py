@@ -178,8 +178,9 @@ def _findings(dataset: Dataset) -> Iterator[str]:
             "less than if rows were sorted by label: if they are, a context reads the label from the position; pass "
             "--context none"
         )
-    ids = [set(split.id) for split in dataset.splits.values()]
-    twice = sum(len(split.id) for split in dataset.splits.values()) - len(set().union(*ids))
+    # Row numbers are the ids of data that have none.
+    ids = [split.id for split in dataset.splits.values() if list(split.id) != [str(i) for i in range(len(split))]]
+    twice = sum(map(len, ids)) - len(set().union(*ids))
     if twice:
         yield f"{twice} utterances have the id of another one, perhaps in another split; each should occur once"
     groups = [set(split.group) for split in dataset.splits.values() if split.group is not None]

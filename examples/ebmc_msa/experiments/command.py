@@ -73,13 +73,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     what.add_argument("--valid", action=switch, default=False, help="validation only: the test split is not opened")
     out = parser.add_argument_group("results")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="what it holds already is not run again")
+    out.add_argument("--out", type=Path, metavar="DIR", help="what it holds already is not run again")
     out.add_argument("--again", action=switch, default=False, help="run --methods again, whatever is there")
     out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
     args = config.parse_args(parser, argv)
     if args.dump_config is not None:
         config.write(parser, args.dump_config, config.dump(parser, vars(args)))
         parser.exit()
+    if args.out is None:
+        parser.error("argument --out: none, expected a folder for the results; pass --out runs/comparison")
     return args
 
 

@@ -66,9 +66,10 @@ class Teachers(nn.Module):
         if whole or here.device.type != "cpu" or here.all():  # elsewhere asking would wait for the device
             return select(self.branches[name](*batch.inputs(name)), here)
         x, lengths = batch.inputs(name)
-        outputs = torch.zeros(len(here), self.width, dtype=x.dtype)
+        dtype = x.dtype if x.is_floating_point() else torch.float32  # token ids are whole numbers
+        outputs = torch.zeros(len(here), self.width, dtype=dtype)
         if here.any():
-            outputs[here] = self.branches[name](x[here], None if lengths is None else lengths[here]).to(x.dtype)
+            outputs[here] = self.branches[name](x[here], None if lengths is None else lengths[here]).to(dtype)
         return outputs
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ def overview(run: Run) -> str:
     words = verdict.sentences(run.results, run.names)
     opening = ""
     if differences:
-        outcomes = {difference.outcome for difference in differences.values()}
+        outcomes = {difference.outcome for part, difference in differences.items() if part != "full"}
         parts = [differences["full"].outcome, outcomes.pop() if len(outcomes) == 1 else "level"]
         opening = "".join(p(text, KINDS[kind]) for text, kind in zip(words, parts, strict=True))
     elif len(run.models) == 1:

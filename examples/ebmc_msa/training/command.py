@@ -91,7 +91,9 @@ def work(args: argparse.Namespace, argv: list[str], call: str | None = None) -> 
         settings = settings_of(args, context)
         check_class_weight("--class-weight", dataset, settings.class_weight)
         text = as_toml(args, settings, leave_out=("name",))
-        command = {"cwd": os.getcwd(), "command": call or resume.command(argv), "config": text}
+        # What repeats the run under another name must not overwrite its predictions.
+        repeat = as_toml(args, settings, leave_out=("name", "predictions"))
+        command = {"cwd": os.getcwd(), "command": call or resume.command(argv), "config": text, "repeat": repeat}
         return run.train(dataset, args, settings, command, partial)
     return args.evaluate
 

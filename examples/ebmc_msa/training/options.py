@@ -133,6 +133,17 @@ def complete(args: argparse.Namespace, options: Parser) -> None:
             f"argument --evaluate: tests a run as it was trained, without {', '.join(given)}; leave "
             + ("it out" if len(given) == 1 else "them out")
         )
+    if args.imbalance is not None and args.data is not None:
+        options.error(
+            "argument --imbalance: is about the synthetic set, and --data names another; leave one of them out"
+        )
+    if args.model not in (None, "ebmc") and args.compare:
+        options.error(
+            f"argument --model: {args.model} with --compare, which trains every model; pass --no-compare, or leave "
+            "--model out"
+        )
+    if args.model not in (None, "ebmc") and args.without:
+        options.error(f"argument --without: is about ebmc, and --model is {args.model}; leave one of them out")
     if args.compare is None:
         args.compare = args.model is None and args.data is None and args.evaluate is None
     args.model = args.model or "ebmc"

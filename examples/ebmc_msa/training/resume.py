@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,14 +23,14 @@ from ebmc_msa.data import DataError
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.training.distributed import count, rank, unless_another_ends
 
-VERSION = 4  # of what NAME.partial/state holds
+VERSION = 5  # of what NAME.partial/state holds
 SHARE = 0.03  # of the time, at most, goes into saving
 
 
 @dataclass(frozen=True)
 class PartialRun:
     final: Path
-    metadata: dict[str, Any]  # cwd, command, config, data
+    metadata: dict[str, Any]  # cwd, command, config, repeat, data
     resumed: bool = False
 
     @property
@@ -163,6 +162,6 @@ def finalized(run: PartialRun) -> Iterator[None]:
 
 
 def command(argv: list[str]) -> str:
-    """The command line of this program with other arguments."""
+    """The command line of train.py with these arguments; from Python there is no other."""
     launcher = ["python"] if count() == 1 else ["torchrun", "--nproc-per-node", str(count())]
-    return shlex.join([*launcher, os.path.relpath(sys.argv[0]), *argv])
+    return shlex.join([*launcher, os.path.relpath(Path(__file__).parents[1] / "train.py"), *argv])

@@ -78,7 +78,7 @@ def train(
             return run.final
         command_line = run.metadata["command"]
         results = summary(dataset, records, args.seeds, settings, command_line, args.compare, described(device))
-        write_text(run.partial / "config.toml", run.metadata["config"])
+        write_text(run.partial / "config.toml", run.metadata["repeat"])
         write_text(run.partial / "metrics.json", json.dumps(results, indent=2) + "\n")
         with log.report():
             write_report(run.partial / "report.html", results | other, records)

@@ -48,6 +48,8 @@ class Schedule(NamedTuple):
         It does where joint training is not over and the last epoch was the best so far: teachers that are frozen
         while the modalities are still being learnt would hold the next stage back.
         """
+        if not scores:
+            return False  # a stage of no epochs stays one
         last = len(scores) - 1
         improved = last in (scores.index(max(scores)), losses.index(min(losses)))
         return improved and self.before + len(scores) * self.per_epoch < JOINT * self.warmup

@@ -138,3 +138,8 @@ def test_compare_reads_a_file_too(tmp_path, capsys):
         comparison.parse(["--config", str(path), "--dump-config", str(tmp_path / "again.toml")])
     again = comparison.parse(["--config", str(tmp_path / "again.toml")])
     assert (again.out, again.methods, again.noisy) == (Path("table"), ["ebmc -emc", "concat"], [("text", 1.0)])
+    with pytest.raises(SystemExit, match="0"):
+        comparison.parse(["--dump-config"])
+    with pytest.raises(SystemExit, match="2"):
+        comparison.parse(["--methods", "concat"])
+    assert "argument --out: none, expected a folder for the results" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ebmc_msa.data import DataError, load
+from ebmc_msa.data.check import described
 from ebmc_msa.data.formats.clean import clean
 from ebmc_msa.data.formats.gcnet import modality_of
 
@@ -386,6 +388,14 @@ def test_npz_without_validation(tmp_path):
 
 def test_npz_groups_across_splits_are_noted(tmp_path):
     assert "2 groups occur in more than one split" in load(npz(tmp_path, group=["a"] * 12)).note
+
+
+def test_data_without_ids_have_none_twice(tmp_path):
+    """Rows are numbered anew in each split of a pickle."""
+    dataset = replace(load(npz(tmp_path)), note="")
+    for prefix, noted in (("", False), ("u", True)):
+        splits = {n: replace(s, id=[f"{prefix}{i}" for i in range(len(s))]) for n, s in dataset.splits.items()}
+        assert ("should occur once" in described(replace(dataset, splits=splits)).note) == noted
 
 
 def test_npz_to_predict(tmp_path):

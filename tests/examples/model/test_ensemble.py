@@ -1,9 +1,17 @@
 """Mixtures of experts by trust: no worse than the best expert, and one for each subset of modalities."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
+from ebmc_msa.data.batch import Spec
+from ebmc_msa.data.split import SplitView
+from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, fit_mixture, kept_experts, mixture_of_each
+from ebmc_msa.model.settings import Settings
+from generated import interaction
 
 
 def experts(task, n=2000):
@@ -88,3 +96,21 @@ def test_an_expert_that_a_mixture_leaves_out_has_no_weight():
     got = mixed("classification", outputs, present)
     torch.testing.assert_close(got[:3], expected[:3])
     torch.testing.assert_close(got[3:], outputs["guesses"][3:].log_softmax(-1))
+
+
+def test_teachers_of_token_ids_keep_their_fractions():
+    """Where a row lacks the modality the others are predicted apart."""
+
+    class Words(nn.Module):
+        def forward(self, ids, lengths=None):
+            return ids[:, :4] / 3
+
+    dataset = interaction("mixed", sizes=(8, 4, 1))
+    spec = Spec.of(dataset)
+    training = SplitView.of(dataset.splits["train"], spec, torch.device("cpu"))
+    teachers = EBMC(spec, Settings())._new_teachers()
+    teachers.branches["first"] = Words()
+    batch = training.rows(torch.arange(8))
+    ids, here = torch.arange(96).view(8, 12), torch.arange(8) != 3
+    batch = replace(batch, features={**batch.features, "first": ids}, present={**batch.present, "first": here})
+    torch.testing.assert_close(teachers.predict("first", batch), ids[:, :4] / 3 * here[:, None])

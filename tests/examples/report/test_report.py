@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from ebmc_msa.data import DataError, Dataset, Split, synthetic
+from ebmc_msa.evaluation.bootstrap import Interval
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report import against, losses, overview, plots, report, run_view, sections
 from ebmc_msa.report.record import Record
@@ -78,7 +79,7 @@ def recorded(folder, dataset, seeds):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_report", lambda path, results, records: kept.extend(records))
         kept = []
-        run.train(dataset, args, settings, {"config": "", "cwd": "", "command": ""}, None)
+        run.train(dataset, args, settings, {"config": "", "cwd": "", "command": "", "repeat": ""}, None)
     return Recorded(dataset, settings, kept)
 
 
@@ -196,6 +197,17 @@ def test_failure_keeps_the_old_report(sentiment, tmp_path, monkeypatch):
         report.write_report(path, *sentiment.part())
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_second_sentence_has_the_colour_of_its_own_parts(sentiment, monkeypatch):
+    results = sentiment.part()[0]
+    found = overview.verdict.differences(results)
+    ranges = {"full": Interval(0.0, -1.0, 1.0)} | dict.fromkeys(("missing", "corrupted"), Interval(2.0, 1.0, 3.0))
+    changed = {part: d._replace(interval=ranges[part]) for part, d in found.items()}
+    monkeypatch.setattr(overview.verdict, "differences", lambda results: changed)
+    opening = overview.overview(run_view.Run.of(results)).partition("</p>")
+    assert 'class="good"' not in opening[0]
+    assert opening[2].startswith('<p class="good">')
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from ebmc_msa.training.resume import VERSION, reopen
 def test_a_run_of_another_version_is_refused(tmp_path, version):
     state = tmp_path / "a.partial/state"
     state.mkdir(parents=True)
-    metadata = {"config": "", "cwd": "", "command": ""} | ({} if version is None else {"version": version})
+    metadata = dict.fromkeys(("config", "cwd", "command", "repeat"), "")
+    metadata |= {} if version is None else {"version": version}
     (state / "run.json").write_text(json.dumps(metadata))
     with pytest.raises(DataError, match=rf"version {version}, expected {VERSION}.*; remove .*a\.partial and start"):
         reopen(tmp_path / "a")

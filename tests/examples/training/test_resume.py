@@ -9,6 +9,7 @@ import signal
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--batch-size", "8", "--device", "cpu"]
 BRIEF = ["--stage1-epochs", "1", "--stage2-epochs", "1"]
 COMPARE = ["--compare"]
+TRAIN = Path(__file__).parents[3] / "examples/ebmc_msa/train.py"
 
 
 @contextmanager
@@ -119,7 +121,7 @@ def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys
     code, stops = start(data, tmp_path, *COMPARE), 0
     while code == 130:
         stops += 1
-        assert f"continue with: python {os.path.relpath(command.sys.argv[0])} --resume {tmp_path / 'a'}" in (
+        assert f"continue with: python {os.path.relpath(TRAIN)} --resume {tmp_path / 'a'}" in (
             capsys.readouterr().err
         )
         code = go_on(tmp_path)
@@ -259,7 +261,7 @@ def test_sigterm_is_an_interruption(data, tmp_path, patch, capfd):
         time.sleep(0.01)
     os.kill(child, signal.SIGTERM)
     assert status(child) == 130
-    assert f"continue with: python {os.path.relpath(command.sys.argv[0])} --resume" in capfd.readouterr().err
+    assert f"continue with: python {os.path.relpath(TRAIN)} --resume" in capfd.readouterr().err
 
 
 def test_saving_takes_its_share_of_the_time_at_most(tmp_path, patch):

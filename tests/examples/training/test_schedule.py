@@ -134,7 +134,12 @@ def test_a_decoy_does_not_hide_the_modality_that_knows(accuracy):
 
 @pytest.mark.parametrize(
     ("scores", "losses", "expected"),
-    [([1.0, 2.0], [1.0, 1.1], True), ([1.0, 1.0], [1.0, 0.9], True), ([2.0, 1.0], [0.9, 1.0], False)],
+    [
+        ([1.0, 2.0], [1.0, 1.1], True),
+        ([1.0, 1.0], [1.0, 0.9], True),
+        ([2.0, 1.0], [0.9, 1.0], False),
+        ([], [], False),
+    ],
 )
 def test_stage_1_borrows_epochs_while_joint_training_improves(scores, losses, expected):
     schedule = Schedule(100, per_epoch=10)

@@ -223,6 +223,33 @@ def test_options_of_training_have_no_place_beside_evaluate(capsys):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--compare", "--model", "text"],
+            "--model: text with --compare, which trains every model; pass --no-compare",
+        ),
+        (["--model", "concat", "--without", "emc"], "--without: is about ebmc, and --model is concat"),
+        (["--data", "toy.npz", "--imbalance", "0.3"], "--imbalance: is about the synthetic set, and --data names"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_that_would_be_ignored(options, message, capsys):
+    with pytest.raises(SystemExit):
+        call(*options)
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_repeated_by_its_config_leaves_its_predictions(compared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", compared / "toy.npz", "--model", "sound", *SHORT)
+    assert call(*data, "--name", "a", "--predictions", "a.csv") == 0
+    before = (tmp_path / "a.csv").read_text()
+    assert call("--config", "runs/a/config.toml", "--seeds", "7", "--name", "b") == 0
+    assert (tmp_path / "a.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
     "options", [["--causal"], ["--context", "none"], ["--model", "text"], ["--seeds", "2"]], ids=str
 )
 def test_options_that_evaluate_would_not_read(options, capsys):

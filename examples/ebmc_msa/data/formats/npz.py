@@ -138,6 +138,10 @@ def _fields(path: Path) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # a corrupt zip can fail in any way; all of them mean the same to the user
+        if path.suffix not in ("", ".npz"):
+            raise DataError(
+                f"{path}: cannot be read ({error}), expected a whole {path.suffix}; copy or download it again."
+            ) from error
         raise DataError(
             f"{path}: cannot be read ({error}), expected a whole .npz of plain arrays; write it with "
             "numpy.savez and turn lists of unequal length or objects into padded arrays and strings."
