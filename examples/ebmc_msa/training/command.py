@@ -125,7 +125,8 @@ def with_data_of_run(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def as_begun(argv: list[str], run: Any) -> argparse.Namespace:
-    """The options that a run began with; of those given now, only the place of the data and the device may differ."""
+    """The options that a run began with; of those given now, only the place of the data, the device and
+    the number of jobs may differ."""
     from ebmc_msa.data import DataError
 
     begun, cwd = run.metadata["config"], run.metadata["cwd"]
@@ -137,7 +138,7 @@ def as_begun(argv: list[str], run: Any) -> argparse.Namespace:
     unset = object()
     given = config.parse_args(parser(), argv, dict.fromkeys(vars(args), unset))
     for name, value in vars(given).items():
-        if name in ("data", "device") and value is not unset:
+        if name in ("data", "device", "jobs") and value is not unset:
             setattr(args, name, value)
         elif (name, value) == ("context", "auto"):
             continue  # what it means for these data is recorded

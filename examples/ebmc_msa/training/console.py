@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.dataset import SPLITS
@@ -44,14 +45,30 @@ def writable(path: Path) -> None:
         )
 
 
-def bars() -> Progress:
-    columns = (
-        TextColumn("{task.description:>16}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
-    return Progress(*columns, console=console)
+class Bars:
+    """A bar for each model and seed; they appear at the first call about one."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:>16}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        self.progress = Progress(*columns, console=console)
+        self.bars: dict[tuple[str, int], TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, name: str, seed: int, **fields: Any) -> None:
+        self.progress.start()  # not before: a thread that draws must not be copied into other processes
+        if (name, seed) not in self.bars:
+            self.bars[name, seed] = self.progress.add_task(f"{name} {seed}", state="")
+        self.progress.update(self.bars[name, seed], **fields)
 
 
 def introduce(dataset: Dataset) -> None:

@@ -49,9 +49,11 @@ class Events:
         self._add("time", {"seconds": entry["seconds"]})
 
     def end(self, record: Record) -> None:
-        """What each modality contributes to the validation score."""
+        """Write what each modality contributes to the validation score, and close."""
         for when, shares in record.contribution.items():
             self._add(f"contribution_{when}", shares)
+        if self.writer is not None:
+            self.writer.close()  # here: nobody else can, in a process of its own
 
     def _add(self, part: str, values: Mapping[str, float]) -> None:
         if self.writer is not None:

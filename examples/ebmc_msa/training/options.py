@@ -11,7 +11,7 @@ from typing import Any
 from ebmc_msa.data import config
 from ebmc_msa.data.options import add_label_options
 from ebmc_msa.data.parser import Parser
-from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, PROTOCOLS, SYNTHETIC, Settings
+from ebmc_msa.model.settings import COMPONENTS, CONTEXTS, PROTOCOLS, SYNTHETIC, Settings, whole
 
 DATA, WHAT, HOW = "data", "what to train", "how to train"  # groups
 OPTIONS = {field.name: field for field in fields(Settings) if "help" in field.metadata}
@@ -81,6 +81,11 @@ def parser(raises: type[Exception] | None = None) -> Parser:
         "--causal", action=argparse.BooleanOptionalAction, default=False, help="context of earlier utterances only"
     )
     how.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (%(default)s)")
+    how.add_argument(
+        "--jobs", type=whole, metavar="N",
+        help="models trained at once, each in a process of its own (one for each core of a CPU on Linux, 8 at most; "
+        "else 1)",
+    )  # fmt: skip
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="holds the runs (%(default)s)")
     out.add_argument("--name", help="of this run's folder (made of the data's name, the model and a number)")
@@ -154,7 +159,7 @@ def of_training(args: argparse.Namespace, options: Parser) -> list[str]:
     return [
         action.option_strings[0]
         for action in config.actions(options)
-        if action.container.title in (WHAT, HOW) and action.dest != "device"
+        if action.container.title in (WHAT, HOW) and action.dest not in ("device", "jobs")
         if getattr(args, action.dest) != action.default
     ]
 

@@ -6,14 +6,12 @@ import argparse
 import json
 import os
 import statistics
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.dataset import SPLITS
@@ -32,8 +30,9 @@ from ebmc_msa.report.record import Record
 from ebmc_msa.report.report import print_table, print_verdict, write_report
 from ebmc_msa.report.run_view import CONTROL
 from ebmc_msa.training import checkpoint
-from ebmc_msa.training.console import bars, console, described, introduce, pick_device, writable
+from ebmc_msa.training.console import Bars, console, described, introduce, pick_device, writable
 from ebmc_msa.training.distributed import barrier, broadcast_from_rank0, rank
+from ebmc_msa.training.jobs import Show, processes, train_all
 from ebmc_msa.training.log import Log, open_log
 from ebmc_msa.training.results import errors, parameters, prediction_rows, save_predictions, summary
 from ebmc_msa.training.resume import PartialRun, begin, finalized
@@ -52,6 +51,7 @@ def train(
         dataset = tokenised(dataset, describe(Path(settings.finetune_text)))
     names = models(dataset, args.model, args.compare, settings.context != "none")
     device = pick_device(args.device)
+    jobs = processes(args.jobs, device)
     if args.predictions:
         writable(args.predictions)
     other = {"against": read_against(args.against, dataset.kind)} if args.against else {}
@@ -67,15 +67,14 @@ def train(
         )
     with finalized(run), open_log(args.log, run.partial) as log:
         introduce(dataset)
-        with bars() as progress:
-            records = [
-                finished_record(run, name, seed)
-                or one(dataset, name, seed, settings, device, run, progress, log, compared=len(names) > 1)
-                for name in names
-                for seed in args.seeds
-            ]
+        wanted = [(name, seed) for name in names for seed in args.seeds]
+        left = broadcast_from_rank0(lambda: [pair for pair in wanted if run.record(*pair) is None])
+        work = partial(one, dataset, settings, device, run, log, len(names) > 1)
+        with Bars() as show:
+            train_all(left, work, show, jobs)
         if rank() > 0:
             return run.final
+        records = [Record(**run.record(*pair)) for pair in wanted]
         command_line = run.metadata["command"]
         results = summary(dataset, records, args.seeds, settings, command_line, args.compare, described(device))
         write_text(run.partial / "config.toml", run.metadata["repeat"])
@@ -87,7 +86,7 @@ def train(
     print_table(results, console)
     print_verdict(results, console)
     since = ", since it was resumed," * run.resumed
-    spent = f"{time.process_time():.0f} s of processor time{since} on {results['device']}"
+    spent = f"{sum(os.times()[:4]):.0f} s of processor time{since} on {results['device']}"
     count = f"{len(records)} checkpoint{'s' * (len(records) > 1)}"
     if args.log:
         console.print(f"To watch: tensorboard --logdir {run.final / args.log}", markup=False)
@@ -96,25 +95,18 @@ def train(
     return run.final
 
 
-def finished_record(run: PartialRun, name: str, seed: int) -> Record | None:
-    """The record of a model that is trained and tested already; the same on all processes."""
-    values = broadcast_from_rank0(partial(run.record, name, seed))
-    return None if values is None else Record(**values)
-
-
 def one(
     dataset: Dataset,
-    name: str,
-    seed: int,
     settings: Settings,
     device: torch.device,
     run: PartialRun,
-    progress: Progress,
     log: Log,
-    *,
     compared: bool,
-) -> Record | None:
-    """Train one model from one seed, or continue its training, and test it, once; a record on the first process.
+    name: str,
+    seed: int,
+    show: Show,
+) -> None:
+    """Train one model from one seed, or continue its training, and test it, once; keep its record.
 
     One that is `compared` with others is also scored with impaired validation utterances, to choose the best.
     """
@@ -126,23 +118,24 @@ def one(
     if spec.text is not None:
         model.encoders["text"].load(Path(settings.finetune_text))
     train_split, valid, test = (SplitView.of(dataset.splits[split], spec, device) for split in SPLITS)
-    bar = progress.add_task(f"{name} {seed}", total=settings.stage1_epochs + settings.stage2_epochs, state="")
+    epochs = settings.stage1_epochs + settings.stage2_epochs
+    show(name, seed, completed=0, total=epochs)
 
-    def show(stage: str, epoch: int, entry: dict[str, Any]) -> None:
+    def after_epoch(stage: str, epoch: int, entry: dict[str, Any]) -> None:
         key = KINDS[spec.kind].selects
         done = epoch + (settings.stage1_epochs if stage == settings.order.partition("-")[2] else 0)
-        progress.update(bar, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
+        show(name, seed, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
         events.epoch(entry)
 
     save, state = run.saver(name, seed), run.training(name, seed)
     events = log.model(name, seed, state)
     barrier()  # all have read it before the first goes on to remove it
     train_split = train_split.with_any_modality()
-    trained = train_model(model, train_split, valid, settings, seed, show, save=save, state=state)
+    trained = train_model(model, train_split, valid, settings, seed, after_epoch, save=save, state=state)
     model, stages, stage1 = trained.model, trained.stages, trained.stage1
-    progress.update(bar, total=1, completed=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
+    show(name, seed, completed=1, total=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
     if rank() > 0:
-        return None
+        return
     checkpoint.save(run.partial / f"{name}-{seed}.pt", name, seed, model, settings)
 
     impaired = {split: Impaired.of(dataset.splits[split].present) for split in ("valid", "test")}
@@ -174,7 +167,6 @@ def one(
     )
     events.end(record)
     run.finish(name, seed, record.as_dict())
-    return record
 
 
 def models(dataset: Dataset, model: str, compare: bool, context: bool = False) -> list[str]:

@@ -10,7 +10,8 @@ import torch
 
 from ebmc_msa.model.prediction import spec_of, weighted_loss
 from ebmc_msa.model.settings import Settings
-from ebmc_msa.training import checkpoint, command, resume, run
+from ebmc_msa.training import checkpoint, command, console, resume, run
+from runs import interrupt_at_an_epoch
 
 SHORT = ["--stage1-epochs", "1", "--stage2-epochs", "1", "--batch-size", "16", "--device", "cpu"]
 EMOTIONS = ("happy", "sad", "neutral", "angry")
@@ -114,7 +115,7 @@ def test_resumed_it_ends_at_the_same_bits(data, tmp_path, monkeypatch):
     options = ["--data", str(data), "--model", "concat", *context, *SHORT]
     assert command.main([*options, "--out", str(tmp_path / "whole"), "--name", "a"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(run.Progress, "update", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(console.Progress, "update", interrupt_at_an_epoch)
         assert command.main([*options, "--out", str(tmp_path / "cut"), "--name", "a"]) == 130
     assert command.main(["--resume", str(tmp_path / "cut/a")]) == 0
     one, other = (torch.load(tmp_path / out / "a/concat-1111.pt", weights_only=True) for out in ("whole", "cut"))

@@ -15,7 +15,7 @@ from ebmc_msa.data.conversation import Conversation
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.prediction import spec_of
 from ebmc_msa.model.settings import Settings
-from ebmc_msa.training import distributed, resume, run
+from ebmc_msa.training import console, distributed, resume, run
 from ebmc_msa.training.checkpoint import build
 from ebmc_msa.training.command import main
 from ebmc_msa.training.stages import train
@@ -132,15 +132,16 @@ def call(tmp_path):
 
 def on_all(options, fail=lambda rank, epoch: None):
     def work(rank):
-        update, epochs = run.Progress.update, 0
+        update, epochs = console.Progress.update, 0
 
         def watched(*arguments, **changes):
             nonlocal epochs
-            epochs += 1
-            fail(rank, epochs)
+            epochs += "total" not in changes  # neither the beginning nor the end
+            if epochs:
+                fail(rank, epochs)
             update(*arguments, **changes)
 
-        run.Progress.update, run.write_report, resume.SHARE = watched, lambda *_: None, float("inf")
+        console.Progress.update, run.write_report, resume.SHARE = watched, lambda *_: None, float("inf")
         return main([str(option) for option in options])
 
     return launch(work)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ebmc_msa.report import plots
-from ebmc_msa.training import command, resume, run
+from ebmc_msa.training import command, console, resume, run
 
 BRIEF = [
     "--log",
@@ -60,11 +60,11 @@ def test_scalars_are_the_history_and_figures_those_of_the_report(data, monkeypat
             raise KeyboardInterrupt
         update(*arguments, **changes)
 
-    update = run.Progress.update
+    update = console.Progress.update
     monkeypatch.setattr(run, "write_report", draw)
     monkeypatch.setattr(resume, "SHARE", float("inf"))
     with monkeypatch.context() as patch:
-        patch.setattr(run.Progress, "update", interrupt)
+        patch.setattr(console.Progress, "update", interrupt)
         assert start(data) == 130
     assert command.main(["--resume", str(data.parent / "a")]) == 0
 

@@ -1,40 +1,21 @@
 """A run that is stopped anywhere and resumed ends at the bits of one that was not; a full disk costs one error."""
 
 import errno
-import json
 import os
 import random
 import resource
 import signal
 import time
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from ebmc_msa.data import files
-from ebmc_msa.training import command, resume, run
+from ebmc_msa.training import console, resume
+from runs import BRIEF, COMPARE, assert_same, go_on, in_a_child, interrupt_at_an_epoch, quick, start, status, write
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--batch-size", "8", "--device", "cpu"]
-BRIEF = ["--stage1-epochs", "1", "--stage2-epochs", "1"]
-COMPARE = ["--compare"]
 TRAIN = Path(__file__).parents[3] / "examples/ebmc_msa/train.py"
-
-
-@contextmanager
-def quick():
-    """Save after each epoch; write what the report would show instead of drawing it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "SHARE", float("inf"))
-        patch.setattr(
-            run, "write_report", lambda path, _, records: files.write_text(path, json.dumps(records, default=vars))
-        )
-        yield patch
 
 
 @pytest.fixture(autouse=True)
@@ -56,68 +37,8 @@ def uninterrupted(data, tmp_path_factory):
     return out
 
 
-def write(path, seed=0):
-    rng = np.random.default_rng(seed)
-    y = rng.integers(3, size=72)
-    x = {f"x_{m}": rng.normal(size=(72, d)).astype("float32") + y[:, None] for m, d in (("sound", 6), ("lidar", 4))}
-    np.savez(path, y=y, split=np.arange(72) % 3, **x)
-    return path
-
-
-def start(data, out, *options):
-    return command.main([str(a) for a in ("--data", data, "--out", out, "--name", "a", *SHORT, *options)])
-
-
-def go_on(out, *options):
-    return command.main([str(a) for a in ("--resume", out / "a", *options)])
-
-
-def found(out):
-    """What a run left, but for times and its own name: figures, what the report shows, bits of the models."""
-    assert [path.name for path in out.iterdir()] == ["a"]
-    left = {path.name: path for path in (out / "a").iterdir()}
-    assert f'out = "{out}"' in left.pop("config.toml").read_text()
-    metrics, records = (json.loads(left.pop(name).read_text()) for name in ("metrics.json", "report.html"))
-    for part in (metrics, *metrics.get("models", {}).values()):
-        del part["command"]
-        part.pop("cost", None)
-    for record in records:
-        del record["cost"]
-        for entry in record["history"]:
-            del entry["seconds"]
-    return metrics, records, {name: torch.load(path, weights_only=True)["state"] for name, path in left.items()}
-
-
-def assert_same(out, reference):
-    (metrics, records, states), (metrics_, records_, states_) = found(out), found(reference)
-    assert metrics == metrics_
-    assert records == records_
-    torch.testing.assert_close(states, states_, rtol=0, atol=0)
-
-
-def in_a_child(work):
-    """Exit status of `work` in a process of its own, negative for a signal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads; PyTorch's are idle here
-        child = os.fork()
-    if not child:
-        os._exit(work())
-    return child
-
-
-def status(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys):
-    update = run.Progress.update
-
-    def interrupt(*arguments, **changes):
-        if "total" not in changes:  # an epoch, not the end
-            raise KeyboardInterrupt
-        update(*arguments, **changes)
-
-    patch.setattr(run.Progress, "update", interrupt)
+    patch.setattr(console.Progress, "update", interrupt_at_an_epoch)
     code, stops = start(data, tmp_path, *COMPARE), 0
     while code == 130:
         stops += 1
@@ -211,7 +132,7 @@ def test_no_room_for_the_first_state_leaves_nothing(data, tmp_path, capfd):
 def stopped(data, out, patch):
     """A run that was interrupted after its first epoch."""
     with patch.context() as at_epoch:
-        at_epoch.setattr(run.Progress, "update", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        at_epoch.setattr(console.Progress, "update", interrupt_at_an_epoch)
         assert start(data, out, *BRIEF) == 130
 
 
