@@ -19,6 +19,7 @@ from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.teachers import TeacherOutputs
 from modbalance import Teacher
+from modbalance.checks import readable
 from modbalance.functional import fit_temperature, scale_temperature, trust_fusion, trust_weights
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
@@ -196,6 +197,9 @@ class Mixture(NamedTuple):
         log_in_distribution: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Weights of the experts in `outputs`, `(B,)`; arguments as above."""
+        (name, x), *others = outputs.items()
+        if not others and isinstance(self.bias.get(name), float):
+            return {name: present[name].to(x)}
         scores = log_in_distribution or {}
         bias, here = {}, {}
         for name in outputs:
@@ -235,8 +239,14 @@ def kept_experts(weights: Mapping[str, float]) -> list[str]:
 
 
 def mixture_of_each(mixtures: Mapping[tuple[str, ...], Mixture], present: Mapping[str, Tensor]) -> Mixture:
-    """The mixture of each sample's own subset of modalities, with numbers `(B,)`; the last one for other subsets."""
+    """The mixture of each sample's own subset of modalities, with numbers `(B,)`; the last one for other subsets.
+
+    Where all samples have the same modalities, that mixture itself.
+    """
     here = torch.stack(list(present.values()), -1)
+    if readable(here) and len(here) and bool((here == here[0]).all()):
+        there = {name for name, is_there in zip(present, here[0].tolist(), strict=True) if is_there}
+        return next((m for names, m in mixtures.items() if set(names) == there), list(mixtures.values())[-1])
     subsets = torch.tensor([[name in names for name in present] for names in mixtures], device=here.device)
     own = (here[:, None] == subsets).all(-1)
     own[:, -1] |= ~own.any(-1)

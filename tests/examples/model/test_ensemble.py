@@ -72,6 +72,20 @@ def test_every_sample_gets_the_mixture_of_its_own_subset():
     assert found.bias["a"].tolist() == [10, 11, 12, 12]
 
 
+def test_samples_that_are_alike_share_one_mixture():
+    """A shortcut to what a batch with another subset in it gets for the same rows."""
+    outputs, _, present = experts("classification", 8)
+    one, two = Mixture(0.5, 0.0, {"knows": 0.2, "errs": -0.1}), Mixture(0.5, 0.0, {"guesses": 0.3})
+    mixtures = {("b", "a"): one, ("a",): two}
+    for rows, mixture in ((slice(0, 4), one), (slice(4, 8), two)):
+        here = {"a": torch.ones(8, dtype=torch.bool), "b": torch.arange(8) < 4}
+        assert mixture_of_each(mixtures, {name: x[rows] for name, x in here.items()}) is mixture
+        some = {name: outputs[name] for name in mixture.bias}
+        together = mixture_of_each(mixtures, here)("classification", outputs, present)[rows]
+        torch.testing.assert_close(mixture("classification", some, present)[rows], together)
+    assert mixture_of_each(mixtures, {"a": torch.zeros(3, dtype=torch.bool)}) is two  # as for any other subset
+
+
 def test_without_samples_a_mixture_is_even():
     outputs, target, present = experts("gaussian", 3)
     none = torch.zeros(3, dtype=torch.bool)
