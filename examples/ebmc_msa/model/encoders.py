@@ -56,11 +56,12 @@ class Encoder(nn.Module):
         self.scale.copy_(std_or_one(scale, mean))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        x = (x - self.mean) / self.scale
+        x = (x - self.mean).div_(self.scale)  # in place: sequences are large
         if self.frames is not None:
             assert lengths is not None
             valid = frame_mask(x.shape[1], lengths)
-            x = masked_mean(self.frames(select(x, valid), valid), valid, dim=1)
+            x = x.masked_fill_(~valid[..., None], 0.0)
+            x = masked_mean(self.frames(x, valid), valid, dim=1)
         return self.body(x)
 
 
