@@ -86,10 +86,11 @@ def stepper(parameters: Any, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def make_split(size: int, frames: int, spec: Spec, device: torch.device) -> SplitView:
+    """Samples of `frames` frames, or with 0 of one vector, in each modality."""
     there = torch.ones(size, dtype=torch.bool)
     split = Split(
-        {name: torch.randn(size, frames, dim) for name, dim in DIMS.items()},
-        {name: torch.full((size,), frames) for name in DIMS},
+        {name: torch.randn(size, *([frames] if frames else []), dim) for name, dim in DIMS.items()},
+        {name: torch.full((size,), frames) for name in DIMS if frames},
         dict.fromkeys(DIMS, there),
         torch.randn(size),
         [str(i) for i in range(size)],
@@ -127,16 +128,23 @@ def components(size: int, dim: int, device: torch.device) -> dict[str, Callable[
 
 def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[Row]:
     """Steps and answers of concatenation and of EBMC, and a step of each component on its own."""
-    spec, settings = Spec("sentiment", DIMS, tuple(DIMS), 1), Settings()
+    spec, settings = Spec("sentiment", DIMS, tuple(DIMS) if frames else (), 1), Settings()
     split = make_split(size, frames, spec, device)
     batch = split.rows(torch.arange(size))
     # as in training: teachers read only what is there
     dropped = modality_dropout(batch.present, settings.modality_dropout, generator=torch.Generator().manual_seed(0))
     lacking = batch.with_present(dropped)
     plain, first, second = Concat(spec, settings), EBMC(spec, settings), EBMC(spec, settings)
-    models = {"concatenation": plain, "EBMC, enhance": first, "EBMC, balance": second}
+    without = EBMC(spec, replace(settings, without=("cce",)))
+    models = {
+        "concatenation": plain,
+        "EBMC, enhance": first,
+        "EBMC, balance": second,
+        "EBMC, balance, without CCE": without,
+    }
     for model in models.values():
         model.to(device)
+    without.eval().start_balancing(split, split, {})
     stage1 = second.eval().start_balancing(split, split, {})
     steps = {name: stepper(m.train().parameters(), lambda m=m: m(lacking).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
@@ -148,9 +156,11 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
         answers[name] = second.finalize(split, stage1)
         answers[name].mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys(experts, 0.0))}
-    student = copy.deepcopy(second)
-    student.teachers = None
-    answering = {"concatenation": plain, "EBMC, its student alone": student, **answers}
+    students = {"EBMC, its student alone": second, "EBMC, its student alone, without CCE": without}
+    students = {name: copy.deepcopy(model) for name, model in students.items()}
+    for student in students.values():
+        student.teachers = None
+    answering = {"concatenation": plain, **students, **answers}
     return rows + table(
         "inference", interleaved({name: answer(m.eval()) for name, m in answering.items()}, rounds, device)
     )
@@ -244,7 +254,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of each small table (%(default)s)")
     parser.add_argument("--bert-rounds", type=int, default=5, metavar="N", help="of the large encoder (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="of the small tables (%(default)s)")
-    parser.add_argument("--frames", type=int, default=50, metavar="N", help="of each sequence (%(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=50, metavar="N", help="of each sequence; 0 is one vector (%(default)s)"
+    )
     parser.add_argument("--layers", type=int, default=12, metavar="N", help="of the large encoder (%(default)s)")
     parser.add_argument("--width", type=int, default=768, metavar="N", help="of it, a multiple of 64 (%(default)s)")
     parser.add_argument(
@@ -258,9 +270,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device; pass --device cpu")
-    for name in ("rounds", "bert_rounds", "batch_size", "frames", "layers", "width"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a whole number from 1")
+    least = {"rounds": 1, "bert_rounds": 1, "batch_size": 1, "frames": 0, "layers": 1, "width": 1}
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a whole number from {value}")
     if options.width % 64:
         parser.error(f"--width {options.width}: expected a multiple of 64, the width of a head")
     return options

@@ -14,18 +14,20 @@ TINY = [f"--{name}={n}" for name, n in
         {"rounds": 1, "bert-rounds": 1, "batch-size": 4, "frames": 3, "layers": 1, "width": 64}.items()]  # fmt: skip
 NAMES = {
     "training step": [
-        "concatenation", "EBMC, enhance", "EBMC, balance",
+        "concatenation", "EBMC, enhance", "EBMC, balance", "EBMC, balance, without CCE",
         "SemanticDecoupler", "ComplementaryEnhancer", "EnergyCoordinator", "TrustDistiller",
     ],
     "inference": [
-        "concatenation", "EBMC, its student alone", "EBMC with the stage-1 model", "EBMC without it",
+        "concatenation", "EBMC, its student alone", "EBMC, its student alone, without CCE",
+        "EBMC with the stage-1 model", "EBMC without it",
     ],
     "1 layers, 64 wide, batch 8 x 64": ["encoder", "encoder + EnergyCoordinator", "EnergyCoordinator alone"],
 }  # fmt: skip
 
 
-def test_every_row_with_its_ratio(tmp_path, capsys):
-    assert benchmark_cost.main([*TINY, "--out", str(tmp_path / "cost")]) == 0
+@pytest.mark.parametrize("frames", [3, 0], ids=["sequences", "vectors"])
+def test_every_row_with_its_ratio(tmp_path, capsys, frames):
+    assert benchmark_cost.main([*TINY, "--frames", str(frames), "--out", str(tmp_path / "cost")]) == 0
     assert "EnergyCoordinator" in capsys.readouterr().out
     with open(tmp_path / "cost/cost.csv") as file:
         rows = list(csv.DictReader(file))
