@@ -45,6 +45,10 @@ def test_what_torch_must_not_load(tmp_path, fields):
     torch.save([good] * 2, tmp_path / "d.pt")
     with pytest.raises(DataError, match=r"is a pt with a list of 2, expected .*the nearest is GCNet's"):
         load(tmp_path / "d.pt")
+    torch.save(good, tmp_path / "d.pt")
+    (tmp_path / "d.pt").write_bytes((tmp_path / "d.pt").read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"d\.pt: cannot be read .*expected a whole"):
+        load(tmp_path / "d.pt")
 
 
 def test_what_hdf5_must_not_load(tmp_path, fields):
