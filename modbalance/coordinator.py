@@ -50,7 +50,7 @@ class CoordinatorOutput(NamedTuple):
         fit: loss of the probes on detached features, a scalar; 0 with heads of your own.
         energy: by modality, `(B,)`, detached.
         features: by modality, `(B, D_m)`, as they came, after the label-free descent if `step` > 0.
-        weight: by modality, a scalar in [0, 1], set by `observe`; 1 before it.
+        weight: by modality, a scalar in [0, 1], set by `observe`; empty before it.
     """
 
     loss: Tensor

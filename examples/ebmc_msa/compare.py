@@ -1,7 +1,7 @@
 """EBMC beside baselines and published balancers: same encoders, same loop, same seeds, one table.
 
 python examples/ebmc_msa/compare.py --data PATH --out DIR --jobs 2
-python examples/ebmc_msa/compare.py --data PATH --out DIR --methods ebmc "ebmc -emc" "ebmc eta=0.2" --valid
+python examples/ebmc_msa/compare.py --data PATH --out DIR --methods ebmc "ebmc -cce" "ebmc eta=0.2" --valid
 python examples/ebmc_msa/compare.py --data PATH --out DIR --ablation
 python examples/ebmc_msa/compare.py --data PATH --out DIR --sweep eta 0.03 0.1 0.3 1
 """

@@ -1,7 +1,7 @@
 """EBMC beside baselines and published balancers: same encoders, same loop, same seeds, one table.
 
 python examples/ebmc_msa/compare.py --data PATH --out DIR --jobs 2
-python examples/ebmc_msa/compare.py --data PATH --out DIR --methods ebmc "ebmc -emc" "ebmc eta=0.2" --valid
+python examples/ebmc_msa/compare.py --data PATH --out DIR --methods ebmc "ebmc -cce" "ebmc eta=0.2" --valid
 python examples/ebmc_msa/compare.py --data PATH --out DIR --ablation
 python examples/ebmc_msa/compare.py --data PATH --out DIR --sweep eta 0.03 0.1 0.3 1
 """
@@ -50,11 +50,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what = parser.add_argument_group("what to compare")
     what.add_argument(
         "--methods", nargs="+", default=[], metavar="METHOD",
-        help=f'all (the default), or some of {", ".join(NAMES)}; variants in quotes: "ebmc -emc", "ebmc eta=0.2"',
+        help=f'all (the default), or some of {", ".join(NAMES)}; variants in quotes: "ebmc -cce", "ebmc eta=0.2"',
     )  # fmt: skip
     switch = argparse.BooleanOptionalAction
     what.add_argument(
-        "--ablation", action=switch, default=False, help="EBMC, and EBMC without each of its components"
+        "--ablation", action=switch, default=False, help="EBMC, EBMC without each of its components, and with EMC"
     )
     what.add_argument("--orders", action=switch, default=False, help="EBMC with its stages in each order")
     what.add_argument(
@@ -148,7 +148,8 @@ def check_settings(label: str, settings: Settings, dataset: Dataset) -> None:
 def requested(args: argparse.Namespace) -> list[str]:
     given = list(args.methods)
     if args.ablation:
-        given += ["ebmc", *(f"ebmc -{part}" for part in COMPONENTS)]
+        # EMC's weight is 0 by default: there is nothing to leave out.
+        given += ["ebmc", *(f"ebmc -{part}" for part in COMPONENTS if part != "emc"), "ebmc gamma=0.1"]
     if args.orders:
         given += ["ebmc", *(f"ebmc order={order}" for order in ORDERS[1:])]
     if args.sweep:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ebmc_msa.data import DataError
 from ebmc_msa.experiments.baselines import NAMES
-from ebmc_msa.model.settings import CLASS_WEIGHTS, COMPONENTS, CONTEXTS, ORDERS, Settings
+from ebmc_msa.model.settings import CLASS_WEIGHTS, COMPONENTS, CONTEXTS, ORDERS, Settings, rates
 
 ALONE = "alone:"  # before a modality's name: the model of that modality alone
 
 
 @dataclass(frozen=True)
 class Method:
-    """`str(method)` is what the command line takes: `ebmc -emc eta=0.2`."""
+    """`str(method)` is what the command line takes: `ebmc -cce eta=0.2`."""
 
     name: str  # one of NAMES, or alone:MODALITY
     without: tuple[str, ...] = ()  # components of EBMC
@@ -37,7 +39,8 @@ class Method:
             if change.startswith("-") and change[1:] in COMPONENTS:
                 without.add(change[1:])
             elif key in types:
-                overrides[key] = _convert(change, types[key], value)
+                kind = rates if key == "modality_dropout" else types[key]
+                overrides[key] = _convert(change, kind, value)
             else:
                 raise DataError(
                     f"--methods: {change!r} after {name}, expected -{', -'.join(COMPONENTS)} or KEY=VALUE with a key "
@@ -49,7 +52,8 @@ class Method:
         return cls(name, tuple(sorted(without)), tuple(overrides.items()))
 
     def __str__(self) -> str:
-        return " ".join([self.name, *(f"-{part}" for part in self.without), *(f"{k}={v}" for k, v in self.overrides)])
+        changes = (f"{key}={_as_text(value)}" for key, value in self.overrides)
+        return " ".join([self.name, *(f"-{part}" for part in self.without), *changes])
 
     @property
     def modality(self) -> str:
@@ -64,9 +68,16 @@ class Method:
         return Settings(without=self.without, **dict(self.overrides))
 
 
-def _convert(change: str, kind: type, text: str) -> Any:
+def _as_text(value: Any) -> str:
+    by_name = isinstance(value, tuple)
+    return ",".join(f"{name}={rate}" for name, rate in value) if by_name else str(value)
+
+
+def _convert(change: str, kind: Callable[[str], Any], text: str) -> Any:
     try:
         return {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except argparse.ArgumentTypeError as problem:
+        raise DataError(f"--methods: {change}, {str(problem).partition(', ')[2]}; correct it.") from problem
     except (ValueError, KeyError) as problem:
         name = change.partition("=")[0]
         raise DataError(f"--methods: {change}, expected {kind.__name__} for {name}; correct it.") from problem

@@ -31,10 +31,10 @@ def parser(raises: type[Exception] | None = None) -> Parser:
         f"{small.stage1_epochs} and {small.stage2_epochs} epochs and patience {small.patience}.\n"
         "\nexamples:\n"
         "  train.py --data mosi/unaligned_50.pkl --seeds 1111 1112 1113 --compare\n"
-        "  train.py --data IEMOCAP/ --without emc --name no-emc\n"
-        "  train.py --config runs/no-emc/config.toml --seeds 2\n"
-        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --predictions predictions.csv\n"
-        "  train.py --evaluate runs/no-emc --data IEMOCAP/ --missing noise",
+        "  train.py --data IEMOCAP/ --without cce --name no-cce\n"
+        "  train.py --config runs/no-cce/config.toml --seeds 2\n"
+        "  train.py --evaluate runs/no-cce --data IEMOCAP/ --predictions predictions.csv\n"
+        "  train.py --evaluate runs/no-cce --data IEMOCAP/ --missing noise",
     )
     config.add_config_options(parser.add_argument_group("options from a file"))
     data = parser.add_argument_group(DATA)

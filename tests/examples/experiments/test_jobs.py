@@ -131,6 +131,9 @@ def test_a_method_reads_its_own_words_and_makes_settings():
     assert Method.parse(str(method)) == method
     found = method.settings()
     assert (found.without, found.eta, found.patience) == (("cce", "emc"), 0.2, 3)
+    uneven = Method.parse("dropout modality_dropout=a=0.1,b=0.9")
+    assert str(uneven) == "dropout modality_dropout=a=0.1,b=0.9"
+    assert uneven.settings().modality_dropout == (("a", 0.1), ("b", 0.9))
     alone = method.alone("a")
     assert (str(alone), alone.modality, method.modality) == ("alone:a eta=0.2 patience=3", "a", "")
 
@@ -142,6 +145,7 @@ def test_a_method_reads_its_own_words_and_makes_settings():
         ("ebmc -ecm", "'-ecm' after ebmc, expected -msd, -cce"),
         ("ebmc etta=1", "'etta=1' after ebmc"),
         ("ebmc patience=soon", "patience=soon, expected int for patience"),
+        ("ebmc modality_dropout=a=2", "modality_dropout=a=2, expected a probability in"),
     ],
 )
 def test_misspelt_methods(method, message):

@@ -75,7 +75,7 @@ class Recorded(NamedTuple):
 def recorded(folder, dataset, seeds):
     settings = Settings(stage1_epochs=2, stage2_epochs=2, encoder="mean", dim=8)
     options = {"model": "ebmc", "compare": True, "device": "cpu", "predictions": None, "log": None, "seeds": seeds}
-    args = Namespace(**options, out=folder, name="run", data=None, against=None)
+    args = Namespace(**options, out=folder, name="run", data=None, against=None, jobs=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_report", lambda path, results, records: kept.extend(records))
         kept = []

@@ -73,12 +73,11 @@ def dataset():
     return Dataset("toy", "classes", 3, {"train": split(23), "valid": split(12), "test": split(12)})
 
 
-def trained(name, without=(), context="none"):
+def trained(name, changes):
     """In float64: the optimizer turns the rounding of a gradient near 0 into a whole step."""
     dropout = 0.3 if name == "concat" else 0.0  # of EBMC it also hides own parts, on each process in its own way
     settings = Settings(
-        without=without,
-        context=context,
+        **changes,
         stage1_epochs=2,
         stage2_epochs=2,
         batch_size=11,
@@ -98,27 +97,29 @@ def trained(name, without=(), context="none"):
 
 
 @pytest.mark.parametrize(
-    ("name", "without", "context"),
+    ("name", "changes"),
     [
-        ("ebmc", (), "none"),
-        ("ebmc", ("cce", "msd"), "none"),
-        ("concat", (), "none"),
-        ("ebmc", (), "gru"),
-        ("concat", (), "transformer"),
+        ("ebmc", {}),
+        ("ebmc", {"without": ("cce", "msd")}),
+        ("ebmc", {"gamma": 0.5, "observe": True}),
+        ("concat", {}),
+        ("ebmc", {"context": "gru"}),
+        ("concat", {"context": "transformer"}),
     ],
 )
-def test_two_processes_are_one(name, without, context, tmp_path):
+def test_two_processes_are_one(name, changes, tmp_path):
     def work(rank):
         with distributed.process_group():
-            torch.save(trained(name, without, context), tmp_path / f"{rank}.pt")
+            torch.save(trained(name, changes), tmp_path / f"{rank}.pt")
 
     assert launch(work) == [0] * SIZE
-    want = trained(name, without, context)
+    want = trained(name, changes)
+    assert bool(want["history"][-1]["weight"]) == ("observe" in changes)
     for rank in range(SIZE):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(got["state"], want["state"], rtol=1e-6, atol=1e-8)
         for entry, expected in zip(got["history"], want["history"], strict=True):
-            for part in ("train", "energy", "gradient", "valid"):
+            for part in ("train", "energy", "gradient", "weight", "valid"):
                 assert entry[part] == pytest.approx(expected[part], rel=1e-6, abs=1e-8, nan_ok=True)
 
 

@@ -52,7 +52,8 @@ def test_two_at_a_time_leave_what_one_leaves(data, alone, tmp_path, patch, capsy
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_stopped_and_resumed_one_at_a_time(data, alone, tmp_path, patch, number, capfd):
     def work():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as train.py does
+        for known in (signal.SIGINT, signal.SIGTERM):  # as Python and train.py do
+            signal.signal(known, signal.default_int_handler)
         return start(data, tmp_path, *TWO)
 
     child = in_a_child(work)
