@@ -80,6 +80,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.dump_config is not None:
         config.write(parser, args.dump_config, config.dump(parser, vars(args)))
         parser.exit()
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"argument --seeds: {args.seeds}, expected each once; leave out what is there twice")
     if args.out is None:
         parser.error("argument --out: none, expected a folder for the results; pass --out runs/comparison")
     return args

@@ -221,7 +221,9 @@ def cost(run: Run) -> str:
             times.append([f"{run.display(model)}, {STAGES[stage]}", *row])
         counts = records[0].parameters
         sizes.append([run.display(model), *(f"{counts[k]:,}" for k in ("student", "encoders", "teachers"))])
-    note = "Times include validation after each epoch" + ("; mean over seeds." if len(run.records) > 1 else ".")
+    mean = "; mean over seeds" if len(run.records) > 1 else ""
+    note = f"Times by the clock, with validation after each epoch{mean}."
+    note += " Models trained side by side (--jobs) slow each other."
     return beside(
         table(["Stage", "Time", "Epochs", "Per epoch", "Per step"], times) + p(note, "quiet"),
         table(["Parameters", "Trained", "of these, encoders", "Frozen teachers"], sizes),

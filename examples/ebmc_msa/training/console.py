@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ebmc_msa.data import DataError, Dataset
 from ebmc_msa.data.dataset import SPLITS
@@ -46,9 +47,9 @@ def writable(path: Path) -> None:
 
 
 class Bars:
-    """A bar for each model and seed; they appear at the first call about one."""
+    """A bar for each model and seed, in this order; each appears at the first call about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Sequence[tuple[str, int]]) -> None:
         columns = (
             TextColumn("{task.description:>16}"),
             BarColumn(),
@@ -56,7 +57,10 @@ class Bars:
             TextColumn("{task.fields[state]}"),
         )
         self.progress = Progress(*columns, console=console)
-        self.bars: dict[tuple[str, int], TaskID] = {}
+        self.bars = {
+            (name, seed): self.progress.add_task(f"{name} {seed}", start=False, visible=False, state="")
+            for name, seed in models
+        }
 
     def __enter__(self) -> Bars:
         return self
@@ -66,9 +70,8 @@ class Bars:
 
     def __call__(self, name: str, seed: int, **fields: Any) -> None:
         self.progress.start()  # not before: a thread that draws must not be copied into other processes
-        if (name, seed) not in self.bars:
-            self.bars[name, seed] = self.progress.add_task(f"{name} {seed}", state="")
-        self.progress.update(self.bars[name, seed], **fields)
+        self.progress.start_task(self.bars[name, seed])
+        self.progress.update(self.bars[name, seed], visible=True, **fields)
 
 
 def introduce(dataset: Dataset) -> None:

@@ -122,6 +122,8 @@ def complete(args: argparse.Namespace, options: Parser) -> None:
     """End the program with an error where options contradict each other; fill in what to train."""
     if args.text_lr is not None and not args.finetune_text:
         options.error(f"argument --text-lr: {args.text_lr}, expected a positive number beside --finetune-text")
+    if len(set(args.seeds)) < len(args.seeds):
+        options.error(f"argument --seeds: {args.seeds}, expected each once; leave out what is there twice")
     if args.stage1_epochs == 0 and args.stage2_epochs == 0:
         options.error("argument --stage1-epochs: no epoch in either stage, expected at least one")
     if args.missing and (args.evaluate is None or args.predictions is not None):

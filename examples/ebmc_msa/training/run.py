@@ -70,7 +70,7 @@ def train(
         wanted = [(name, seed) for name in names for seed in args.seeds]
         left = broadcast_from_rank0(lambda: [pair for pair in wanted if run.record(*pair) is None])
         work = partial(one, dataset, settings, device, run, log, len(names) > 1)
-        with Bars() as show:
+        with Bars(left) as show:
             train_all(left, work, show, jobs)
         if rank() > 0:
             return run.final

@@ -1,5 +1,6 @@
 """Models trained side by side: the bits of one after the other, and one end for all."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -81,7 +82,7 @@ def test_one_that_is_killed_is_one_error_and_loses_nothing(data, alone, tmp_path
         while_training.setattr(run, "train_model", die)
         assert start(data, tmp_path, *TWO) == 2
     error = capsys.readouterr().err
-    assert "--jobs: one of 2 processes was ended from outside, expected all to finish" in error
+    assert "--jobs: one of 2 processes was ended from outside or crashed, expected all to finish" in error
     assert f"--resume {tmp_path / 'a'}" in error
     assert go_on(tmp_path) == 0
     assert_same(tmp_path, alone)
@@ -109,11 +110,11 @@ def test_what_a_model_shows_arrives_in_its_order():
 def test_the_first_error_ends_the_others():
     def work(name, seed, show):
         if name == "concat":
-            raise DataError("concat: diverged")
+            raise DataError("diverged")
         time.sleep(60)
 
     begun = time.monotonic()
-    with pytest.raises(DataError, match="concat: diverged"):
+    with pytest.raises(DataError, match=r"^concat 1: diverged"):
         shown([("ebmc", 1), ("concat", 1), ("text", 1)], work)
     assert time.monotonic() - begun < 20
     assert not multiprocessing.active_children()
@@ -121,11 +122,10 @@ def test_the_first_error_ends_the_others():
 
 @linux
 def test_no_process_outlives_the_one_that_began_it(tmp_path):
-    def work(name, seed, show):
+    def work(name, seed, show):  # one is busy, the other waits for more to do
         (tmp_path / name).write_text(str(os.getpid()))
-        while True:
+        while name == "ebmc":
             time.sleep(0.01)
-            show(name, seed)
 
     child = in_a_child(lambda: shown([("ebmc", 1), ("concat", 1)], work))
     names = {"ebmc", "concat"}
@@ -148,6 +148,40 @@ def running(pid):
         return False
 
 
+@linux
+def test_an_error_that_cannot_be_sent_arrives_as_its_text():
+    class Odd(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+
+    def work(name, seed, show):
+        raise Odd("salt", "pepper")
+
+    with pytest.raises(RuntimeError, match=r"(?s)raise Odd.*salt and pepper"):
+        shown([("ebmc", 1), ("concat", 1)], work)
+
+
+@linux
+@pytest.mark.parametrize("first", [True, False])
+def test_where_no_process_can_be_started_it_says_so(monkeypatch, first):
+    fork, calls = os.fork, []
+
+    def full():
+        calls.append(1)
+        if first or len(calls) > 1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", full)
+    with pytest.raises(DataError, match=r"--jobs: 2 processes cannot be started \(Resource temporarily"):
+        shown([("ebmc", 1), ("concat", 1)], lambda *_: time.sleep(60))
+    monkeypatch.undo()
+    end = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
 def test_how_many_at_once(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda _: range(64), raising=False)
@@ -155,10 +189,15 @@ def test_how_many_at_once(monkeypatch):
     assert jobs.processes(None, cpu) == jobs.MOST
     assert jobs.processes(16, cpu) == 16
     assert jobs.processes(None, gpu) == jobs.processes(1, gpu) == 1
-    with pytest.raises(DataError, match="--jobs: 2 with cuda on linux, expected 1"):
+    with pytest.raises(DataError, match="--jobs: 2, expected 1 here; several models"):
         jobs.processes(2, gpu)
-    monkeypatch.setattr(jobs.sys, "platform", "darwin")
-    assert jobs.processes(None, cpu) == 1
-    monkeypatch.setattr(jobs, "count", lambda: 2)
-    with pytest.raises(DataError, match="--jobs: 3 with 2 processes of torchrun"):
-        jobs.processes(3, cpu)
+    for owner, name, value in (
+        (jobs.sys, "platform", "darwin"),
+        (jobs, "count", lambda: 2),
+        (jobs.multiprocessing.current_process(), "_config", {"daemon": True}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            assert jobs.processes(None, cpu) == 1
+            with pytest.raises(DataError, match="Pass --jobs 1"):
+                jobs.processes(2, cpu)

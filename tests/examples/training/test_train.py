@@ -376,6 +376,7 @@ def test_interruption_before_the_first_epoch_leaves_nothing(tmp_path, capsys, mo
         (["--modality-dropout", "sound=0.1,sound=0.2"], "expected each modality once"),
         (["--modality-dropout", "=0.1"], "expected each modality once"),
         (["--stage1-epochs", "0", "--stage2-epochs", "0"], "expected at least one"),
+        (["--seeds", "1", "2", "1"], "argument --seeds: [1, 2, 1], expected each once"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
