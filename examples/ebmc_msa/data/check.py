@@ -172,11 +172,11 @@ def _findings(dataset: Dataset) -> Iterator[str]:
         elif columns:
             yield f"{name}: {columns} of {x.shape[-1]} columns constant in {part}"
     yield from outliers(dataset)
-    if dataset.conversational and (share := _sorted_share(dataset)) is not None:
+    if (share := _sorted_share(dataset)) is not None:
         yield (
             f"consecutive utterances of a conversation share their label in {100 * share:.0f} % of cases, hardly "
-            "less than if rows were sorted by label: if they are, a context reads the label from the position; pass "
-            "--context none"
+            "less than if rows were sorted by label: if they are, or if a conversation is what has one label, a "
+            "context reads the label from the position; pass --context none"
         )
     # Row numbers are the ids of data that have none.
     ids = [split.id for split in dataset.splits.values() if list(split.id) != [str(i) for i in range(len(split))]]
@@ -193,18 +193,22 @@ def _sorted_share(dataset: Dataset) -> float | None:
     """How often neighbours share their label, where that is nearly as often as it can be; else None.
 
     Over conversations with at least two labels; values are rounded. Sorted rows change label once for each further
-    label; nearly as often: at most twice as many changes, and in at most a fifth of the neighbours.
+    label; nearly as often: at most twice as many changes, and in at most a fifth of the neighbours. Or over all
+    conversations: in at most a twentieth.
     """
-    pairs = changes = least = 0
+    pairs = changes = least = every = 0
     for split in dataset.splits.values():
         if split.conversation is None or split.target is None or split.target.ndim > 1:
             continue
         for rows in split.conversation.apart():
             y = split.target[rows].round() if split.target.is_floating_point() else split.target[rows]
             kinds = len(y.unique())
+            every += len(y) - 1
             if kinds > 1:
                 pairs, least = pairs + len(y) - 1, least + kinds - 1
                 changes += int((y[1:] != y[:-1]).sum())
+    if every >= 50 and changes <= every / 20:
+        return 1 - changes / every
     return 1 - changes / pairs if pairs >= 50 and changes <= min(2 * least, pairs / 5) else None
 
 

@@ -33,9 +33,10 @@ def overview(run: Run) -> str:
         opening = "".join(p(text, KINDS[kind]) for text, kind in zip(words, parts, strict=True))
     elif len(run.models) == 1:
         name = run.display(run.model)
+        control = verdict.control_to_get(run.results)
         opening = p(
             f"This run trained {name} and nothing beside it, so it does not show whether {name} is better than "
-            "anything: the same command with --compare trains EBMC, concatenation and each modality alone.",
+            f"anything: the same command with --compare trains EBMC, concatenation and each modality alone{control}.",
             "level",
         )
     flags = [*run.constant(), verdict.unfinished(run.results, run.names)]

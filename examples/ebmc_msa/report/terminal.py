@@ -34,7 +34,8 @@ def print_verdict(results: Mapping[str, Any], console: Console) -> None:
     names = Run.of(results).names
     notes, words = [verdict.unfinished(results, names)], verdict.sentences(results, names)
     if list(names) == ["ebmc"]:
-        notes.append("Whether that is better than the plain models: the same command with --compare.")
+        control = verdict.control_to_get(results)
+        notes.append(f"Whether that is better than the plain models: the same command with --compare{control}.")
     for note in filter(None, notes):
         console.print(note, markup=False, highlight=False)
     for sentence in words:

@@ -130,6 +130,12 @@ def caution(results: Mapping[str, Any]) -> str:
     )
 
 
+def control_to_get(results: Mapping[str, Any]) -> str:
+    """What --compare trains beside the plain models where utterances are read in context."""
+    read = results["context"]["encoder"] != "none"
+    return ", and each again on utterances in random order, the control of its context" * read
+
+
 def unfinished(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Which models were still improving when their epochs were used up; nothing if none was."""
     models = results.get("models") or {results["model"]: results}

@@ -71,6 +71,7 @@ def test_conversation_and_order_come_together(tmp_path, drop, lacks):
         (np.full(60, np.nan), "order holds NaN"),
         (np.array(["a"] * 60), "order has shape"),
     ],
+    ids=["ties", "NaN", "words"],
 )
 def test_an_order_that_orders_nothing_is_refused(tmp_path, order, message):
     with pytest.raises(DataError, match=message):
@@ -84,6 +85,30 @@ def test_rows_of_no_conversation_are_one_each(tmp_path):
     assert len(data.splits["train"].conversation.apart()) == 20
     assert len(data.splits["valid"].conversation.apart()) == 4
     check_conversations("--context gru", data)
+
+
+@pytest.mark.parametrize("name", ["", np.nan])
+def test_who_is_not_known_is_nobody_else(tmp_path, name):
+    """An empty cell, or what a table of numbers has there, names no conversation and no speaker."""
+    kind = str if name == "" else float
+    talks, speakers = (np.array([i // 5 for i in range(60)]).astype(kind), (np.arange(60) % 2).astype(kind))
+    talks[:20], speakers[20:24] = name, name
+    order = np.where(np.arange(60) < 20, np.nan, np.arange(60))
+    data = load(npz(tmp_path / "d.npz", conversation=talks, speaker=speakers, order=order, split=np.arange(60) // 20))
+    train, valid = (data.splits[split].conversation for split in ("train", "valid"))
+    assert len(train.apart()) == 20
+    assert len(valid.apart()) == 4
+    assert len(set(valid.speaker[:4].tolist())) == 4
+    assert len(set(valid.speaker[4:].tolist())) == 2
+
+
+@pytest.mark.parametrize(("labels", "noted"), [("sorted", True), ("one each", True), ("mixed", False)])
+def test_labels_that_follow_the_rows_are_noted(tmp_path, labels, noted):
+    talks, place = np.arange(240) // 20, np.arange(240) % 20
+    y = {"sorted": place // 7, "one each": talks % 3, "mixed": np.random.default_rng(0).integers(0, 3, 240)}[labels]
+    fields = {"conversation": talks, "order": place, "y": y, "split": talks % 3, "speaker": place % 2}
+    note = load(npz(tmp_path / "d.npz", n=240, **fields)).note
+    assert ("rows were sorted by label" in note) == noted
 
 
 def test_a_conversation_in_two_splits_is_refused_with_context_only(tmp_path):
@@ -277,6 +302,10 @@ def test_four_layers_of_text_are_averaged_and_three_splits_are_train_test_valid(
             "expected classes 0, 1, …",
         ),
         ({"audio": None, "text": {k: np.zeros((1, 1)) for k in range(7)}}, "expected an MMSA or MulT pickle"),
+        (
+            {"labels": {k: np.zeros((n, 5)) for k, n in zip(range(7), (3, 1, 4, 2, 5, 3, 2), strict=True)}},
+            "features in the place of labels, .* put a dict of the utterances' ids first",
+        ),
     ],
 )
 def test_what_is_wrong_with_such_a_pickle_is_said(tmp_path, changes, message):

@@ -188,10 +188,12 @@ def test_no_conversation_reads_another(model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_causal_predictions_do_not_know_the_future(kind):
-    out, splits = trained(kind, causal=True)
+@pytest.mark.parametrize(("model", "count"), [(EBMC, 6), (Concat, 2)])
+@pytest.mark.parametrize("impute", [False, True])
+def test_causal_predictions_do_not_know_the_future(kind, model, count, impute):
+    out, splits = trained(kind, model, causal=True, impute_context=impute)
     network = out.model
-    assert len(list(contexts(network))) == 6  # of the model, of the one after stage I, and of the teachers
+    assert len(list(contexts(network))) == count  # of EBMC, of it after stage I, and of the teachers
     for context in contexts(network):
         context.window = 4
     test = splits["test"]
@@ -202,6 +204,18 @@ def test_causal_predictions_do_not_know_the_future(kind):
         after = predict(network, other).outputs
         torch.testing.assert_close(before[~later], after[~later], rtol=0, atol=1e-6)
     assert not torch.equal(before[later], predict(network, changed(test, later)).outputs[later])
+
+
+@pytest.mark.parametrize("model", [EBMC, Concat])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_utterance_without_a_modality_is_as_if_it_were_cut_out_there(model, kind):
+    """Of the whole model: an utterance that lacks all modalities, beside a split without it."""
+    out, splits = trained(kind, model)
+    test, gone = splits["test"], torch.tensor([3, 9, 21])
+    here = torch.ones(len(test), dtype=torch.bool).index_fill(0, gone, False)
+    lacking = predict(out.model, test.with_present({name: p & here for name, p in test.present.items()}))
+    without = predict(out.model, test.select(here))
+    torch.testing.assert_close(lacking.outputs[here], without.outputs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", [EBMC, Concat])

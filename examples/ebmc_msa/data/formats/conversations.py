@@ -26,20 +26,21 @@ def numbered(
     Args:
         who: file, for the messages.
         names: of the conversation of each row, by split; "" is none.
-        order: any number of each row, greater is later.
-        speakers: the name of each row's.
+        order: any number of each row, greater is later; not looked at where the row belongs to no conversation.
+        speakers: the name of each row's; "" is nobody known, and nobody else.
 
     Raises:
         DataError: an order that is no number, or two rows at the same place of a conversation.
     """
     number = _numbers(name for split in names.values() for name in split if name)
     pairs = {} if speakers is None else {s: list(zip(names[s], speakers[s], strict=True)) for s in names}
-    spoken = {pair for split in pairs.values() for pair in split if pair[0]}
+    spoken = {pair for split in pairs.values() for pair in split if all(pair)}
     several = len(spoken) > len({name for name, _ in spoken})
-    number_of = _numbers(speaker for split in pairs.values() for _, speaker in split)
+    number_of = _numbers(speaker for split in pairs.values() for _, speaker in split if speaker)
+    unknown = iter(range(len(number_of), 2**62))
     found = {}
     for split, of in names.items():
-        place = np.asarray(list(order[split]), np.float64)
+        place = np.where([bool(name) for name in of], np.asarray(list(order[split]), np.float64), 0.0)
         if not np.isfinite(place).all():
             raise DataError(f"{who}: order holds NaN or infinities, expected a number for each row; correct it.")
         rank = np.empty(len(place), np.int64)
@@ -56,7 +57,9 @@ def numbered(
         found[split] = Conversation(
             torch.tensor([number[name] if name else next(alone) for name in of], dtype=torch.int64),
             torch.from_numpy(rank),
-            torch.tensor([number_of[one] for one in speakers[split]]) if speakers is not None and several else None,
+            torch.tensor([number_of[one] if one else next(unknown) for one in speakers[split]])
+            if speakers is not None and several
+            else None,
         )
     return found
 

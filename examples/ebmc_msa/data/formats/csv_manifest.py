@@ -60,7 +60,9 @@ def read_manifest(file: Path, *, labels: bool, options: LabelOptions, assemble: 
         arrays[name] = stack(f"{file}, {name}", frames, ids)
     fields: dict[str, Any] = {name: columns[name] for name in ("conversation", "speaker") if name in columns}
     if "order" in columns:
-        fields["order"] = _floats(file, "order", columns["order"])
+        talks = columns.get("conversation", columns["order"])
+        cells = [cell if talk else "0" for cell, talk in zip(columns["order"], talks, strict=True)]
+        fields["order"] = _floats(file, "order", cells)
     conversations = conversations_of(file, fields, chosen)
     splits = {}
     for split, part in chosen.items():

@@ -52,6 +52,11 @@ def read_erc(
     ids, speakers, emotions, *rest = content
     features = [part for part in rest if isinstance(part, dict) and _is_features(part)]
     names = _MODALITIES.get(len(features))
+    if _is_features(emotions):
+        raise DataError(
+            f"{who}: holds features in the place of labels, as pickles do that begin with speakers and labels "
+            f"(COSMIC's), expected {_EXPECTED}; put a dict of the utterances' ids first."
+        )
     sides = [scalars(who, "a split", _plain(part)) for part in rest if _is_split(part)]
     others = [part for part in rest[len(features) :] if isinstance(part, dict) and _is_labels(part)]
     if names is None or len(sides) not in (2, 3) or len(others) > 1:

@@ -236,13 +236,19 @@ def conversations_of(path: Path, fields: dict[str, Any], rows_of: dict[str, Any]
             f"{path}: order has shape {fields['order'].shape} and dtype {fields['order'].dtype}, expected numbers "
             "(N,), greater for later utterances; recode it."
         )
-    texts = {key: np.array(scalars(str(path), key, fields[key])) for key in given if key != "order"}
+    texts = {key: np.array(_names(path, key, fields[key])) for key in given if key != "order"}
 
     def by_split(values: np.ndarray[Any, Any]) -> dict[str, list[Any]]:
         return {split: values[rows].tolist() for split, rows in rows_of.items()}
 
     speakers = by_split(texts["speaker"]) if "speaker" in texts else None
     return numbered(str(path), by_split(texts["conversation"]), by_split(fields["order"]), speakers)
+
+
+def _names(path: Path, key: str, values: Any) -> list[str]:
+    """As text; "" where a table of numbers has NaN for no name."""
+    texts = scalars(str(path), key, values)
+    return ["" if text == "nan" else text for text in texts] if np.asarray(values).dtype.kind == "f" else texts
 
 
 def _split_of_names(path: Path, names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
