@@ -3,6 +3,8 @@
     python tests/compile_kernels.py                              # every row of CASES, for each of its targets
     python tests/compile_kernels.py --targets sm_90 gfx942       # for these targets only
     python tests/compile_kernels.py --targets sm_90 --tasks gaussian
+    python tests/compile_kernels.py --classes 4                  # of one number of classes
+    python tests/compile_kernels.py --spills 16                  # a row that spills more words fails
 
 With TRITON_INTERPRET unset: the arguments are those of real launches, recorded. The first line holds the versions of
 torch and Triton. A row that does not compile has an `error`; the exit status is then 1.
@@ -60,6 +62,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--tasks", nargs="+", choices=get_args(Task), default=list(get_args(Task)))
+    parser.add_argument("--classes", nargs="+", type=int)
+    parser.add_argument("--spills", type=int)
     options = parser.parse_args(arguments)
     print(json.dumps({"triton": triton.__version__, "torch": torch.__version__}), flush=True)
     failed = 0
@@ -67,10 +71,14 @@ def main(arguments=None):
         for name in targets:
             if task not in options.tasks or name not in options.targets:
                 continue
+            if options.classes and classes not in options.classes:
+                continue
             for kernel, call in record(task, classes, dims, dtype, TARGETS[name].backend):
                 row = {"case": f"{kernel}-{task}-{classes}-{str(dtype)[6:]}-{name}"}
                 try:
                     row |= usage(*call, TARGETS[name])
+                    if options.spills is not None and row["spilled"] > options.spills:
+                        raise RuntimeError(f"{row['spilled']} words are spilled, expected at most {options.spills}")
                 except Exception as error:  # the other rows are worth knowing too
                     row["error"] = f"{type(error).__name__}: {error}"[-2000:]
                     failed += 1

@@ -1,12 +1,15 @@
 """Every Python block of the README and the docs runs, page by page, and the pages name what is public."""
 
+import contextlib
 import csv
 import importlib.util
 import inspect
+import io
 import itertools
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -99,8 +102,14 @@ def test_paths_resolve(page):
 @cache
 def options_of(*command):
     """Those of its --help, and those that the script names itself, should it need what is not here."""
-    help_text = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-    return set(re.findall(r"--[a-z][a-z0-9-]*", help_text + (ROOT / command[0]).read_text()))
+    found = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(found):
+        patch.setattr(sys, "argv", [str(ROOT / command[0]), *command[1:], "--help"])
+        patch.setattr(sys, "path", [str(ROOT / command[0] / ".."), *sys.path])
+        patch.setattr(signal, "signal", lambda *_: None)
+        with contextlib.suppress(SystemExit, ImportError):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    return set(re.findall(r"--[a-z][a-z0-9-]*", found.getvalue() + (ROOT / command[0]).read_text()))
 
 
 @pytest.mark.parametrize("page", [*PAGES, PIPELINE], ids=lambda page: page.name)

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "compile_kernels.py"
 def compiled(tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, SCRIPT, "--targets", "sm_90", "--tasks", "classification"]
+    command = [sys.executable, SCRIPT, "--targets", "sm_90", "--classes", "4"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     versions, *rows = map(json.loads, run.stdout.splitlines())
@@ -43,7 +43,7 @@ def test_every_kernel_compiles(compiled):
 
 
 def test_hardly_a_register_is_spilled(compiled):
-    """A word or four may go: some versions of ptxas trade them for occupancy."""
+    """A word or four may go: some versions of ptxas trade them for occupancy. CI looks at all rows."""
     assert not [x for x in compiled if x["spilled"] > 16]
 
 
