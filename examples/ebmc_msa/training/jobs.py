@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,7 +62,9 @@ def train_all(models: Sequence[tuple[str, int]], work: Work, show: Show, jobs: i
     try:
         shown = context.SimpleQueue()
         pool = ProcessPoolExecutor(jobs, context, _adopt, (work, shown, os.getpid()))
-        waiting |= {pool.submit(_do, name, seed) for name, seed in models}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # of threads; those of torch are idle
+            waiting |= {pool.submit(_do, name, seed) for name, seed in models}
     except BaseException as problem:
         _end(set(multiprocessing.active_children()) - others)
         if not isinstance(problem, OSError):

@@ -16,7 +16,6 @@ from ebmc_msa.training.stages import train
 from runs import COMPARE, assert_same, go_on, in_a_child, quick, start, status, write
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="models share their data by fork, which needs Linux")
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 TWO = [*COMPARE, "--jobs", "2"]
 
 

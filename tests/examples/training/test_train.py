@@ -400,7 +400,7 @@ def test_help_is_quick_and_complete():
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mosi", "mosi_overfit_vision", "iemocap", "ravdess/ravdess.npz"])
+@pytest.mark.parametrize("name", ["mosi", "iemocap", "ravdess/ravdess.npz"])
 def test_real_data(name, tmp_path):
     home = os.environ.get("MODBALANCE_DATA")
     if not home:
