@@ -13,36 +13,17 @@ import torch
 from ebmc_msa.data import DataError
 from ebmc_msa.training import jobs, run
 from ebmc_msa.training.stages import train
-from runs import COMPARE, assert_same, go_on, in_a_child, quick, start, status, write
+from runs import COMPARE, assert_same, go_on, in_a_child, start, status
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="models share their data by fork, which needs Linux")
 TWO = [*COMPARE, "--jobs", "2"]
 
 
-@pytest.fixture
-def patch():
-    with quick() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "toy.npz")
-
-
-@pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    with quick():
-        assert start(data, out, *COMPARE) == 0
-    return out
-
-
 @linux
 @pytest.mark.slow
-def test_two_at_a_time_leave_what_one_leaves(data, alone, tmp_path, patch, capsys):
-    assert start(data, tmp_path, *TWO) == 0
-    assert_same(tmp_path, alone)
+def test_two_at_a_time_leave_what_one_leaves(toy, uninterrupted, tmp_path, patch, capsys):
+    assert start(toy, tmp_path, *TWO) == 0
+    assert_same(tmp_path, uninterrupted)
     assert capsys.readouterr().out.count("epochs ") >= 4  # a bar for each model
     assert not multiprocessing.active_children()
 
@@ -50,11 +31,11 @@ def test_two_at_a_time_leave_what_one_leaves(data, alone, tmp_path, patch, capsy
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_stopped_and_resumed_one_at_a_time(data, alone, tmp_path, patch, number, capfd):
+def test_stopped_and_resumed_one_at_a_time(toy, uninterrupted, tmp_path, patch, number, capfd):
     def work():
         for known in (signal.SIGINT, signal.SIGTERM):  # as Python and train.py do
             signal.signal(known, signal.default_int_handler)
-        return start(data, tmp_path, *TWO)
+        return start(toy, tmp_path, *TWO)
 
     child = in_a_child(work)
     while len(list(tmp_path.glob("a.partial/state/*.pt"))) < 2:
@@ -65,12 +46,12 @@ def test_stopped_and_resumed_one_at_a_time(data, alone, tmp_path, patch, number,
     assert "Interrupted. What is done is kept; continue with" in err
     assert "Traceback" not in err
     assert go_on(tmp_path, "--jobs", 1) == 0
-    assert_same(tmp_path, alone)
+    assert_same(tmp_path, uninterrupted)
 
 
 @linux
 @pytest.mark.slow
-def test_one_that_is_killed_is_one_error_and_loses_nothing(data, alone, tmp_path, patch, capsys):
+def test_one_that_is_killed_is_one_error_and_loses_nothing(toy, uninterrupted, tmp_path, patch, capsys):
     def die(model, *arguments, **keywords):
         trained = train(model, *arguments, **keywords)
         if model.spec.dims.keys() == {"sound"}:
@@ -79,12 +60,12 @@ def test_one_that_is_killed_is_one_error_and_loses_nothing(data, alone, tmp_path
 
     with patch.context() as while_training:
         while_training.setattr(run, "train_model", die)
-        assert start(data, tmp_path, *TWO) == 2
+        assert start(toy, tmp_path, *TWO) == 2
     error = capsys.readouterr().err
     assert "--jobs: one of 2 processes was ended from outside or crashed, expected all to finish" in error
     assert f"--resume {tmp_path / 'a'}" in error
     assert go_on(tmp_path) == 0
-    assert_same(tmp_path, alone)
+    assert_same(tmp_path, uninterrupted)
 
 
 def shown(models, work, count=2):

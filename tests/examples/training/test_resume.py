@@ -13,33 +13,14 @@ import pytest
 from ebmc_msa.training import console, resume
 from runs import BRIEF, COMPARE, assert_same, go_on, in_a_child, interrupt_at_an_epoch, quick, start, status, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patch")]
 
 TRAIN = Path(__file__).parents[3] / "examples/ebmc_msa/train.py"
 
 
-@pytest.fixture(autouse=True)
-def patch():
-    with quick() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "toy.npz")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("uninterrupted")
-    with quick():
-        assert start(data, out, *COMPARE) == 0
-    return out
-
-
-def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys):
+def test_interrupted_at_every_epoch(toy, uninterrupted, tmp_path, patch, capsys):
     patch.setattr(console.Progress, "update", interrupt_at_an_epoch)
-    code, stops = start(data, tmp_path, *COMPARE), 0
+    code, stops = start(toy, tmp_path, *COMPARE), 0
     while code == 130:
         stops += 1
         assert f"continue with: python {os.path.relpath(TRAIN)} --resume {tmp_path / 'a'}" in (
@@ -52,16 +33,16 @@ def test_interrupted_at_every_epoch(data, uninterrupted, tmp_path, patch, capsys
 
 
 @pytest.fixture(scope="module")
-def brief(data, tmp_path_factory):
+def brief(toy, tmp_path_factory):
     """A run of nine writes: run.json, two epochs, checkpoint, record, config.toml, two of results, its own name."""
     out = tmp_path_factory.mktemp("brief")
     with quick():
-        assert start(data, out, *BRIEF) == 0
+        assert start(toy, out, *BRIEF) == 0
     return out
 
 
 @pytest.mark.parametrize("write", range(2, 10))
-def test_killed_at_a_write(data, brief, tmp_path, patch, write):
+def test_killed_at_a_write(toy, brief, tmp_path, patch, write):
     """When all of it is on the disk, but has not got its name."""
     replace, calls = os.replace, 0
 
@@ -74,15 +55,15 @@ def test_killed_at_a_write(data, brief, tmp_path, patch, write):
 
     with patch.context() as at_write:
         at_write.setattr(os, "replace", die)
-        assert status(in_a_child(lambda: start(data, tmp_path, *BRIEF))) == -signal.SIGKILL
+        assert status(in_a_child(lambda: start(toy, tmp_path, *BRIEF))) == -signal.SIGKILL
     assert go_on(tmp_path) == 0
     assert_same(tmp_path, brief)
 
 
-def test_killed_at_random_moments(data, uninterrupted, tmp_path, patch):
+def test_killed_at_random_moments(toy, uninterrupted, tmp_path, patch):
     patch.setattr(resume, "SHARE", 0.5)
     moments = random.Random(0)
-    child = in_a_child(lambda: start(data, tmp_path, *COMPARE))
+    child = in_a_child(lambda: start(toy, tmp_path, *COMPARE))
     while not (tmp_path / "a.partial/state/run.json").exists():
         time.sleep(0.01)
     for _ in range(4):
@@ -98,7 +79,7 @@ def test_killed_at_random_moments(data, uninterrupted, tmp_path, patch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
-def test_a_disk_that_fails_is_one_error_and_keeps_the_last_state(data, brief, tmp_path, patch, capsys, number):
+def test_a_disk_that_fails_is_one_error_and_keeps_the_last_state(toy, brief, tmp_path, patch, capsys, number):
     fsync, calls = os.fsync, 0
 
     def fail(file):
@@ -110,7 +91,7 @@ def test_a_disk_that_fails_is_one_error_and_keeps_the_last_state(data, brief, tm
 
     with patch.context() as at_write:
         at_write.setattr(os, "fsync", fail)
-        assert start(data, tmp_path, *BRIEF) == 2
+        assert start(toy, tmp_path, *BRIEF) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert f"ebmc-1111.pt: cannot be written ({os.strerror(number)}), expected room" in first
     assert second.endswith(f"--resume {tmp_path / 'a'}")
@@ -119,25 +100,25 @@ def test_a_disk_that_fails_is_one_error_and_keeps_the_last_state(data, brief, tm
     assert_same(tmp_path, brief)
 
 
-def test_no_room_for_the_first_state_leaves_nothing(data, tmp_path, capfd):
+def test_no_room_for_the_first_state_leaves_nothing(toy, tmp_path, capfd):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        return start(data, tmp_path, *BRIEF)
+        return start(toy, tmp_path, *BRIEF)
 
     assert status(in_a_child(limited)) == 2
     assert "cannot be written (File too large), expected room" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def stopped(data, out, patch):
+def stopped(toy, out, patch):
     """A run that was interrupted after its first epoch."""
     with patch.context() as at_epoch:
         at_epoch.setattr(console.Progress, "update", interrupt_at_an_epoch)
-        assert start(data, out, *BRIEF) == 130
+        assert start(toy, out, *BRIEF) == 130
 
 
-def test_resume_refuses_what_differs(data, brief, tmp_path, patch, capsys):
-    stopped(data, tmp_path, patch)
+def test_resume_refuses_what_differs(toy, brief, tmp_path, patch, capsys):
+    stopped(toy, tmp_path, patch)
     other = write(tmp_path / "other.npz", seed=1)
     for options, message in (
         (("--batch-size", 9), "--batch-size is 9, expected 8 as the run began with; leave it out"),
@@ -147,24 +128,24 @@ def test_resume_refuses_what_differs(data, brief, tmp_path, patch, capsys):
         capsys.readouterr()
         assert go_on(tmp_path, *options) == 2
         assert message in capsys.readouterr().err
-    assert start(data, tmp_path) == 2
+    assert start(toy, tmp_path) == 2
     assert f"a.partial is unfinished, expected a new name; continue with --resume {tmp_path / 'a'}" in (
         capsys.readouterr().err
     )
     other.unlink()
-    moved = tmp_path.parent / "moved" / data.name
+    moved = tmp_path.parent / "moved" / toy.name
     moved.parent.mkdir()
-    moved.write_bytes(data.read_bytes())
+    moved.write_bytes(toy.read_bytes())
     assert go_on(tmp_path, "--data", moved, "--batch-size", 8, "--device", "cpu") == 0
     assert_same(tmp_path, brief)
     assert go_on(tmp_path) == 2
     assert "is finished, expected one that was interrupted" in capsys.readouterr().err
 
 
-def test_resume_of_what_cannot_be_read(data, tmp_path, patch, capsys):
+def test_resume_of_what_cannot_be_read(toy, tmp_path, patch, capsys):
     assert go_on(tmp_path) == 2
     assert "a, expected one that was interrupted; check the name" in capsys.readouterr().err
-    stopped(data, tmp_path, patch)
+    stopped(toy, tmp_path, patch)
     (tmp_path / "a.partial/state/ebmc-1111.pt").write_bytes(b"torn")
     assert go_on(tmp_path) == 2
     error = capsys.readouterr().err
@@ -172,10 +153,10 @@ def test_resume_of_what_cannot_be_read(data, tmp_path, patch, capsys):
     assert "expected what train.py wrote; remove that file" in error
 
 
-def test_sigterm_is_an_interruption(data, tmp_path, patch, capfd):
+def test_sigterm_is_an_interruption(toy, tmp_path, patch, capfd):
     def work():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return start(data, tmp_path)
+        return start(toy, tmp_path)
 
     child = in_a_child(work)
     while not list(tmp_path.glob("a.partial/state/*.pt")):
