@@ -2,7 +2,7 @@
 # The kernels on a GPU: every step by itself with its own limit, about 9 minutes in all; none stops the next one.
 #
 #   bash .ci/gpu.sh                          from the repository's root; results go to $OUT, runs/gpu by default
-#   STEPS="smoke bench" bash .ci/gpu.sh      some steps: env smoke bench kernels compile tests tiles train mosei memcheck
+#   STEPS="smoke bench" bash .ci/gpu.sh      some steps: env smoke bench kernels compile tests tiles train cost mosei memcheck
 #   DRY=1 bash .ci/gpu.sh                    on a CPU, to find slips
 #
 # It uses names inside modbalance.kernels (device_caches, _TILES, EnergyTerms): where they change, change them here too.
@@ -14,7 +14,7 @@ export CUBLAS_WORKSPACE_CONFIG=:4096:8 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$WOR
 unset TRITON_INTERPRET MODBALANCE_BACKEND
 START=$(date +%s); LIMIT=${LIMIT:-540}
 step() {  # name, seconds, command
-  case " ${STEPS:-env smoke bench kernels compile tests tiles train mosei memcheck} " in *" $1 "*) ;; *) return;; esac
+  case " ${STEPS:-env smoke bench kernels compile tests tiles train cost mosei memcheck} " in *" $1 "*) ;; *) return;; esac
   local left=$((LIMIT - $(date +%s) + START)) limit=$2
   [ $left -lt 8 ] && { echo "### $1: no time left"; return; }
   [ $limit -gt $left ] && limit=$left
@@ -60,17 +60,11 @@ def device_time(f, n=20):
         for _ in range(n): f()
         b.record(); sync(); out.append(a.elapsed_time(b) / n * 1e3)
     return statistics.median(out)
-def peak(f):
-    if DRY: return 0
-    f(); sync(); torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated(); r = f(); sync()
-    return torch.cuda.max_memory_allocated() - before - sum(x.nbytes for x in r)
 def bandwidth():
     n = 1 << (24 if DRY else 31); x = torch.empty(n, dtype=torch.uint8, device=DEV).random_(0, 255); y = torch.empty_like(x)
     return 2 * n / device_time(lambda: y.copy_(x), 5) * 1e6
 def error(got, want): return max(float((a.double() - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(got, want))
 BF, F32, F16 = torch.bfloat16, torch.float32, torch.float16
-SHAPES = [(1024, 512, 4, 3), (4096, 1024, 4, 3), (16384, 768, 7, 3), (65536, 1024, 4, 3), (65536, 4096, 4, 5), (256, 768, 7, 3)]
-if DRY: SHAPES = [(8, 32, 4, 3), (16, 40, 7, 2)]
 E
 
 cat > "$WORK/smoke.py" <<'E'
@@ -104,40 +98,6 @@ for task in ("classification", "gaussian"):
     for only in (True, False): tried(f"coordinator {task} {'loss' if only else 'every term'}", lambda: coordinator(task, only))
 E
 
-cat > "$WORK/bench.py" <<'E'
-from lib import *
-B = bandwidth(); print(f"copy {B / 1e12:.2f} TB/s", flush=True)
-methods = {"eager": twice("classification", by_autograd), "ours": ours("classification", "analytic" if DRY else "triton"), "analytic": ours("classification", "analytic")}
-print(f"{'shape dtype heads':38s} {'method':16s} {'wall us':>10s} {'host us':>9s} {'graph us':>9s} {'of floor':>8s} {'x eager':>8s} {'peak MB':>8s} error")
-import csv
-out = csv.writer(open(os.path.join(os.environ["OUT"], "bench.csv"), "w"))
-def todo():
-    for s in SHAPES:
-        for heads in ("fixed", "trained"): yield s, BF, heads
-    yield SHAPES[0], F32, "fixed"; yield SHAPES[-3] if not DRY else SHAPES[1], F32, "fixed"
-for shape, dtype, heads in todo():
-    if left() < 12: print("no time left at", shape, dtype, heads); break
-    x = make_inputs(shape, "classification", heads, DEV, dtype); b, d, c, m = shape
-    floor = 3e6 * b * d * m * dtype.itemsize / B; eager = None
-    try: want = [g.double() for g in gradients(methods["analytic"], x)] if b * d * m < 3e8 else None
-    except Exception as e: want = None; print("   analytic", type(e).__name__)
-    for name, f in methods.items():
-        if left() < 6: break
-        try:
-            run = lambda: gradients(f, x)
-            e = error(run(), want) if want is not None else float("nan")
-            w, h = wall(run, 0.15, 3)
-            big = b * d * m > 5e8 and name == "eager"  # a second copy of its graph would not fit
-            try: g = float("nan") if big else device_time(graphed(run), 5)
-            except Exception as bad: g = float("nan"); print("   graph", name, type(bad).__name__, str(bad)[:120])
-            if name == "eager": eager = w
-            row = [f"{shape} {str(dtype)[6:]} {heads}", name, w, h, g, floor / (g if g == g else w), (eager or float("nan")) / w, peak(run) / 1e6, e]
-            print(f"{row[0]:38s} {name:16s} {w:10.0f} {h:9.0f} {g:9.1f} {row[5]:8.1%} {row[6]:8.2f} {row[7]:8.0f} {e:.0e}", flush=True); out.writerow(row)
-        except Exception as bad: print(f"{shape} {heads} {name} FAILS {type(bad).__name__}: {str(bad)[-200:]!r}", flush=True)
-        if not DRY: torch.cuda.empty_cache()
-    del x, want
-E
-
 cat > "$WORK/kernels.py" <<'E'
 from lib import *
 if DRY: sys.exit("dry")
@@ -160,21 +120,39 @@ for name in ("forward_kernel", "backward_kernel", "heads_kernel"):
 E
 
 cat > "$WORK/tiles.py" <<'E'
+# The time of every tile. With a number below 12 every twelfth one is compiled, no more: several of these run at a time.
 from lib import *
 if DRY: sys.exit("dry")
 from modbalance.kernels import triton_launcher as k
-x = make_inputs((65536, 1024, 4, 3), "classification", "fixed", DEV, BF); z, w, b, y = x
 from modbalance.kernels.energy_terms import EnergyTerms
-P = EnergyTerms.of("classification", 1., 1., 1., 1., False, y, None)
-with torch.no_grad():
-    e, p, *saved, _ = k.forward(P, -100, None, z, w, b, None); up = [None, torch.ones_like(p), None, None, None, None]
-    for name, tiles in (("forward", [(64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 8, 3), (64, 32, 4, 4), (16, 128, 4, 4)]), ("backward", [(64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 8, 3), (64, 128, 4, 2)]), ("backward_heads", [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 2)])):
-        for tile in tiles:
-            if left() < 6: sys.exit("no time left")
-            k._TILES["bf16x3"][name][16] = tile
-            f = (lambda: k.forward(P, -100, None, z, w, b, None)) if name == "forward" else (lambda: k.backward(1.0, False, z, w, *saved, None, up, 0.0, 0.0, name == "backward", name != "backward"))
-            try: print(name, tile, f"{device_time(f, 5):.0f} us", flush=True)
-            except Exception as bad: print(name, tile, "FAILS", type(bad).__name__, str(bad)[-120:])
+TILES = {
+    "bf16x3": {
+        "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 4), (64, 64, 4, 5), (128, 64, 8, 3), (128, 64, 8, 4), (64, 32, 4, 4), (64, 32, 4, 5), (128, 32, 4, 4), (128, 32, 8, 4)],
+        "backward": [(64, 64, 4, 3), (64, 64, 4, 4), (128, 64, 8, 3), (64, 128, 4, 3), (64, 128, 8, 3), (64, 32, 4, 4)],
+        "backward_heads": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 2), (64, 32, 4, 3), (32, 64, 4, 3), (64, 128, 8, 2), (32, 32, 4, 3)]},
+    "float32": {
+        "forward": [(64, 32, 4, 2), (64, 32, 4, 3), (32, 32, 4, 3), (64, 64, 8, 2), (128, 32, 8, 2)],
+        "backward_heads": [(32, 64, 4, 1), (32, 64, 8, 2), (32, 32, 4, 2)]}}
+every = [(p, n, t) for p, kinds in TILES.items() for n, tiles in kinds.items() for t in tiles]
+only = int(sys.argv[1]) if sys.argv[1:] else None
+first = {}
+for shape in ((65536, 1024, 4, 3), (4096, 1024, 4, 3)) if only is None else ((4096, 1024, 4, 3),):
+    for i, (precision, name, tile) in enumerate(every):
+        if only is not None and i % 12 != only: continue
+        if left() < 4: sys.exit("no time left")
+        z, w, b, y = make_inputs(shape, "classification", "fixed", DEV, BF if precision == "bf16x3" else F32)
+        terms = EnergyTerms.of("classification", 1., 1., 1., 1., False, y, None)
+        table = k._TILES[precision]; was = dict(table[name])
+        with torch.no_grad():
+            e, p, *saved, _ = k.forward(terms, -100, None, z, w, b, None); up = [None, torch.ones_like(p), None, None, None, None]
+            table[name][16] = tile
+            f = (lambda: k.forward(terms, -100, None, z, w, b, None)) if name == "forward" else (lambda: k.backward(1.0, False, z, w, *saved, None, up, 0.0, 0.0, name == "backward", name != "backward"))
+            try:
+                if only is not None: f(); sync(); continue
+                us = device_time(graphed(f), 5); one = first.setdefault((shape, precision, name), us)
+                print(f"{shape[0]:6d} {precision} {name:15s} {tile} {us:8.1f} us  {us / one:5.2f}", flush=True)
+            except Exception as bad: print(shape[0], precision, name, tile, "FAILS", type(bad).__name__, str(bad)[-120:], flush=True)
+            finally: table[name] = was
 E
 
 cat > "$WORK/compile.py" <<'E'
@@ -207,22 +185,25 @@ for step in range(20):
     batch = 33 if step == 19 else 64  # a last batch that is smaller
     z = {n: torch.randn(batch, d, device=DEV, requires_grad=True) for n, d in dims.items()}
     sync(); t = time.perf_counter(); out = model(z, torch.randn(batch, 1, device=DEV)); optimizer.zero_grad(); out.loss.backward(); optimizer.step(); sync()
-    print(f"step {step} batch {batch} loss {float(out.loss):.4f} {1e3 * (time.perf_counter() - t):.1f} ms", flush=True)
+    print(f"step {step} batch {batch} loss {out.loss.item():.4f} {1e3 * (time.perf_counter() - t):.1f} ms", flush=True)
 E
+
+device=cuda shapes="--shapes gpu --device cuda --dtype bfloat16"
+[ "${DRY:-}" = 1 ] && device=cpu shapes="--shapes quick --no-compile --seconds 0.05"
 
 step env 20 "nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,clocks.mem --format=csv; nproc; $PY -c '
 import torch, triton, numpy, sys; print(sys.version.split()[0], torch.__version__, triton.__version__, numpy.__version__)
 import importlib.util as u; print({m: bool(u.find_spec(m)) for m in (\"einops\", \"hypothesis\", \"xdist\", \"rich\", \"matplotlib\")})
 p = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None; print(p)'; git log --oneline 2>/dev/null | head -1"
 step smoke 75 "cd $WORK && $PY smoke.py"
-step bench 110 "cd $WORK && $PY bench.py" 70
+step bench 150 "$PY examples/benchmark_kernel.py $shapes --out $OUT" 70
 step kernels 40 "cd $WORK && $PY kernels.py"
 step compile 80 "cd $WORK && $PY compile.py"
 # In parallel, since most of the time goes to compiling; needs pytest-xdist. Warnings do not fail here.
 step tests 180 "$PY -m pytest tests/gpu -q -n 14 --maxfail=80 -p no:cacheprovider -o filterwarnings=default -o faulthandler_timeout=100 -rf --tb=line 2>&1 | grep -v Warning" 45
-step tiles 40 "cd $WORK && $PY tiles.py"
-[ "${DRY:-}" = 1 ] && device=cpu || device=cuda
+step tiles 100 "cd $WORK && seq 0 11 | xargs -P 12 -I N $PY tiles.py N; BUDGET=40 $PY tiles.py" 90
 step train 60 "$PY examples/ebmc_msa/train.py --device $device --stage1-epochs 2 --stage2-epochs 2 --out $WORK/runs --name synthetic" 20
+step cost 60 "$PY examples/ebmc_msa/benchmark.py cost --device $device --out $OUT/cost"
 step mosei 30 "cd $WORK && $PY mosei.py"
 step memcheck 40 "command -v compute-sanitizer && cd $WORK && BUDGET=30 compute-sanitizer --tool memcheck --print-limit 5 $PY -c '
 from lib import *

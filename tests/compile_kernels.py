@@ -129,7 +129,7 @@ def usage(kernel, arguments, workers, target):
             special = name not in kernels.UNSPECIALIZED
             signature[name] = describe(arguments[name], (i,), constants, attributes, special)
     warps, stages = workers
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": arguments.get("enable_fp_fusion", True)}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=target, options=options)
     dots = re.findall(r"tt\.dot [^\n]*", compiled.asm["ttir"])

@@ -29,6 +29,14 @@ def test_quick_writes_a_table_and_a_plot(tmp_path, capsys):
         assert all(row[name] for name in ("device", "torch", "triton", "date"))
 
 
+def test_on_a_gpu_the_kernel_is_among_the_methods(monkeypatch):
+    for name in ("gradients", "make_inputs"):
+        monkeypatch.setattr(benchmark_kernel, name, lambda *a: None)
+    makes = {d: benchmark_kernel.make_methods("classification", d, None, False, None) for d in ("cpu", "cuda")}
+    assert [*makes["cpu"]] == ["eager", "analytic"]
+    assert [*makes["cuda"]] == ["eager", "analytic", "triton"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
