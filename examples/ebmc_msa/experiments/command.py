@@ -71,6 +71,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--noise", action=switch, default=False,
         help="also corrupt one modality in half of the test samples, as train.py --missing noise does",
     )  # fmt: skip
+    what.add_argument(
+        "--unequal", action=switch, default=False,
+        help="also let modalities of test samples be missing at unequal rates, as train.py --missing unequal does",
+    )  # fmt: skip
     what.add_argument("--valid", action=switch, default=False, help="validation only: the test split is not opened")
     out = parser.add_argument_group("results")
     out.add_argument("--out", type=Path, metavar="DIR", help="what it holds already is not run again")
@@ -133,7 +137,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     first = [job for job in alone if args.again or not result_path(args.out, *job).exists()]
     then = [job for job in jobs if args.again or stored(args.out, *job, split) is None]
     print(f"{dataset.name}: {len(first) + len(then)} of {len(alone) + len(jobs)} to run", flush=True)
-    failed = sum(run(some, source, args.out, args.jobs, args.noise) for some in (first, then))
+    protocols = [name for name in ("unequal", "noise") if getattr(args, name)]
+    failed = sum(run(some, source, args.out, args.jobs, protocols) for some in (first, then))
     title = dataset.name if context == "none" else f"{dataset.name}, {context} context"
     print("\n" + report(args.out, title, methods, args.seeds, split, command))
     if args.sweep and not failed:

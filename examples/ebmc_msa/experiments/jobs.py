@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
@@ -42,14 +42,15 @@ class Job(NamedTuple):
     seed: int
 
 
-def run(jobs: list[Job], source: Source, out: Path, processes: int, noise: bool) -> int:
+def run(jobs: list[Job], source: Source, out: Path, processes: int, protocols: Collection[str] = ()) -> int:
     """Do the jobs; the number of those that failed."""
     if processes < 2 or len(jobs) < 2:
-        return sum(print_result(i, jobs, job, partial(do, job, source, out, noise)) for i, job in enumerate(jobs, 1))
+        todo = [partial(do, job, source, out, protocols) for job in jobs]
+        return sum(print_result(i, jobs, job, work) for i, (job, work) in enumerate(zip(jobs, todo, strict=True), 1))
     # Left to Python, Ctrl-C would print a traceback for each process.
     quiet = (signal.SIGINT, signal.SIG_DFL)
     with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, quiet) as pool:
-        running = {pool.submit(do, job, source, out, noise): job for job in jobs}
+        running = {pool.submit(do, job, source, out, protocols): job for job in jobs}
         try:
             finished = enumerate(as_completed(running), 1)
             return sum(print_result(i, jobs, running[done], done.result) for i, done in finished)
@@ -67,8 +68,11 @@ def print_result(number: int, jobs: list[Job], job: Job, result: Callable[[], st
     return failed
 
 
-def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
-    """Train one method from one seed; store its predictions for validation and test with every set of modalities."""
+def do(job: Job, source: Source, out: Path, protocols: Collection[str] = ()) -> str:
+    """Train one method from one seed; store its predictions for validation and test with every set of modalities.
+
+    And those of `protocols` on the test split: `unequal` or `noise`, as train.py --missing has them.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
     started = time.process_time()
@@ -100,7 +104,13 @@ def do(job: Job, source: Source, out: Path, noise: bool = False) -> str:
         result |= {f"{name}_target": label_targets(spec, split.target), f"{name}_outputs": outputs[-1]}
     if method.modality:
         result["state"] = model.state_dict()
-    if noise and "test" in splits:
+    if "unequal" in protocols and "test" in splits and not method.modality:
+        test = splits["test"]
+        result["unequal"] = {
+            level.name: torch.stack([label_predictions(spec, predict(model, test, c).outputs) for c in level.changes])
+            for level in robustness.levels("unequal", test.present, ())[1:]
+        }
+    if "noise" in protocols and "test" in splits:
         sizes = {}
         for modality in spec.dims:
             unimodal = model if method.modality else alone(modality)

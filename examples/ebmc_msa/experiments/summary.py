@@ -85,6 +85,7 @@ def report(out: Path, name: str, methods: Methods, seeds: list[int], split: str,
         content["metrics"][key] = found
         lines += [*table(found, metric, len(seeds)), ""]
     if split == "test":
+        lines += unequal_table(out, methods, seeds, METRICS[KINDS[results.kind].compared[0]], results.target)
         lines += noise_table(out, methods, seeds, KINDS[results.kind].compared[0])
     if inspected := measured(out, methods, seeds, split, "internals"):
         lines += internals.tables(inspected)
@@ -132,8 +133,7 @@ def table(found: dict[str, Any], metric: Metric, seeds: int) -> list[str]:
     reference, digits = found["reference"], metric.digits
 
     def shown(difference: Interval) -> str:
-        mean, low, high = (f"{value:+.{digits}f}" for value in difference)
-        return f"{mean} [{low}, {high}]"
+        return signed(difference, digits)
 
     def cells(method: str, part: str) -> list[str]:
         got = found["methods"][method][part]
@@ -155,6 +155,40 @@ def table(found: dict[str, Any], metric: Metric, seeds: int) -> list[str]:
             for what, m in found["best on validation"].items()
         ),
     ]
+
+
+def signed(difference: Interval, digits: int) -> str:
+    mean, low, high = (f"{value:+.{digits}f}" for value in difference)
+    return f"{mean} [{low}, {high}]"
+
+
+def unequal_table(out: Path, methods: Methods, seeds: list[int], metric: Metric, target: np.ndarray) -> list[str]:
+    """Every method beside the first, at unequal missing rates, averaged over the draws; nothing without --unequal."""
+    found = measured(out, methods, seeds, "test", "unequal")
+    if not found:
+        return []
+    reference, patterns = next(iter(found)), list(next(iter(found.values()))[0])
+    columns = (f"missing: {pattern} | {reference} minus it" for pattern in patterns)
+    lines = [
+        f"**{metric.label}** where each modality is missing at a rate of its own and one is left:",
+        "",
+        f"| method | {' | '.join(columns)} |",
+        f"|---|{'---|---|' * len(patterns)}",
+    ]
+    scores = {
+        label: [
+            np.stack([metric.per_sample(run[pattern].double().numpy(), target).mean(0) for run in runs])
+            for pattern in patterns
+        ]
+        for label, runs in found.items()
+    }
+    for label, own in scores.items():
+        cells = []
+        for x, first in zip(own, scores[reference], strict=True):
+            cells.append(mean_and_std(list(x.mean(1)), metric.digits))
+            cells.append("" if label == reference else signed(interval(metric.sign * (first - x)), metric.digits))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def noise_table(out: Path, methods: Methods, seeds: list[int], key: str) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 from ebmc_msa.data import DataError
 from ebmc_msa.data.files import read_tensors
+from ebmc_msa.data.missing import missing_at_random
 from ebmc_msa.experiments import command
 from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.method import Method
@@ -88,6 +89,33 @@ def test_scores_are_those_of_the_stored_predictions(compared):
     assert found["full"]["mean"] == pytest.approx(np.mean(accuracy))
     assert found["missing"]["mean"] == pytest.approx(np.mean(missing))
     assert accuracy[0] > 50
+
+
+def test_unequal_rates_pick_among_the_sets_of_modalities(data, tmp_path):
+    """Utterances are read one by one here, so that each has its own set's prediction."""
+    assert call(data, tmp_path, "--methods", "linear", "single", "--unequal") == 0
+    table = (
+        (tmp_path / "comparison.md").read_text().split("at a rate of its own and one is left:\n\n")[1].splitlines()
+    )
+    assert "missing: a 0.1 b 0.9 | single minus it | missing: a 0.9 b 0.1" in table[0]
+    test = read(Source(data, modalities=("a", "b"))).splits["test"]
+    rates = [{"a": 0.1, "b": 0.9}, {"a": 0.9, "b": 0.1}]
+    means = {"linear": [], "single": []}
+    for name, own in means.items():
+        for pattern in rates:
+            by_seed = []
+            for seed in (1, 2):
+                run = read_tensors(tmp_path / f"{name}-{seed}.pt")
+                here = [missing_at_random(test.present, pattern, draw) for draw in range(5)]
+                places = torch.stack([torch.where(p["a"] & p["b"], 2, torch.where(p["a"], 0, 1)) for p in here])
+                picked = run["test"].gather(0, places)
+                assert torch.equal(picked, run["unequal"][" ".join(f"{m} {r}" for m, r in pattern.items())])
+                by_seed.append(100 * (picked == run["test_target"]).double().mean().item())
+            own.append(np.mean(by_seed))
+    single, linear = (row.split(" | ") for row in table[2:4])
+    assert [float(single[i].split(" ±")[0]) for i in (1, 3)] == pytest.approx(means["single"], abs=0.06)
+    wanted = [a - b for a, b in zip(means["single"], means["linear"], strict=True)]
+    assert [float(linear[i].split(" [")[0]) for i in (2, 4)] == pytest.approx(wanted, abs=0.06)
 
 
 def test_goes_on_where_it_stopped(data, compared, capsys):
