@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# The kernels on a GPU: every step by itself with its own limit, about 9 minutes in all; none stops the next one.
+# The kernels on a GPU: every step by itself with its own limit, and LIMIT seconds (540) in all; what no longer fits is
+# left out and says so. None stops the next one; the exit status is 1 if one failed.
 #
 #   bash .ci/gpu.sh                          from the repository's root; results go to $OUT, runs/gpu by default
 #   STEPS="smoke bench" bash .ci/gpu.sh      some steps: env smoke bench kernels compile tests tiles train cost mosei memcheck
-#   DRY=1 bash .ci/gpu.sh                    on a CPU, to find slips
+#   LIMIT=900 bash .ci/gpu.sh                all of it
+#   DRY=1 bash .ci/gpu.sh                    on a CPU, to find slips; without kernels, tiles, tests and memcheck
 #
-# It uses names inside modbalance.kernels (device_caches, _TILES, EnergyTerms): where they change, change them here too.
+# It uses names inside modbalance.kernels (the kernels, EnergyTerms; forward, backward and _TILES of the launcher) and
+# Triton's device_caches: where they change, change them here too.
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-runs/gpu}; mkdir -p "$OUT"; OUT=$(cd "$OUT" && pwd); export OUT; PY=${PY:-python3}; WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -19,9 +22,12 @@ step() {  # name, seconds, command
   [ $left -lt 8 ] && { echo "### $1: no time left"; return; }
   [ $limit -gt $left ] && limit=$left
   echo; echo "### $1 (at $(( $(date +%s) - START )) s, limit $limit s)"
-  BUDGET=$limit timeout -k 5 "$limit" bash -c "$3" 2>&1 | tee "$OUT/$1.txt" | cut -c1-400 | tail -n "${4:-60}"
-  echo "### $1: rc ${PIPESTATUS[0]}, now $(( $(date +%s) - START )) s"
+  BUDGET=$limit timeout -k 5 "$limit" bash -o pipefail -c "$3" 2>&1 | tee "$OUT/$1.txt" | cut -c1-400 | tail -n "${4:-60}"
+  local rc=${PIPESTATUS[0]}
+  [ "$rc" = 0 ] || FAILED="$FAILED $1"
+  echo "### $1: rc $rc, now $(( $(date +%s) - START )) s"
 }
+FAILED=""
 
 cat > "$WORK/lib.py" <<'E'
 import os, sys, time, statistics, torch
@@ -29,7 +35,7 @@ DRY = os.environ.get("DRY") == "1"
 DEV = "cpu" if DRY else "cuda"
 T0, BUDGET = time.time(), float(os.environ.get("BUDGET", 60))
 def left(): return BUDGET - (time.time() - T0)
-from kernel_methods import Inputs, by_autograd, gradients, make_inputs, ours, twice
+from kernel_methods import by_autograd, gradients, make_inputs, ours, twice
 sync = (lambda: None) if DRY else torch.cuda.synchronize
 def wall(f, seconds=0.4, least=5):
     """median of one step, waited for; and the host's part of it, in microseconds"""
@@ -73,10 +79,12 @@ import traceback
 from modbalance import EnergyCoordinator
 print(torch.__version__, torch.cuda.get_device_name() if not DRY else "cpu")
 backend = "analytic" if DRY else "triton"
+bad = 0
 def tried(name, f):
+    global bad
     t = time.time()
-    try: print(f"{name:44s} {f()}  {time.time() - t:.1f}s", flush=True)
-    except BaseException as e: print(f"{name:44s} FAILS {type(e).__name__}: {str(e)[-300:]!r}  {time.time() - t:.1f}s", flush=True)
+    try: said = f(); bad += "WRONG" in said; print(f"{name:44s} {said}  {time.time() - t:.1f}s", flush=True)
+    except Exception as e: bad += 1; print(f"{name:44s} FAILS {type(e).__name__}: {str(e)[-300:]!r}  {time.time() - t:.1f}s", flush=True)
 def penalty(task, shape, heads, dtype):
     x = make_inputs(shape, task, heads, DEV, dtype)
     e = error(gradients(ours(task, backend), x), gradients(ours(task, "reference"), x.double()))
@@ -96,11 +104,12 @@ def coordinator(task, loss_only):
     e = error(out[backend], [x.double() for x in out["analytic"]]); return f"{e:.1e} {'ok' if e < 1e-4 else 'WRONG'}"
 for task in ("classification", "gaussian"):
     for only in (True, False): tried(f"coordinator {task} {'loss' if only else 'every term'}", lambda: coordinator(task, only))
+sys.exit(bad > 0)
 E
 
 cat > "$WORK/kernels.py" <<'E'
 from lib import *
-if DRY: sys.exit("dry")
+if DRY: print("left out"); sys.exit()
 B = bandwidth()
 for shape, dtype, heads in [((65536, 1024, 4, 3), BF, "fixed"), ((65536, 1024, 4, 3), BF, "trained"), ((65536, 1024, 4, 3), F32, "fixed"), ((65536, 4096, 4, 5), BF, "fixed"), ((4096, 1024, 4, 3), BF, "fixed"), ((1024, 512, 4, 3), BF, "fixed")]:
     if left() < 8: break
@@ -122,7 +131,7 @@ E
 cat > "$WORK/tiles.py" <<'E'
 # The time of every tile. With a number below 12 every twelfth one is compiled, no more: several of these run at a time.
 from lib import *
-if DRY: sys.exit("dry")
+if DRY: print("left out"); sys.exit()
 from modbalance.kernels import triton_launcher as k
 from modbalance.kernels.energy_terms import EnergyTerms
 TILES = {
@@ -191,6 +200,8 @@ E
 device=cuda shapes="--shapes gpu --device cuda --dtype bfloat16"
 [ "${DRY:-}" = 1 ] && device=cpu shapes="--shapes quick --no-compile --seconds 0.05"
 
+[ "${DRY:-}" = 1 ] && STEPS=${STEPS:-env smoke bench compile train cost mosei}
+
 step env 20 "nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,clocks.mem --format=csv; nproc; $PY -c '
 import torch, triton, numpy, sys; print(sys.version.split()[0], torch.__version__, triton.__version__, numpy.__version__)
 import importlib.util as u; print({m: bool(u.find_spec(m)) for m in (\"einops\", \"hypothesis\", \"xdist\", \"rich\", \"matplotlib\")})
@@ -209,4 +220,5 @@ step memcheck 40 "command -v compute-sanitizer && cd $WORK && BUDGET=30 compute-
 from lib import *
 for s in ((5, 17, 7, 2), (33, 65, 3, 2)): gradients(ours(\"classification\", \"triton\"), make_inputs(s, \"classification\", \"trained\", DEV, BF)); sync()
 print(\"ran\")'" 15
-echo; echo "### all done in $(( $(date +%s) - START )) s; files: $(ls "$OUT" | tr '\n' ' ')"
+echo; echo "### all done in $(( $(date +%s) - START )) s; failed:${FAILED:- none}; files: $(ls "$OUT" | tr '\n' ' ')"
+[ -z "$FAILED" ]

@@ -129,13 +129,14 @@ def usage(kernel, arguments, workers, target):
             special = name not in kernels.UNSPECIALIZED
             signature[name] = describe(arguments[name], (i,), constants, attributes, special)
     warps, stages = workers
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": arguments.get("enable_fp_fusion", True)}
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": arguments.get("fuse", True)}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=target, options=options)
     dots = re.findall(r"tt\.dot [^\n]*", compiled.asm["ttir"])
     exact = "tf32x3" if target.backend == "cuda" else None  # ieee is what an unmarked dot of ttir is
     found = {"dots": len(dots), "inexact": sum(not (of_bfloat16(dot) or is_exact(dot, exact)) for dot in dots)}
     if target.backend == "cuda":
+        found["fused"] = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
         elements = arguments.get("BLOCK_B", 0) * arguments.get("BLOCK_D", 0) / (32 * warps)  # a thread and iteration
         return {**found, **cuda_usage(compiled.asm["cubin"], elements)}
     spills = re.findall(r"\.vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])

@@ -101,7 +101,7 @@ def forward(
         PADDED=triton.next_power_of_2(modalities),
         PULL=pooled[2],
         BLOCK=POOLED,
-        enable_fp_fusion=False,  # fused, the lowest mean minus itself would not be 0
+        fuse=False,  # else the lowest mean minus itself would not be 0
     )
     return energy, penalty, counted, slopes, curvatures, [*results, coefficients]
 
@@ -204,15 +204,17 @@ class _Launch:
         _start(kernel, grid, self.shared["zs"][0], (tile.warps, tile.stages), **arguments)
 
 
-def _start(kernel: Any, grid: tuple[int, ...], like: Tensor, workers: tuple[int, int], **arguments: Any) -> None:
-    """The one place that launches a kernel; `workers`: warps and pipeline stages."""
+def _start(
+    kernel: Any, grid: tuple[int, ...], like: Tensor, workers: tuple[int, int], *, fuse: bool = True, **arguments: Any
+) -> None:
+    """The one place that launches a kernel; `workers`: warps and pipeline stages, `fuse`: multiply-add in one."""
     if 0 in grid:
         return
     if failed and (cause := failed.get(_variant(kernel, like, workers, arguments))):
         raise LaunchError(cause)
     try:
         with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
-            kernel[grid](**{"enable_fp_fusion": True, **arguments}, num_warps=workers[0], num_stages=workers[1])
+            kernel[grid](**arguments, num_warps=workers[0], num_stages=workers[1], enable_fp_fusion=fuse)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from modbalance import kernels
 
 COLUMNS = (
     "date device torch triton task dtype heads B D C M method p20_us p50_us p80_us host_us graph_us peak_bytes "
-    "speedup floor_us floor_share feature_bytes"
+    "floor_us floor_share speedup graph_speedup feature_bytes"
 )
 
 
@@ -32,9 +32,19 @@ def test_quick_writes_a_table_and_a_plot(tmp_path, capsys):
 def test_on_a_gpu_the_kernel_is_among_the_methods(monkeypatch):
     for name in ("gradients", "make_inputs"):
         monkeypatch.setattr(benchmark_kernel, name, lambda *a: None)
-    makes = {d: benchmark_kernel.make_methods("classification", d, None, False, None) for d in ("cpu", "cuda")}
+    makes = {d: benchmark_kernel.make_methods("classification", d, None, False) for d in ("cpu", "cuda")}
     assert [*makes["cpu"]] == ["eager", "analytic"]
     assert [*makes["cuda"]] == ["eager", "analytic", "triton"]
+
+
+def test_a_kernel_that_cannot_run_is_not_left_out_in_silence(monkeypatch):
+    def cannot(*a):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(benchmark_kernel, "make_inputs", lambda *a: None)
+    monkeypatch.setattr(benchmark_kernel, "gradients", cannot)
+    with pytest.raises(SystemExit, match="analytic cannot run here: no kernel image"):
+        benchmark_kernel.make_methods("classification", "cuda", None, False)
 
 
 @pytest.mark.parametrize(

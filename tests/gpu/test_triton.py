@@ -55,8 +55,8 @@ def test_large_inputs_agree_with_the_analytic_backend_and_repeat_themselves(dtyp
     wanted = (*result, *gradients(result.energy.mean() + result.penalty.mean(), exact.leaves()))
     # of bfloat16 features the heads' gradients keep 16 binary digits, those of the features the 8 of their type
     kinds = ("values", 2, 1e-5), ("features", 3, limits[0]), ("heads", 6, limits[1])
-    limits = [limit for _, count, limit in kinds for _ in range(count)]
-    for got, want, limit in zip(first, wanted, limits, strict=True):
+    each = [limit for _, count, limit in kinds for _ in range(count)]
+    for got, want, limit in zip(first, wanted, each, strict=True):
         assert (got.double() - want).norm() <= limit * want.norm()
 
 

@@ -47,6 +47,12 @@ def test_hardly_a_register_is_spilled(compiled):
     assert not [x for x in compiled if x["spilled"] > 16]
 
 
+def test_means_are_subtracted_as_they_were_rounded(compiled):
+    """Multiplied and subtracted in one step, the lowest mean minus itself is not 0."""
+    fused = {x["case"].split("-")[0]: x["fused"] for x in compiled}
+    assert fused["pool_kernel"] == 0 < fused["forward_kernel"]
+
+
 LIMITS = {
     "forward_kernel": 25,
     "forward_kernel_pooled": 25,

@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 # Steps this small gain nothing from more threads. Set before torch starts them, and inherited by the processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -84,8 +85,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.dump_config is not None:
         config.write(parser, args.dump_config, config.dump(parser, vars(args)))
         parser.exit()
+    args.protocols = [name for name in ("unequal", "noise") if getattr(args, name)]
     if len(set(args.seeds)) < len(args.seeds):
         parser.error(f"argument --seeds: {args.seeds}, expected each once; leave out what is there twice")
+    closed = "--valid" if args.valid else "--sweep" if args.sweep else None
+    if closed and args.protocols:
+        parser.error(f"{closed}: the test split stays closed, where --{args.protocols[0]} is measured; leave one out")
     if args.out is None:
         parser.error("argument --out: none, expected a folder for the results; pass --out runs/comparison")
     return args
@@ -135,15 +140,18 @@ def compare(args: argparse.Namespace, command: str) -> int:
         for modality in dataset.modalities
     )
     first = [job for job in alone if args.again or not result_path(args.out, *job).exists()]
-    then = [job for job in jobs if args.again or stored(args.out, *job, split) is None]
+    then = [job for job in jobs if args.again or not has_all(stored(args.out, *job, split), args.protocols)]
     print(f"{dataset.name}: {len(first) + len(then)} of {len(alone) + len(jobs)} to run", flush=True)
-    protocols = [name for name in ("unequal", "noise") if getattr(args, name)]
-    failed = sum(run(some, source, args.out, args.jobs, protocols) for some in (first, then))
+    failed = sum(run(some, source, args.out, args.jobs, args.protocols) for some in (first, then))
     title = dataset.name if context == "none" else f"{dataset.name}, {context} context"
     print("\n" + report(args.out, title, methods, args.seeds, split, command))
     if args.sweep and not failed:
         print(f"Plot: {sweep_plot(args.out, methods, args.seeds)}")
     return 1 if failed else 0
+
+
+def has_all(result: dict[str, Any] | None, protocols: list[str]) -> bool:
+    return result is not None and all(name in result for name in protocols)
 
 
 def check_settings(label: str, settings: Settings, dataset: Dataset) -> None:

@@ -71,7 +71,7 @@ def print_result(number: int, jobs: list[Job], job: Job, result: Callable[[], st
 def do(job: Job, source: Source, out: Path, protocols: Collection[str] = ()) -> str:
     """Train one method from one seed; store its predictions for validation and test with every set of modalities.
 
-    And those of `protocols` on the test split: `unequal` or `noise`, as train.py --missing has them.
+    `protocols`: `unequal`, `noise` or both, measured on the test split as train.py --missing does.
     """
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)

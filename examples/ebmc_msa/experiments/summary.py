@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from ebmc_msa.data.files import read_tensors, write_text
 from ebmc_msa.evaluation.bootstrap import Interval, interval
 from ebmc_msa.evaluation.metrics import KINDS, METRICS, Metric, mean_and_std
+from ebmc_msa.evaluation.robustness import DRAWS
 from ebmc_msa.experiments.baselines import BALANCERS, CONTROLS
 from ebmc_msa.experiments.method import Method
 from ebmc_msa.experiments.trust import trust_summary, trust_table
@@ -85,7 +86,9 @@ def report(out: Path, name: str, methods: Methods, seeds: list[int], split: str,
         content["metrics"][key] = found
         lines += [*table(found, metric, len(seeds)), ""]
     if split == "test":
-        lines += unequal_table(out, methods, seeds, METRICS[KINDS[results.kind].compared[0]], results.target)
+        metric = METRICS[KINDS[results.kind].compared[0]]
+        content["unequal"] = unequal(out, methods, seeds, metric, results.target)
+        lines += unequal_table(content["unequal"], metric)
         lines += noise_table(out, methods, seeds, KINDS[results.kind].compared[0])
     if inspected := measured(out, methods, seeds, split, "internals"):
         lines += internals.tables(inspected)
@@ -162,31 +165,45 @@ def signed(difference: Interval, digits: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def unequal_table(out: Path, methods: Methods, seeds: list[int], metric: Metric, target: np.ndarray) -> list[str]:
-    """Every method beside the first, at unequal missing rates, averaged over the draws; nothing without --unequal."""
+def unequal(
+    out: Path, methods: Methods, seeds: list[int], metric: Metric, target: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """By pattern of missing rates every method beside the first, averaged over the draws; empty without --unequal."""
     found = measured(out, methods, seeds, "test", "unequal")
     if not found:
+        return {}
+    reference, patterns = next(iter(found)), next(iter(found.values()))[0]
+    table: dict[str, dict[str, Any]] = {}
+    for pattern in patterns:
+        scores = {
+            label: np.stack([metric.per_sample(run[pattern].double().numpy(), target).mean(0) for run in runs])
+            for label, runs in found.items()
+        }
+        table[pattern] = {
+            label: {"by seed": list(x.mean(1)), "difference": interval(metric.sign * (scores[reference] - x))}
+            for label, x in scores.items()
+        }
+    return table
+
+
+def unequal_table(table: dict[str, dict[str, Any]], metric: Metric) -> list[str]:
+    if not table:
         return []
-    reference, patterns = next(iter(found)), list(next(iter(found.values()))[0])
-    columns = (f"missing: {pattern} | {reference} minus it" for pattern in patterns)
+    reference, *others = next(iter(table.values()))
+    columns = (f"missing: {pattern} | {reference} minus it" for pattern in table)
+    better = "higher" if metric.higher else "lower"
     lines = [
-        f"**{metric.label}** where each modality is missing at a rate of its own and one is left:",
+        f"**{metric.label}**, {better} is better, with each modality missing at the rate beside its name and at "
+        f"least one left: mean of {DRAWS} draws ± standard deviation over seeds. Differences as above.",
         "",
         f"| method | {' | '.join(columns)} |",
-        f"|---|{'---|---|' * len(patterns)}",
+        f"|---|{'---|---|' * len(table)}",
     ]
-    scores = {
-        label: [
-            np.stack([metric.per_sample(run[pattern].double().numpy(), target).mean(0) for run in runs])
-            for pattern in patterns
-        ]
-        for label, runs in found.items()
-    }
-    for label, own in scores.items():
+    for label in (reference, *others):
         cells = []
-        for x, first in zip(own, scores[reference], strict=True):
-            cells.append(mean_and_std(list(x.mean(1)), metric.digits))
-            cells.append("" if label == reference else signed(interval(metric.sign * (first - x)), metric.digits))
+        for found in table.values():
+            difference = "" if label == reference else signed(found[label]["difference"], metric.digits)
+            cells += [mean_and_std(found[label]["by seed"], metric.digits), difference]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return [*lines, ""]
 

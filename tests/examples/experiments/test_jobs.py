@@ -94,9 +94,8 @@ def test_scores_are_those_of_the_stored_predictions(compared):
 def test_unequal_rates_pick_among_the_sets_of_modalities(data, tmp_path):
     """Utterances are read one by one here, so that each has its own set's prediction."""
     assert call(data, tmp_path, "--methods", "linear", "single", "--unequal") == 0
-    table = (
-        (tmp_path / "comparison.md").read_text().split("at a rate of its own and one is left:\n\n")[1].splitlines()
-    )
+    page = (tmp_path / "comparison.md").read_text()
+    table = page.split("at least one left: mean of 5 draws")[1].split("\n\n")[1].splitlines()
     assert "missing: a 0.1 b 0.9 | single minus it | missing: a 0.9 b 0.1" in table[0]
     test = read(Source(data, modalities=("a", "b"))).splits["test"]
     rates = [{"a": 0.1, "b": 0.9}, {"a": 0.9, "b": 0.1}]
@@ -116,6 +115,17 @@ def test_unequal_rates_pick_among_the_sets_of_modalities(data, tmp_path):
     assert [float(single[i].split(" ±")[0]) for i in (1, 3)] == pytest.approx(means["single"], abs=0.06)
     wanted = [a - b for a, b in zip(means["single"], means["linear"], strict=True)]
     assert [float(linear[i].split(" [")[0]) for i in (2, 4)] == pytest.approx(wanted, abs=0.06)
+    stored = json.loads((tmp_path / "comparison.json").read_text())["unequal"]
+    assert [np.mean(x["linear"]["by seed"]) for x in stored.values()] == pytest.approx(means["linear"])
+
+
+def test_results_without_a_protocol_are_run_again_for_it(data, tmp_path, capsys):
+    for options, todo in (((), 2), (("--unequal",), 2), (("--unequal",), 0), ((), 0)):
+        assert call(data, tmp_path, "--methods", "linear", *options) == 0
+        assert f"{todo} of 2 to run" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call(data, tmp_path, "--methods", "linear", "--unequal", "--valid")
+    assert "--valid: the test split stays closed, where --unequal is measured" in capsys.readouterr().err
 
 
 def test_goes_on_where_it_stopped(data, compared, capsys):
