@@ -86,9 +86,12 @@ def report(out: Path, name: str, methods: Methods, seeds: list[int], split: str,
         content["metrics"][key] = found
         lines += [*table(found, metric, len(seeds)), ""]
     if split == "test":
-        metric = METRICS[KINDS[results.kind].compared[0]]
-        content["unequal"] = unequal(out, methods, seeds, metric, results.target)
-        lines += unequal_table(content["unequal"], metric)
+        lacking = measured(out, methods, seeds, split, "unequal")
+        content["unequal"] = {
+            key: unequal(lacking, METRICS[key], results.target) for key in KINDS[results.kind].compared if lacking
+        }
+        for key, patterns in content["unequal"].items():
+            lines += unequal_table(patterns, METRICS[key])
         lines += noise_table(out, methods, seeds, KINDS[results.kind].compared[0])
     if inspected := measured(out, methods, seeds, split, "internals"):
         lines += internals.tables(inspected)
@@ -165,13 +168,8 @@ def signed(difference: Interval, digits: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def unequal(
-    out: Path, methods: Methods, seeds: list[int], metric: Metric, target: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """By pattern of missing rates every method beside the first, averaged over the draws; empty without --unequal."""
-    found = measured(out, methods, seeds, "test", "unequal")
-    if not found:
-        return {}
+def unequal(found: dict[str, list[Any]], metric: Metric, target: np.ndarray) -> dict[str, dict[str, Any]]:
+    """By pattern of missing rates every method beside the first, averaged over the draws."""
     reference, patterns = next(iter(found)), next(iter(found.values()))[0]
     table: dict[str, dict[str, Any]] = {}
     for pattern in patterns:
@@ -187,8 +185,6 @@ def unequal(
 
 
 def unequal_table(table: dict[str, dict[str, Any]], metric: Metric) -> list[str]:
-    if not table:
-        return []
     reference, *others = next(iter(table.values()))
     columns = (f"missing: {pattern} | {reference} minus it" for pattern in table)
     better = "higher" if metric.higher else "lower"

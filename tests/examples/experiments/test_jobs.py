@@ -115,7 +115,7 @@ def test_unequal_rates_pick_among_the_sets_of_modalities(data, tmp_path):
     assert [float(single[i].split(" ±")[0]) for i in (1, 3)] == pytest.approx(means["single"], abs=0.06)
     wanted = [a - b for a, b in zip(means["single"], means["linear"], strict=True)]
     assert [float(linear[i].split(" [")[0]) for i in (2, 4)] == pytest.approx(wanted, abs=0.06)
-    stored = json.loads((tmp_path / "comparison.json").read_text())["unequal"]
+    stored = json.loads((tmp_path / "comparison.json").read_text())["unequal"]["acc"]
     assert [np.mean(x["linear"]["by seed"]) for x in stored.values()] == pytest.approx(means["linear"])
 
 
