@@ -89,14 +89,12 @@ OPTIONS = {
 }
 
 
-# Of the gap alone: the difference of two means has fewer digits.
-LIMITED = [(options, 1e-4 if name == "no_terms" else 1e-5) for name, options in OPTIONS.items()]
-
-
-@pytest.mark.parametrize(("options", "limit"), LIMITED, ids=OPTIONS)
+@pytest.mark.parametrize("name", OPTIONS)
 @each_task
-def test_options(task, options, limit, device):
-    check(make(task, **options), make_batch(task, presence="some"), device, limit=limit)
+def test_options(task, name, device):
+    # The gap alone is a difference of two means, of which fewer digits are left; on an H100 1e-5 was too little.
+    limit = 1e-4 if name == "no_terms" and device == "cuda" else 1e-5
+    check(make(task, **OPTIONS[name]), make_batch(task, presence="some"), device, limit=limit)
 
 
 SIZES = {"two": (3, 7), "five": (1, 9, 4, 70, 2), "eight": (2,) * 8}

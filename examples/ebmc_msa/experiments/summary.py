@@ -138,13 +138,10 @@ def compared(found: Scores, held_out: Scores, metric: Metric, methods: Methods) 
 def table(found: dict[str, Any], metric: Metric, seeds: int) -> list[str]:
     reference, digits = found["reference"], metric.digits
 
-    def shown(difference: Interval) -> str:
-        return signed(difference, digits)
-
     def cells(method: str, part: str) -> list[str]:
         got = found["methods"][method][part]
         score = f"{got['mean']:.{digits}f} ± {got['std']:.{digits}f}"
-        return [score, "" if method == reference else shown(got["difference"])]
+        return [score, "" if method == reference else signed(got["difference"], digits)]
 
     return [
         f"**{metric.label}**, {'higher' if metric.higher else 'lower'} is better: mean ± standard deviation over "
@@ -157,7 +154,7 @@ def table(found: dict[str, Any], metric: Metric, seeds: int) -> list[str]:
         "",
         *(
             f"Best of the {what} on validation: {m}; {reference} minus it "
-            f"{shown(found['methods'][m]['full']['difference'])}.  "
+            f"{signed(found['methods'][m]['full']['difference'], digits)}.  "
             for what, m in found["best on validation"].items()
         ),
     ]
