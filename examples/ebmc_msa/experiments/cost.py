@@ -43,7 +43,7 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.experiments.context_cost import cost_of_context
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture
+from ebmc_msa.model.ensemble import FUSED, Mixture
 from ebmc_msa.model.settings import CONTEXTS, Settings
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
 from modbalance.dropout import modality_dropout
@@ -145,7 +145,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
     for model in models.values():
         model.to(device)
     without.eval().start_balancing(split, split, {})
-    stage1 = second.eval().start_balancing(split, split, {})
+    second.eval().start_balancing(split, split, {})
     steps = {name: stepper(m.train().parameters(), lambda m=m: m(lacking).loss) for name, m in models.items()}
     rows = table("training step", interleaved(steps | components(size, settings.dim, device), rounds, device))
 
@@ -153,9 +153,10 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
         return torch.no_grad()(lambda: model.answer(replace(batch, target=None)))
 
     answers = {}
-    for name, experts in {"EBMC with the stage-1 model": (STAGE1, STAGE2), "EBMC without it": (STAGE2,)}.items():
-        answers[name] = second.finalize(split, stage1)
-        answers[name].mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys(experts, 0.0))}
+    for name, teachers in {"no teacher": (), "its text teacher": ("text",), "all its teachers": DIMS}.items():
+        ensemble = second.finalize(split)
+        ensemble.mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys((*teachers, FUSED), 0.0))}
+        answers[f"EBMC with {name}"] = ensemble
     students = {"EBMC, its student alone": second, "EBMC, its student alone, without CCE": without}
     students = {name: copy.deepcopy(model) for name, model in students.items()}
     for student in students.values():

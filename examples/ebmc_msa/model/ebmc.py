@@ -14,7 +14,7 @@ from ebmc_msa.data.batch import Batch, Spec
 from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import SplitView, by_length, outputs_and_targets
 from ebmc_msa.model.encoders import encode, feature_std, make_encoders
-from ebmc_msa.model.ensemble import STAGE1, TrustEnsemble
+from ebmc_msa.model.ensemble import FUSED, TrustEnsemble
 from ebmc_msa.model.prediction import Model, Prediction, make_head, task_term, weight_of, weighted_loss
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.teachers import TeacherOutputs, Teachers, UnimodalBranch
@@ -207,11 +207,18 @@ class EBMC(Model):
             for name, state in branches.items():
                 self.teachers.branches[name].copy.load_state_dict(state)
             self.teachers.fit(train, valid)
-            self.fused_trust = self._fused_trust_on(valid, stage1)
-            self.log_trust = self._log_trust_on(valid)
-            self.explained = self._explained_variance_on(valid)
+            if not (self.enhancing and self.balancing):  # else no stage is left that would learn with these
+                self.fused_trust = self._fused_trust_on(valid, stage1)
+                self.log_trust = self._log_trust_on(valid)
+                self.explained = self._explained_variance_on(valid)
         self.enhancing = self.balancing = True
         return stage1
+
+    @torch.no_grad()
+    def undo_balancing(self, stage1: EBMC) -> None:
+        teachers, self.teachers = self.teachers, None
+        self.load_state_dict(stage1.state_dict())
+        self.teachers = teachers  # the ensemble mixes them in
 
     @property
     def _weighs(self) -> bool:
@@ -251,15 +258,15 @@ class EBMC(Model):
         trust = []
         for batch in (valid.rows(rows) for rows in by_length(valid)):
             outputs = self.teachers(batch).outputs
-            outputs[STAGE1] = scale_temperature(task, stage1(batch).outputs, temperature)
-            always = torch.ones(len(batch), dtype=torch.bool, device=outputs[STAGE1].device)
-            trust.append(self.distill.trust(outputs, None, {**batch.present, STAGE1: always})[STAGE1])
+            outputs[FUSED] = scale_temperature(task, stage1(batch).outputs, temperature)
+            always = torch.ones(len(batch), dtype=torch.bool, device=outputs[FUSED].device)
+            trust.append(self.distill.trust(outputs, None, {**batch.present, FUSED: always})[FUSED])
         return torch.cat(trust).mean().item()
 
-    def finalize(self, valid: SplitView, stage1: Model | None) -> Model:
-        if self.teachers is None or stage1 is None:
+    def finalize(self, valid: SplitView) -> Model:
+        if self.teachers is None:
             return self
-        ensemble = TrustEnsemble(self, stage1)
+        ensemble = TrustEnsemble(self)
         ensemble.fit(valid)
         return ensemble
 

@@ -18,31 +18,29 @@ from ebmc_msa.data.split import SplitView, by_length
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.teachers import TeacherOutputs
-from modbalance import Teacher
 from modbalance.checks import readable
 from modbalance.functional import fit_temperature, scale_temperature, trust_fusion, trust_weights
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
-STAGE1, STAGE2 = "fused.stage1", "fused.stage2"  # a dot: no modality is named so
-NEGLIGIBLE = 0.2  # weight of an expert that is left out, and where it is needed nowhere not evaluated
+FUSED = "fused.model"  # a dot: no modality is named so
+NEGLIGIBLE = 0.2  # weight of a teacher that is left out, and where it is needed nowhere not evaluated
 
 
 class TrustEnsemble(Model):
-    """EBMC's prediction: unimodal teachers, the stage-1 model and the stage-2 model, mixed by trust.
+    """EBMC's prediction: the unimodal teachers and the fused model, mixed by trust.
 
     Each subset of modalities has a `Mixture` of its own, fitted on validation; a sample gets that of the modalities
-    it has. Experts whose fitted weight is negligible are left out and the others fitted anew: an answer that does not
-    need the stage-1 model costs two thirds. Trust, energies and the loss are those of the student.
+    it has. Teachers whose fitted weight is negligible are left out and the others fitted anew. Trust, energies and
+    the loss are those of the fused model.
 
     Args:
-        student: an `EBMC` after stage II, with its teachers.
-        stage1: the same after stage I.
+        student: an `EBMC` with its teachers.
     """
 
-    def __init__(self, student: Model, stage1: Model) -> None:
+    def __init__(self, student: Model) -> None:
         super().__init__()
-        self.spec, self.student, self.stage1 = student.spec, student, Teacher(stage1)
-        self.fused_temperatures = {STAGE1: 1.0, STAGE2: 1.0}
+        self.spec, self.student = student.spec, student
+        self.temperature = 1.0  # of the student
         self.mixtures: dict[tuple[str, ...], Mixture] = {}
 
     @property
@@ -58,18 +56,12 @@ class TrustEnsemble(Model):
     def answer(self, batch: Batch) -> Tensor:
         batch = self.imputed(batch)
         mixture = mixture_of_each(self.mixtures, batch.present)
-        used = mixture.used
-        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
-        return self._mix(batch, mixture, teachers, self.student.answer(batch) if STAGE2 in used else None)
+        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in mixture.used])
+        return self._mix(batch, mixture, teachers, self.student.answer(batch))
 
-    def _mix(self, batch: Batch, mixture: Mixture, teachers: TeacherOutputs, student: Tensor | None) -> Tensor:
-        used = mixture.used
-        fused = self._fused_experts(batch, student, used)
-        experts = teachers.outputs | {
-            name: scale_temperature(self.spec.task, outputs, self.fused_temperatures[name])
-            for name, outputs in fused.items()
-        }
-        experts = {name: outputs for name, outputs in experts.items() if name in used}
+    def _mix(self, batch: Batch, mixture: Mixture, teachers: TeacherOutputs, student: Tensor) -> Tensor:
+        experts = teachers.outputs | {FUSED: scale_temperature(self.spec.task, student, self.temperature)}
+        experts = {name: outputs for name, outputs in experts.items() if name in mixture.used}
         return mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
 
     @torch.no_grad()
@@ -84,13 +76,11 @@ class TrustEnsemble(Model):
         weight = torch.tensor([0.8, 0.2]).repeat_interleave(count).to(target.device)
         subsets = list(conditions(self.spec.dims).values())
         experts = [self._expert_outputs(valid.with_present(restrict(valid.present, names))) for names in subsets]
-        whole = experts[-1].outputs
-        self.fused_temperatures = {
-            name: fit_temperature(task, whole[name][:count], target[:count]) for name in self.fused_temperatures
-        }
-        prior = dict.fromkeys(self.fused_temperatures, 1.0)  # the teachers' epochs were chosen on this split
+        whole = experts[-1].outputs[FUSED]
+        self.temperature = fit_temperature(task, whole[:count], target[:count])
+        prior = {FUSED: 1.0}  # the teachers' epochs were chosen on this split
         for names, (outputs, present, scores) in zip(subsets, experts, strict=True):
-            outputs |= {k: scale_temperature(task, outputs[k], t) for k, t in self.fused_temperatures.items()}
+            outputs[FUSED] = scale_temperature(task, outputs[FUSED], self.temperature)
 
             def fit(kept: Collection[str], data: Experts = (outputs, present, scores)) -> Mixture:
                 some = {name: data[0][name] for name in data[0] if name in kept}
@@ -99,21 +89,15 @@ class TrustEnsemble(Model):
             kept = kept_experts(fit(outputs).mean_weights(task, outputs, present, scores))
             self.mixtures[names] = fit(kept)
 
-    def _fused_experts(self, batch: Batch, student: Tensor | None, used: Collection[str]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            stage1 = {STAGE1: self.stage1.copy.answer(batch)} if STAGE1 in used else {}
-        return stage1 if student is None else stage1 | {STAGE2: student}
-
     @torch.no_grad()
     def calibrated_experts(self, split: SplitView) -> ExpertOutputs:
         """Of all experts, kept or not: on a clean split and then on a corrupted copy, in the order of `by_length`."""
         outputs, present, scores = self.eval()._expert_outputs(split)
-        temperatures = self.fused_temperatures.items()
-        outputs |= {name: scale_temperature(self.spec.task, outputs[name], t) for name, t in temperatures}
+        outputs[FUSED] = scale_temperature(self.spec.task, outputs[FUSED], self.temperature)
         return ExpertOutputs(outputs, present, scores)
 
     def _expert_outputs(self, split: SplitView) -> ExpertOutputs:
-        """Of a clean split and then of a corrupted copy, in the order of `by_length`; fused ones not calibrated."""
+        """Of a clean split and then of a corrupted copy, in the order of `by_length`; fused not calibrated."""
         generator, parts = torch.Generator().manual_seed(0), []
         for rate in (0.0, 0.5):
             for rows in by_length(split):
@@ -122,7 +106,7 @@ class TrustEnsemble(Model):
                 )
                 batch = self.imputed(batch)
                 teachers: TeacherOutputs = self.student.teachers(batch)
-                outputs = teachers.outputs | self._fused_experts(batch, self.student.answer(batch), (STAGE1,))
+                outputs = teachers.outputs | {FUSED: self.student.answer(batch)}
                 parts.append((outputs, _available(batch.present), teachers.log_in_distribution))
         columns = zip(*parts, strict=True)
         return ExpertOutputs(*({k: torch.cat([x[k] for x in column]) for k in column[0]} for column in columns))
@@ -132,21 +116,19 @@ class TrustEnsemble(Model):
         return {"+".join(names): list(mixture.bias) for names, mixture in self.mixtures.items()}
 
     def frozen(self) -> list[nn.Module]:
-        return [*self.student.frozen(), self.stage1.copy]
+        return self.student.frozen()
 
     def temperatures(self) -> dict[str, float]:
-        return self.student.temperatures() | self.fused_temperatures
+        return self.student.temperatures() | {FUSED: self.temperature}
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
-            "stage1": self.stage1.copy.state_dict(),
-            "temperatures": dict(self.fused_temperatures),
+            "temperature": self.temperature,
             "mixtures": {"+".join(names): mixture._asdict() for names, mixture in self.mixtures.items()},
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.stage1.copy.load_state_dict(state["stage1"])
-        self.fused_temperatures = dict(state["temperatures"])
+        self.temperature = state["temperature"]
         self.mixtures = {tuple(names.split("+")): Mixture(**values) for names, values in state["mixtures"].items()}
 
 
@@ -233,9 +215,8 @@ def mix_experts(task: Task, outputs: Mapping[str, Tensor], weights: Mapping[str,
 
 
 def kept_experts(weights: Mapping[str, float]) -> list[str]:
-    """Those of at least negligible weight, and the weightier fused one: it answers where no modality is present."""
-    fused = max((name for name in (STAGE1, STAGE2) if name in weights), key=weights.__getitem__, default=None)
-    return [name for name, weight in weights.items() if weight >= NEGLIGIBLE or name == fused]
+    """Those of at least negligible weight, and the fused model: it answers where no modality is present."""
+    return [name for name, weight in weights.items() if weight >= NEGLIGIBLE or name == FUSED]
 
 
 def mixture_of_each(mixtures: Mapping[tuple[str, ...], Mixture], present: Mapping[str, Tensor]) -> Mixture:
@@ -318,5 +299,5 @@ def fit_mixture(
 
 
 def _available(present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Presence masks that mark both fused experts as always available, even when no modality is present."""
-    return {**present, **dict.fromkeys((STAGE1, STAGE2), torch.ones_like(next(iter(present.values()))))}
+    """Presence masks that mark the fused model as always available, even when no modality is present."""
+    return {**present, FUSED: torch.ones_like(next(iter(present.values())))}

@@ -82,7 +82,11 @@ class Model(nn.Module):
         """What share of the balancer's terms each modality gets, 0 to 1; empty where nothing is weighed."""
         return {}
 
-    def finalize(self, valid: SplitView, stage1: Model | None) -> Model:
+    def undo_balancing(self, stage1: Self) -> None:
+        """Predict as after the first stage again, of which `start_balancing` returned a copy."""
+        raise NotImplementedError
+
+    def finalize(self, valid: SplitView) -> Model:
         """The model that predicts once training is over."""
         return self
 

@@ -76,9 +76,14 @@ def selected(run: Run) -> dict[str, list[int]]:
 
 def how_to_read(run: Run) -> str:
     seeds = [record.seed for record in run.records]
-    return "Dot and dotted line: selected epoch." + (
-        f" Bold: seed {seeds[0]}; thin: the others." if len(seeds) > 1 else ""
-    )
+    words = "Dot and dotted line: selected epoch."
+    if len(seeds) > 1:
+        words += f" Bold: seed {seeds[0]}; thin: the others."
+    for record in run.records:
+        stage, epoch = list(record.epochs.items())[-1]
+        if len(record.epochs) > 1 and not epoch and record.cost[stage]["epochs"]:
+            words += f" Seed {record.seed}: {STAGES[stage]} scored lower than the stage before and was undone."
+    return words
 
 
 def missing(run: Run) -> str:

@@ -17,7 +17,7 @@ from ebmc_msa.model.prediction import Model
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.run_view import CONTROL
 
-VERSION = 4
+VERSION = 5
 
 
 def build(name: str, spec: Spec, settings: Settings) -> Model:
@@ -60,7 +60,7 @@ def read(path: Path, device: torch.device) -> tuple[str, int, Model]:
         spec, settings = Spec.from_dict(content["spec"]), Settings.from_dict(content["settings"])
         model = build(content["model"].removesuffix(CONTROL), spec, settings)
         if content["ensemble"]:
-            model = TrustEnsemble(model, model)
+            model = TrustEnsemble(model)
         model.to(device)
         model.load_state_dict(content["state"])
         return content["model"], content["seed"], model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ class Stage(NamedTuple):
     history: list[dict[str, Any]]
     seconds: float
     step_ms: float
-    epoch: int  # the one selected
+    epoch: int  # the one selected; 0 where it left no trace
 
 
 def train(
@@ -64,6 +65,8 @@ def train(
     state: dict[str, Any] | None = None,
 ) -> Trained:
     """Train all stages of a model; each ends at the epoch selected on validation.
+
+    A second stage that nowhere scores as well there as the first one did is undone.
 
     After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
     is first built, training continues from there to the same bits.
@@ -126,7 +129,12 @@ def train(
         state = None
     if stage1 is None:
         stage1 = start_balancing()
-    return Trained(model.finalize(valid, stage1), model, stages, stage1)
+    elif _best_score(model, stages[-1]) < _best_score(model, stages[0]):
+        model.undo_balancing(stage1)
+        for entry in stages[-1].history:
+            entry["selected"] = False
+        stages[-1] = stages[-1]._replace(epoch=0)
+    return Trained(model.finalize(valid), model, stages, stage1)
 
 
 def run_stage(
@@ -196,6 +204,10 @@ def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
     scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
+
+
+def _best_score(model: Model, stage: Stage) -> float:
+    return max((selection_score(model.spec.kind, entry["valid"])[0] for entry in stage.history), default=-math.inf)
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -19,7 +19,7 @@ NAMES = {
     ],
     "inference": [
         "concatenation", "EBMC, its student alone", "EBMC, its student alone, without CCE",
-        "EBMC with the stage-1 model", "EBMC without it",
+        "EBMC with no teacher", "EBMC with its text teacher", "EBMC with all its teachers",
     ],
     "1 layers, 64 wide, batch 8 x 64": ["encoder", "encoder + EnergyCoordinator", "EnergyCoordinator alone"],
 }  # fmt: skip

@@ -188,12 +188,12 @@ def test_no_conversation_reads_another(model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("model", "count"), [(EBMC, 6), (Concat, 2)])
+@pytest.mark.parametrize(("model", "count"), [(EBMC, 4), (Concat, 2)])
 @pytest.mark.parametrize("impute", [False, True])
 def test_causal_predictions_do_not_know_the_future(kind, model, count, impute):
     out, splits = trained(kind, model, causal=True, impute_context=impute)
     network = out.model
-    assert len(list(contexts(network))) == count  # of EBMC, of it after stage I, and of the teachers
+    assert len(list(contexts(network))) == count  # of EBMC and of its teachers
     for context in contexts(network):
         context.window = 4
     test = splits["test"]

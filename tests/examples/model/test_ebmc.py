@@ -13,7 +13,7 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import answers, predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, TrustEnsemble
+from ebmc_msa.model.ensemble import FUSED, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training.stages import train
 from modbalance import EnergyCoordinator
@@ -30,11 +30,17 @@ def split():
 
 
 @pytest.fixture(scope="module")
-def balanced(split):
+def trained(split):
     spec, train_split, valid, _ = split
     torch.manual_seed(0)
     model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    return train(model, train_split, valid, model.settings, 0, lambda *_: None).model.eval()
+    return train(model, train_split, valid, model.settings, 0, lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def balanced(trained):
+    assert trained.stages[-1].epoch > 0
+    return trained.model.eval()
 
 
 def test_target_changes_no_output(balanced, split):
@@ -98,10 +104,10 @@ def test_fusion_weighs_by_trust_on_held_out_data(balanced, split):
     assert even["text"][whole][0] == pytest.approx(1)
 
 
-def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanced, split):
+def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(trained, split):
     """The formula anew: mean trust among the calibrated teachers and the calibrated stage-1 model."""
     spec, _, valid, _ = split
-    student, stage1 = balanced.student, balanced.stage1.copy
+    student, stage1 = trained.student.eval(), trained.stage1
     batch = valid.rows(torch.arange(len(valid)))
     with torch.no_grad():
         outputs = student.teachers(batch).outputs
@@ -117,35 +123,37 @@ def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(balanc
     assert copy.fused_trust == student.fused_trust
 
 
-def test_the_stage_1_model_is_not_evaluated_where_it_does_not_count(balanced, split):
-    batch, calls = split[2].rows(torch.arange(8)), []
-    handle = balanced.stage1.copy.head.register_forward_hook(lambda *_: calls.append(1))
-    kept = dict(balanced.mixtures)
-    try:
-        for used in (True, False):
-            bias = {STAGE2: 0.0, **({STAGE1: 0.0} if used else {})}
-            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.0, bias))
-            with torch.no_grad():
-                outputs = balanced(batch).outputs
-            assert bool(calls) is used
-            calls.clear()
-        expected = scale_temperature("gaussian", balanced.student(batch).outputs, balanced.temperatures()[STAGE2])
-        torch.testing.assert_close(outputs, expected)
-    finally:
-        balanced.mixtures = kept
-        handle.remove()
+@pytest.mark.parametrize("scores", [(0.9, 0.5, 0.8, 0.6), (0.9, 0.5, 0.8, 0.5)], ids=["worse", "as good"])
+def test_a_second_stage_that_ends_below_the_first_is_undone(scores, split, monkeypatch):
+    spec, train_split, valid, test = split
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2, warmup_steps=0))
+    told = iter(scores)
+    monkeypatch.setattr("ebmc_msa.training.stages.evaluate", lambda *_: {"mae": next(told), "loss": 1.0})
+    trained = train(model, train_split, valid, model.settings, 0, lambda *_: None)
+    undone = scores[-1] > 0.5
+    first, second = trained.stages
+    assert (first.epoch, second.epoch) == (2, 0 if undone else 2)
+    assert [epoch["selected"] for epoch in second.history] == [False, not undone]
+    batch, stage1 = test.rows(torch.arange(32)), trained.stage1
+    with torch.no_grad():
+        assert torch.equal(model.eval()(batch).outputs, stage1(batch).outputs) == undone
+    assert trained.model.student is model
+    assert set(trained.model.temperatures()) == {*spec.dims, FUSED}
+    again = TrustEnsemble(EBMC(spec, model.settings))
+    again.load_state_dict(trained.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(batch).outputs, trained.model.eval()(batch).outputs)
 
 
-def test_the_student_is_not_evaluated_where_only_the_stage_1_model_counts(balanced, split, monkeypatch):
-    batch, kept = split[2].rows(torch.arange(8)), dict(balanced.mixtures)
-    balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.0, {STAGE1: 0.0}))
-    try:
-        with torch.no_grad():
-            expected = balanced(batch).outputs
-            monkeypatch.setattr(balanced.student, "answer", None)
-            torch.testing.assert_close(balanced.answer(batch), expected)
-    finally:
-        balanced.mixtures = kept
+def test_in_a_single_stage_the_fusion_stays_as_it_was_trained(split):
+    spec, train_split, valid, test = split
+    torch.manual_seed(0)
+    model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=1, order="joint"))
+    trained = train(model, train_split, valid, model.settings, 0, lambda *_: None)
+    batch = test.rows(torch.arange(32))
+    with torch.no_grad():
+        assert torch.equal(trained.student.eval()(batch).outputs, trained.stage1(batch).outputs)
 
 
 @pytest.mark.parametrize("names", [("text", "audio", "vision"), ("audio",), ()])
@@ -160,7 +168,7 @@ def test_the_answer_is_the_prediction_without_the_experts_that_do_not_count(name
     try:
         with torch.no_grad():
             torch.testing.assert_close(balanced.answer(batch), balanced(batch).outputs)
-            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.5, {"audio": 0.0, STAGE2: 0.0}))
+            balanced.mixtures = dict.fromkeys(kept, Mixture(1.0, 0.5, {"audio": 0.0, FUSED: 0.0}))
             calls.clear()
             answer = balanced.answer(batch)
             assert set(calls) <= {"audio"}
@@ -262,12 +270,12 @@ def test_the_prediction_is_the_mixture_of_all_experts(names, balanced, split):
     student, temperatures = balanced.student, balanced.temperatures()
     with torch.no_grad():
         raw = {name: student.teachers.predict(name, batch) for name in split[0].dims}
-        raw |= {STAGE1: balanced.stage1(batch).outputs, STAGE2: student(batch).outputs}
+        raw[FUSED] = student(batch).outputs
         scores = {
             name: score(batch.features[name], batch.lengths[name]) for name, score in student.teachers.ood.items()
         }
     experts = {name: scale_temperature("gaussian", x, temperatures[name]) for name, x in raw.items()}
-    present = batch.present | dict.fromkeys((STAGE1, STAGE2), torch.ones(32, dtype=torch.bool))
+    present = batch.present | {FUSED: torch.ones(32, dtype=torch.bool)}
     expected = balanced.mixtures[names]("gaussian", experts, present, scores)
     torch.testing.assert_close(expected, got.outputs, atol=1e-5, rtol=1e-5)
 

@@ -9,7 +9,7 @@ from torch import nn
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.split import SplitView
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import STAGE1, STAGE2, Mixture, fit_mixture, kept_experts, mixture_of_each
+from ebmc_msa.model.ensemble import FUSED, Mixture, fit_mixture, kept_experts, mixture_of_each
 from ebmc_msa.model.settings import Settings
 from generated import interaction
 
@@ -94,9 +94,9 @@ def test_without_samples_a_mixture_is_even():
     assert set(found.bias.values()) == {0.0}
 
 
-def test_experts_of_negligible_weight_are_left_out_but_one_fused_one():
-    assert kept_experts({"text": 0.4, "audio": 0.19, STAGE1: 0.2, STAGE2: 0.21}) == ["text", STAGE1, STAGE2]
-    assert kept_experts({"text": 0.9, "audio": 0.0, STAGE1: 0.06, STAGE2: 0.04}) == ["text", STAGE1]
+def test_teachers_of_negligible_weight_are_left_out():
+    assert kept_experts({"text": 0.4, "audio": 0.19, FUSED: 0.41}) == ["text", FUSED]
+    assert kept_experts({"text": 0.9, "audio": 0.0, FUSED: 0.1}) == ["text", FUSED]
 
 
 def test_an_expert_that_a_mixture_leaves_out_has_no_weight():

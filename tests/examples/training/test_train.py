@@ -158,7 +158,6 @@ def test_checkpoint_holds_teachers_and_calibration(compared):
     teachers, ensemble = state["student.teachers._extra_state"], state["_extra_state"]
     assert set(teachers["branches"]) == set(teachers["temperatures"]) == {"sound", "lidar"}
     assert set(ensemble["mixtures"]) == {"sound", "lidar", "sound+lidar"}
-    assert ensemble["stage1"]
     _, _, model = checkpoint.read(compared / "runs/a/ebmc-1.pt", torch.device("cpu"))
     model.train()
     assert not any(m.training for frozen in model.frozen() for m in frozen.modules())
