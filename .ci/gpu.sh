@@ -205,7 +205,7 @@ device=cuda shapes="--shapes gpu --device cuda --dtype bfloat16"
 step env 20 "nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,clocks.mem --format=csv; nproc; $PY -c '
 import torch, triton, numpy, sys; print(sys.version.split()[0], torch.__version__, triton.__version__, numpy.__version__)
 import importlib.util as u; print({m: bool(u.find_spec(m)) for m in (\"einops\", \"hypothesis\", \"xdist\", \"rich\", \"matplotlib\")})
-p = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None; print(p)'; git log --oneline 2>/dev/null | head -1"
+p = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None; print(p)'; git log --oneline -1 2>/dev/null"
 step smoke 75 "cd $WORK && $PY smoke.py"
 step bench 150 "$PY examples/benchmark_kernel.py $shapes --out $OUT" 70
 step kernels 40 "cd $WORK && $PY kernels.py"
@@ -214,7 +214,7 @@ step compile 80 "cd $WORK && $PY compile.py"
 step tests 180 "$PY -m pytest tests/gpu -q -n 14 --maxfail=80 -p no:cacheprovider -o filterwarnings=default -o faulthandler_timeout=100 -rf --tb=line 2>&1 | grep -v Warning" 45
 step tiles 100 "cd $WORK && seq 0 11 | xargs -P 12 -I N $PY tiles.py N; BUDGET=40 $PY tiles.py" 90
 step train 60 "$PY examples/ebmc_msa/train.py --device $device --stage1-epochs 2 --stage2-epochs 2 --out $WORK/runs --name synthetic" 20
-step cost 60 "$PY examples/ebmc_msa/benchmark.py cost --device $device --out $OUT/cost"
+step cost 90 "for f in 50 0; do $PY examples/ebmc_msa/benchmark.py cost --frames \$f --device $device --out $OUT/cost-\$f || exit; done"
 step mosei 30 "cd $WORK && $PY mosei.py"
 step memcheck 40 "command -v compute-sanitizer && cd $WORK && BUDGET=30 compute-sanitizer --tool memcheck --print-limit 5 $PY -c '
 from lib import *
