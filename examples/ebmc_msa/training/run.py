@@ -133,7 +133,8 @@ def one(
     train_split = train_split.with_any_modality()
     trained = train_model(model, train_split, valid, settings, seed, after_epoch, save=save, state=state)
     model, stages, stage1 = trained.model, trained.stages, trained.stage1
-    show(name, seed, completed=1, total=1, state="epochs " + " + ".join(str(s.epoch) for s in stages))
+    chosen = ["0 (undone)" if s.epochs and not s.epoch else str(s.epoch) for s in stages]
+    show(name, seed, completed=1, total=1, state="epochs " + " + ".join(chosen))
     if rank() > 0:
         return
     checkpoint.save(run.partial / f"{name}-{seed}.pt", name, seed, model, settings)
