@@ -1,5 +1,5 @@
-"""What balancing costs: a training step of each component and of EBMC beside plain concatenation, teachers at
-inference, and EnergyCoordinator beside an encoder of BERT-base's size.
+"""What balancing costs: a training step of each component and of EBMC beside plain concatenation, an answer with
+none, one and all of its teachers, and EnergyCoordinator beside an encoder of BERT-base's size.
 
 python examples/ebmc_msa/benchmark.py cost                    all of it
 python examples/ebmc_msa/benchmark.py cost --run runs/NAME    where the time of a run went
@@ -43,7 +43,7 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.experiments.context_cost import cost_of_context
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.ensemble import FUSED, Mixture
+from ebmc_msa.model.ensemble import FUSED, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import CONTEXTS, Settings
 from modbalance import ComplementaryEnhancer, EnergyCoordinator, SemanticDecoupler, TrustDistiller
 from modbalance.dropout import modality_dropout
@@ -154,7 +154,7 @@ def pipeline(size: int, frames: int, rounds: int, device: torch.device) -> list[
 
     answers = {}
     for name, teachers in {"no teacher": (), "its text teacher": ("text",), "all its teachers": DIMS}.items():
-        ensemble = second.finalize(split)
+        ensemble = TrustEnsemble(second)
         ensemble.mixtures = {tuple(DIMS): Mixture(0.0, 0.0, dict.fromkeys((*teachers, FUSED), 0.0))}
         answers[f"EBMC with {name}"] = ensemble
     students = {"EBMC, its student alone": second, "EBMC, its student alone, without CCE": without}

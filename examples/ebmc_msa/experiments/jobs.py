@@ -28,7 +28,7 @@ from ebmc_msa.experiments import internals
 from ebmc_msa.experiments.baselines import METHODS, Work, trained
 from ebmc_msa.experiments.dataset_view import Source, read
 from ebmc_msa.experiments.method import Method
-from ebmc_msa.experiments.summary import result_path
+from ebmc_msa.experiments.summary import VERSION, result_path
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.prediction import spec_of
@@ -89,7 +89,7 @@ def do(job: Job, source: Source, out: Path, protocols: Collection[str] = ()) -> 
     train_split = splits["train"].with_any_modality()
     work = Work(spec, settings, train_split, splits["valid"], job.seed, alone)
     kind = spec.kind if spec.range in (None, MOSI) else "regression"  # Acc-2 has0 is of MOSI's scale
-    result: dict[str, Any] = {"kind": kind, "conditions": list(conditions(spec.dims))}
+    result: dict[str, Any] = {"version": VERSION, "kind": kind, "conditions": list(conditions(spec.dims))}
     ebmc = None
     if method.name == "ebmc":
         ebmc = train(EBMC(spec, settings), work.train, work.valid, settings, job.seed, lambda *_: None)

@@ -20,6 +20,7 @@ from ebmc_msa.experiments.trust import trust_summary, trust_table
 from ebmc_msa.report import internals
 from ebmc_msa.report.plots import COLOURS, FAINT, INK, WIDTH, drawing
 
+VERSION = 2  # of a stored result; one of another version is measured anew
 Methods = Mapping[str, Method]  # by label
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # (seeds, samples) by label and part
 
@@ -47,11 +48,12 @@ class Results(NamedTuple):
 
 
 def stored(out: Path, method: Method, seed: int, split: str) -> dict[str, Any] | None:
+    """The result of a job on that split; None where there is none or one of a method that has changed since."""
     path = result_path(out, method, seed)
     if not path.exists():
         return None
     result = read_tensors(path)
-    return result if split in result else None
+    return result if split in result and result.get("version") == VERSION else None
 
 
 def measured(out: Path, methods: Methods, seeds: list[int], split: str, key: str) -> dict[str, list[Any]]:

@@ -44,6 +44,8 @@ class EBMC(Model):
     the fusion weights and distillation are tempered by `fused_trust`, the stage-1 model's mean trust among the
     teachers and itself on validation: at 1 fusion stays as it is in stage I and nothing is distilled.
 
+    A stage II that is nowhere as good on validation as stage I is undone (`undo_balancing`); the teachers stay.
+
     Two other orders of the stages exist for comparison. `balance-enhance` has EMC in stage I, and MSD and CCE from
     stage II on. `joint` has a single stage with all three, and teachers only for the ensemble.
     """
@@ -207,7 +209,8 @@ class EBMC(Model):
             for name, state in branches.items():
                 self.teachers.branches[name].copy.load_state_dict(state)
             self.teachers.fit(train, valid)
-            if not (self.enhancing and self.balancing):  # else no stage is left that would learn with these
+            joint = self.enhancing and self.balancing
+            if not joint:  # else no stage is left that would learn with these
                 self.fused_trust = self._fused_trust_on(valid, stage1)
                 self.log_trust = self._log_trust_on(valid)
                 self.explained = self._explained_variance_on(valid)
@@ -218,7 +221,7 @@ class EBMC(Model):
     def undo_balancing(self, stage1: EBMC) -> None:
         teachers, self.teachers = self.teachers, None
         self.load_state_dict(stage1.state_dict())
-        self.teachers = teachers  # the ensemble mixes them in
+        self.teachers = teachers  # frozen after stage I, they are right for both
 
     @property
     def _weighs(self) -> bool:

@@ -23,7 +23,7 @@ from modbalance.functional import fit_temperature, scale_temperature, trust_fusi
 from modbalance.tasks import Task, prediction_variance, split_gaussian, task_loss
 
 FUSED = "fused.model"  # a dot: no modality is named so
-NEGLIGIBLE = 0.2  # weight of a teacher that is left out, and where it is needed nowhere not evaluated
+NEGLIGIBLE = 0.2  # teachers of less mean weight are left out of a mixture, and not evaluated where none has them
 
 
 class TrustEnsemble(Model):
@@ -34,7 +34,7 @@ class TrustEnsemble(Model):
     the loss are those of the fused model.
 
     Args:
-        student: an `EBMC` with its teachers.
+        student: the fused model, an `EBMC` with its teachers.
     """
 
     def __init__(self, student: Model) -> None:
@@ -56,12 +56,12 @@ class TrustEnsemble(Model):
     def answer(self, batch: Batch) -> Tensor:
         batch = self.imputed(batch)
         mixture = mixture_of_each(self.mixtures, batch.present)
-        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in mixture.used])
+        used = mixture.used
+        teachers = self.student.teachers(batch, [name for name in self.spec.dims if name in used])
         return self._mix(batch, mixture, teachers, self.student.answer(batch))
 
     def _mix(self, batch: Batch, mixture: Mixture, teachers: TeacherOutputs, student: Tensor) -> Tensor:
         experts = teachers.outputs | {FUSED: scale_temperature(self.spec.task, student, self.temperature)}
-        experts = {name: outputs for name, outputs in experts.items() if name in mixture.used}
         return mixture(self.spec.task, experts, _available(batch.present), teachers.log_in_distribution)
 
     @torch.no_grad()

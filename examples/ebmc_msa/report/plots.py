@@ -194,8 +194,7 @@ def over_time(
     for axis, (stage, lines) in zip(axes, stages.items(), strict=True):
         for name, by_seed in lines.items():
             _draw_curves(axis, by_seed, selected[stage], styles.get(name, Style()))
-        if selected[stage][0]:
-            axis.axvline(selected[stage][0], color=FAINT, ls=":", lw=1.2, zorder=0)
+        axis.axvline(selected[stage][0], color=FAINT, ls=":", lw=1.2, zorder=0)
         if equal is not None:
             axis.axhline(equal, color=FAINT, ls="--", lw=1, zorder=0)
         axis.grid(axis="y")

@@ -17,6 +17,7 @@ class Record:
     seed: int
     history: list[dict[str, Any]]  # by epoch; see `training/stages.py`
     epochs: dict[str, int]  # the selected one, by stage
+    undone: bool  # whether the second stage is
     test: ByCondition
     contribution: dict[str, ByModality]  # before and after balancing
     trust: dict[str, list[float]]  # by modality; empty without teachers

@@ -33,7 +33,7 @@ def contribution(run: Run) -> str:
     ) + ("; dots are single seeds." if len(run.records) > 1 else ".")
     uneven = (np.mean([imbalance(r.contribution[when]) for r in run.records]) for when in moments)
     caption += " Imbalance, 0 for equal shares and 1 for a single contributor: "
-    caption += " → ".join(f"{value:.2f}" for value in uneven) + "."
+    caption += " → ".join(f"{value:.2f}" for value in uneven) + "." + undone(run)
     title = "How much each modality contributes to the prediction"
     title += " before and after balancing" if len(moments) > 1 else ""
     return grid([figure(plots.contributions(shares, plots.palette(run.modalities)), title, caption)])
@@ -76,14 +76,21 @@ def selected(run: Run) -> dict[str, list[int]]:
 
 def how_to_read(run: Run) -> str:
     seeds = [record.seed for record in run.records]
-    words = "Dot and dotted line: selected epoch."
-    if len(seeds) > 1:
-        words += f" Bold: seed {seeds[0]}; thin: the others."
-    for record in run.records:
-        stage, epoch = list(record.epochs.items())[-1]
-        if len(record.epochs) > 1 and not epoch and record.cost[stage]["epochs"]:
-            words += f" Seed {record.seed}: {STAGES[stage]} scored lower than the stage before and was undone."
-    return words
+    return "Dot and dotted line: selected epoch." + (
+        f" Bold: seed {seeds[0]}; thin: the others." if len(seeds) > 1 else ""
+    )
+
+
+def undone(run: Run) -> str:
+    """In which seeds the second stage is undone; nothing where it is in none."""
+    seeds = [str(record.seed) for record in run.records if record.undone]
+    if not seeds:
+        return ""
+    first, second = run.records[0].epochs
+    return (
+        f" {STAGES[second]} was nowhere as good on validation as {STAGES[first]} and was undone for seed "
+        f"{', '.join(seeds)}."
+    )
 
 
 def missing(run: Run) -> str:

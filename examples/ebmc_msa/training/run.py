@@ -133,7 +133,8 @@ def one(
     train_split = train_split.with_any_modality()
     trained = train_model(model, train_split, valid, settings, seed, after_epoch, save=save, state=state)
     model, stages, stage1 = trained.model, trained.stages, trained.stage1
-    chosen = ["0 (undone)" if s.epochs and not s.epoch else str(s.epoch) for s in stages]
+    chosen = [f"{s.epoch}{' (undone)' * s.undone}" for s in stages]
+    undone = any(stage.undone for stage in stages)
     show(name, seed, completed=1, total=1, state="epochs " + " + ".join(chosen))
     if rank() > 0:
         return
@@ -144,13 +145,14 @@ def one(
     after = contribution(model, valid)
     out = predict(model, test)
     fused = {"after": out.fused.tolist()}
-    if stage1 is not None:
+    if stage1 is not None and not undone:
         fused["before"] = predict(stage1, test).fused.tolist()
     record = Record(
         model=name,
         seed=seed,
         history=[entry for stage in stages for entry in stage.history],
         epochs={stage.name: stage.epoch for stage in stages},
+        undone=undone,
         test=by_condition(model, test, dataset.splits["test"].parts),
         contribution={"before": after if stage1 is None else contribution(stage1, valid), "after": after},
         trust={m: w.tolist() for m, w in out.trust.items()},

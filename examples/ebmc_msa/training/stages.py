@@ -50,7 +50,8 @@ class Stage(NamedTuple):
     history: list[dict[str, Any]]
     seconds: float
     step_ms: float
-    epoch: int  # the one selected; 0 where it left no trace
+    epoch: int  # the one selected
+    undone: bool = False  # since it was nowhere as good as the stage before
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
 ) -> Trained:
     """Train all stages of a model; each ends at the epoch selected on validation.
 
-    A second stage that nowhere scores as well there as the first one did is undone.
+    A second stage that is nowhere as good there as the first one is undone.
 
     After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
     is first built, training continues from there to the same bits.
@@ -129,11 +130,10 @@ def train(
         state = None
     if stage1 is None:
         stage1 = start_balancing()
-    elif _best_score(model, stages[-1]) < _best_score(model, stages[0]):
+    best = [max(_progress(model, stage.history)[0], default=-math.inf) for stage in stages]
+    if len(stages) == 2 and best[1] < best[0]:
         model.undo_balancing(stage1)
-        for entry in stages[-1].history:
-            entry["selected"] = False
-        stages[-1] = stages[-1]._replace(epoch=0)
+        stages[1] = stages[1]._replace(undone=True)
     return Trained(model.finalize(valid), model, stages, stage1)
 
 
@@ -204,10 +204,6 @@ def _best(model: Model, history: list[dict[str, Any]]) -> int:
     """The first of the epochs that are best on validation, counted from 1; 0 before any."""
     scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
     return scores.index(max(scores)) + 1 if scores else 0
-
-
-def _best_score(model: Model, stage: Stage) -> float:
-    return max((selection_score(model.spec.kind, entry["valid"])[0] for entry in stage.history), default=-math.inf)
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

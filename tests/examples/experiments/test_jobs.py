@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebmc_msa.data import DataError
-from ebmc_msa.data.files import read_tensors
+from ebmc_msa.data.files import read_tensors, write_tensors
 from ebmc_msa.data.missing import missing_at_random
 from ebmc_msa.experiments import command
 from ebmc_msa.experiments.dataset_view import Source, read
@@ -119,10 +119,14 @@ def test_unequal_rates_pick_among_the_sets_of_modalities(data, tmp_path):
     assert [np.mean(x["linear"]["by seed"]) for x in stored.values()] == pytest.approx(means["linear"])
 
 
-def test_results_without_a_protocol_are_run_again_for_it(data, tmp_path, capsys):
+def test_results_without_a_protocol_or_of_another_version_are_run_again(data, tmp_path, capsys):
     for options, todo in (((), 2), (("--unequal",), 2), (("--unequal",), 0), ((), 0)):
         assert call(data, tmp_path, "--methods", "linear", *options) == 0
         assert f"{todo} of 2 to run" in capsys.readouterr().out
+    path = tmp_path / "linear-1.pt"
+    write_tensors(path, read_tensors(path) | {"version": 1})
+    assert call(data, tmp_path, "--methods", "linear") == 0
+    assert "1 of 2 to run" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         call(data, tmp_path, "--methods", "linear", "--unequal", "--valid")
     assert "--valid: the test split stays closed, where --unequal is measured" in capsys.readouterr().err

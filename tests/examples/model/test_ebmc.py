@@ -15,6 +15,7 @@ from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
 from ebmc_msa.model.ensemble import FUSED, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import Settings
+from ebmc_msa.training import checkpoint
 from ebmc_msa.training.stages import train
 from modbalance import EnergyCoordinator
 from modbalance.functional import scale_temperature
@@ -33,13 +34,14 @@ def split():
 def trained(split):
     spec, train_split, valid, _ = split
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
-    return train(model, train_split, valid, model.settings, 0, lambda *_: None)
+    model, scores = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2, warmup_steps=0)), [0.9, 0.8, 0.7, 0.6]
+    with pytest.MonkeyPatch.context() as patch:  # else it is chance whether the second stage is undone
+        patch.setattr("ebmc_msa.training.stages.evaluate", lambda *_: {"mae": scores.pop(0), "loss": 1.0})
+        return train(model, train_split, valid, model.settings, 0, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
 def balanced(trained):
-    assert trained.stages[-1].epoch > 0
     return trained.model.eval()
 
 
@@ -123,27 +125,32 @@ def test_trust_in_the_stage_1_model_tempers_what_trust_in_modalities_does(traine
     assert copy.fused_trust == student.fused_trust
 
 
+@pytest.mark.parametrize("settings", [{}, {"order": "balance-enhance"}, {"without": ("imtd",)}], ids=str)
 @pytest.mark.parametrize("scores", [(0.9, 0.5, 0.8, 0.6), (0.9, 0.5, 0.8, 0.5)], ids=["worse", "as good"])
-def test_a_second_stage_that_ends_below_the_first_is_undone(scores, split, monkeypatch):
+def test_a_second_stage_that_is_nowhere_as_good_is_undone(scores, settings, split, monkeypatch, tmp_path):
     spec, train_split, valid, test = split
+    settings = Settings(stage1_epochs=2, stage2_epochs=2, warmup_steps=0, **settings)
+    saved = []
+
+    def run(model, told, state=None):
+        monkeypatch.setattr("ebmc_msa.training.stages.evaluate", lambda *_: {"mae": told.pop(0), "loss": 1.0})
+        keep = {"save": lambda state: saved.append(copy.deepcopy(state)), "state": state}
+        return train(model, train_split, valid, settings, 0, lambda *_: None, **keep)
+
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2, warmup_steps=0))
-    told = iter(scores)
-    monkeypatch.setattr("ebmc_msa.training.stages.evaluate", lambda *_: {"mae": next(told), "loss": 1.0})
-    trained = train(model, train_split, valid, model.settings, 0, lambda *_: None)
+    model = EBMC(spec, settings)
+    start, trained = copy.deepcopy(model), run(model, list(scores))
     undone = scores[-1] > 0.5
-    first, second = trained.stages
-    assert (first.epoch, second.epoch) == (2, 0 if undone else 2)
-    assert [epoch["selected"] for epoch in second.history] == [False, not undone]
-    batch, stage1 = test.rows(torch.arange(32)), trained.stage1
+    assert [(stage.epoch, stage.undone) for stage in trained.stages] == [(2, False), (2, undone)]
+    batch = test.rows(torch.arange(32))
+    resumed = run(start, list(scores[3:]), saved[2])  # in the middle of the second stage
     with torch.no_grad():
-        assert torch.equal(model.eval()(batch).outputs, stage1(batch).outputs) == undone
-    assert trained.model.student is model
-    assert set(trained.model.temperatures()) == {*spec.dims, FUSED}
-    again = TrustEnsemble(EBMC(spec, model.settings))
-    again.load_state_dict(trained.model.state_dict())
-    with torch.no_grad():
-        assert torch.equal(again.eval()(batch).outputs, trained.model.eval()(batch).outputs)
+        assert torch.equal(model.eval()(batch).outputs, trained.stage1(batch).outputs) == undone
+        expected = trained.model.eval()(batch).outputs
+        assert torch.equal(resumed.model.eval()(batch).outputs, expected)
+        checkpoint.save(tmp_path / "ebmc-0.pt", "ebmc", 0, trained.model, settings)
+        read = checkpoint.read(tmp_path / "ebmc-0.pt", torch.device("cpu"))[2]
+        assert torch.equal(read(batch).outputs, expected)
 
 
 def test_in_a_single_stage_the_fusion_stays_as_it_was_trained(split):

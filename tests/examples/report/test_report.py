@@ -102,15 +102,17 @@ def classes(tmp_path_factory):
     return recorded(tmp_path_factory.mktemp("classes"), Dataset("six", "classes", 4, splits), [1])
 
 
-def test_the_page_says_which_stage_was_undone(classes, tmp_path):
-    results, records = classes.part(["ebmc"])
-    pages = []
-    for balance in (1, 0):
-        changed = [replace(record, epochs={**record.epochs, "balance": balance}) for record in records]
-        report.write_report(tmp_path / "report.html", results, changed)
-        pages.append(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
-    assert ["was undone" in page for page in pages] == [False, True]
-    assert "Seed 1: Balance scored lower than the stage before and was undone." in pages[1]
+def test_the_page_says_where_a_stage_was_undone(sentiment):
+    results, records = sentiment.part(["ebmc"])
+    for where, words in (
+        ([False, False], ""),
+        ([False, True], "Balance was nowhere as good on validation as Enhance and was undone for seed 1112."),
+    ):
+        changed = [replace(record, undone=undone) for record, undone in zip(records, where, strict=True)]
+        view = run_view.Run.of(results, changed)
+        for part in (sections.contribution, losses.selection):
+            assert ("undone" in part(view)) == bool(words)
+            assert words in part(view)
 
 
 @pytest.mark.parametrize(("name", "models"), [("sentiment", ["ebmc"]), ("sentiment", None), ("classes", None)])
