@@ -50,7 +50,8 @@ def write_run(folder, data, names=("ebmc", "concat", "sound"), seeds=(1, 2)):
                 encoder.standardise(SplitView.of(dataset.splits["train"], spec, CPU).frames(m))
             if name == "ebmc":
                 valid = SplitView.of(dataset.splits["valid"], spec, CPU)
-                model = model.finalize(valid, model.start_balancing(valid, valid, {}))
+                model.start_balancing(valid, valid, {})
+                model = model.finalize(valid)
             checkpoint.save(folder / f"{name}-{seed}.pt", name, seed, model, settings)
     return folder
 
