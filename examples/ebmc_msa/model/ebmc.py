@@ -38,7 +38,8 @@ class EBMC(Model):
     probes learn. `start_balancing` freezes a teacher per modality and opens stage II: the full loss, and fusion by
     the teachers' mean trust on validation.
 
-    In training all terms but the task loss are scaled by `strength`, which the training loop raises from 0 to 1.
+    The training loop raises `strength` from 0 to 1. It scales all terms but the task loss, and what rebuilt features
+    and fusion weights change: at 0 the modalities are fused as in a concatenation.
 
     Where modalities tell more together than any of them alone, trust in single modalities is a poor guide. So both
     the fusion weights and distillation are tempered by `fused_trust`, the stage-1 model's mean trust among the
@@ -49,6 +50,8 @@ class EBMC(Model):
     Two other orders of the stages exist for comparison. `balance-enhance` has EMC in stage I, and MSD and CCE from
     stage II on. `joint` has a single stage with all three, and teachers only for the ensemble.
     """
+
+    rest = 3
 
     def __init__(self, spec: Spec, settings: Settings) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class EBMC(Model):
                 gates=self._gates(batch.present),
             )
             features = {
-                name: select((balanced.features[name] + x) / 2, batch.present[name])
+                name: select((balanced.features[name] + self.strength * x) / 2, batch.present[name])
                 for name, x in enhanced.features.items()
             }
         fused = self._fuse(features, weights)
@@ -147,18 +150,18 @@ class EBMC(Model):
             )
             inputs = generator_inputs(shared, private, present, gates=self._gates(present))
             features = {
-                name: select((x + self.enhance.generators[name](inputs[name])) / 2, present[name])
+                name: select((x + self.strength * self.enhance.generators[name](inputs[name])) / 2, present[name])
                 for name, x in features.items()
             }
         return self.head(self._fuse(features, self.fusion_weights(present)))
 
     def fusion_weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of mean 1 over the present modalities, `(B,)`: the softmax of `log_trust` times their number.
+        """Weights of mean 1 over the present modalities, `(B,)`: their number times softmax(strength `log_trust`).
 
         They are 1 in stage I, so that a modality counts as much as it would in a concatenation.
         """
         here = torch.stack(list(present.values()))
-        logits = torch.tensor([self.log_trust[name] for name in present], device=here.device)
+        logits = torch.tensor([self.strength * self.log_trust[name] for name in present], device=here.device)
         weights = here.sum(0) * masked_softmax(logits[:, None].expand(here.shape), here, 0)
         return dict(zip(present, weights, strict=True))
 
@@ -289,6 +292,7 @@ class EBMC(Model):
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
+            "strength": self.strength,
             "enhancing": self.enhancing,
             "balancing": self.balancing,
             "log_trust": dict(self.log_trust),
@@ -298,6 +302,7 @@ class EBMC(Model):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.strength = state["strength"]
         self.enhancing, self.balancing = state["enhancing"], state["balancing"]
         self.log_trust, self.fused_trust = dict(state["log_trust"]), state["fused_trust"]
         self.explained = dict(state["explained"])

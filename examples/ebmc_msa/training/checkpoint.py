@@ -17,7 +17,7 @@ from ebmc_msa.model.prediction import Model
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.report.run_view import CONTROL
 
-VERSION = 5
+VERSION = 6
 
 
 def build(name: str, spec: Spec, settings: Settings) -> Model:

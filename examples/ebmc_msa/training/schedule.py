@@ -2,54 +2,70 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-JOINT = 0.7  # share of the warm-up that is joint training alone
+JOINT, RAMP = 0.7, 0.3  # shares of the warm-up: joint training, at least, and the rise that follows it
 
 
 class Schedule(NamedTuple):
     r"""How strong everything but the task loss is, by optimiser step $t$ of a run with a warm-up of $W$ steps.
 
-    $$s(t) = \operatorname{clip}\left(\frac{t / W - 0.7}{0.3},\ 0,\ 1\right)$$
+    $$s(t) = \operatorname{clip}\left(\frac{t - t_0}{0.3\,W},\ 0,\ 1\right)$$
 
-    The task loss is alone for 70 % of the warm-up. Under full regularisation from the first step a network learns
-    what each modality shows by itself and stays there: what only several modalities together show pays off late.
+    Until $t_0$ the task loss is alone: for 70 % of the warm-up, and on until validation rests. Under full
+    regularisation from the first step a network learns what each modality shows by itself and stays there: what only
+    several modalities together show pays off late.
 
     Args:
         warmup: W; 0 is none.
         per_epoch: steps of an epoch.
+        rest: epochs without progress on validation that end joint training; 0 ends it with 70 % of the warm-up.
         before: steps of earlier stages.
+        begins: t_0; infinite while joint training goes on. See `after`.
     """
 
     warmup: int
     per_epoch: int
+    rest: int = 0
     before: int = 0
+    begins: float = math.inf
+
+    def after(self, scores: Sequence[float], losses: Sequence[float]) -> Schedule:
+        """This schedule with the t_0 that these validation scores and losses tell, by epoch from the first stage on.
+
+        Progress is a better score or a lower loss.
+        """
+        earliest, rest = JOINT * self.warmup, self.rest if self.warmup else 0
+        for done in range(int(earliest // self.per_epoch), len(scores) + 1):
+            if done - _last_progress(scores[:done], losses[:done]) >= rest:
+                return self._replace(begins=max(earliest, done * self.per_epoch))
+        return self._replace(begins=math.inf)
 
     def strength(self, step: int) -> float:
         """s at a step of this stage, counted from 0."""
-        if self.before + step >= self.warmup:
+        if not self.warmup:
             return 1.0
-        return max(0.0, ((self.before + step) / self.warmup - JOINT) / (1 - JOINT))
+        return min(1.0, max(0.0, (self.before + step - self.begins) / (RAMP * self.warmup)))
 
     def go_on(self, scores: Sequence[float], losses: Sequence[float], patience: int) -> bool:
         """Whether a stage with these validation scores and losses by epoch, higher and lower is better, continues.
 
         It ends after `patience` epochs without a better score or a lower loss; accuracy can rest on a plateau while
-        the loss still falls. Joint training, the first part of the warm-up, does not count.
+        the loss still falls. The first part of the warm-up does not count.
         """
-        last = max(scores.index(max(scores)), losses.index(min(losses))) + 1 if scores else 0
         joint = -(-max(round(JOINT * self.warmup) - self.before, 0) // self.per_epoch)
-        return len(scores) - max(last, joint) < patience
+        return len(scores) - max(_last_progress(scores, losses), joint) < patience
 
-    def extends(self, scores: Sequence[float], losses: Sequence[float]) -> bool:
-        """Whether the first stage, its epochs over, borrows one from the next.
+    def extends(self, scores: Sequence[float]) -> bool:
+        """Whether the first stage, its epochs over, borrows one from the next: while joint training goes on.
 
-        It does where joint training is not over and the last epoch was the best so far: teachers that are frozen
-        while the modalities are still being learnt would hold the next stage back.
+        Teachers that are frozen while the modalities are still being learnt would hold the next stage back.
         """
-        if not scores:
-            return False  # a stage of no epochs stays one
-        last = len(scores) - 1
-        improved = last in (scores.index(max(scores)), losses.index(min(losses)))
-        return improved and self.before + len(scores) * self.per_epoch < JOINT * self.warmup
+        return len(scores) > 0 and self.begins == math.inf  # a stage of no epochs stays one
+
+
+def _last_progress(scores: Sequence[float], losses: Sequence[float]) -> int:
+    """The last epoch with a better score or a lower loss than all before, counted from 1; 0 before any."""
+    return max(scores.index(max(scores)), losses.index(min(losses))) + 1 if scores else 0

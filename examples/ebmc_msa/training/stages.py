@@ -73,7 +73,7 @@ def train(
     is first built, training continues from there to the same bits.
     """
     plan = model.stages(settings)
-    schedule = Schedule(settings.warmup_steps, len(by_length(train, settings.batch_size)))
+    schedule = Schedule(settings.warmup_steps, len(by_length(train, settings.batch_size)), model.rest)
     stages: list[Stage] = []
     stage1: Model | None = None
     branches: Branches = {}
@@ -122,6 +122,7 @@ def train(
                 seed,
                 progress,
                 here,
+                [entry for stage in stages for entry in stage.history],
                 branches,
                 save_all,
                 state,
@@ -149,13 +150,15 @@ def run_stage(
     seed: int,
     progress: Progress,
     schedule: Schedule,
+    earlier: list[dict[str, Any]],
     branches: Branches,
     save: Save,
     state: dict[str, Any] | None,
 ) -> Stage:
     """Train with early stopping; the model ends at the epoch that is best on validation.
 
-    The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it.
+    The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it. `earlier` is the
+    history of the stages before.
     """
     step = parallel(model)
     history: list[dict[str, Any]] = []
@@ -166,8 +169,11 @@ def run_stage(
 
     def goes_on() -> bool:
         done, (scores, losses) = len(history), _progress(model, history)
-        within = done < epochs or (done < epochs + spare and schedule.extends(scores, losses))
+        within = done < epochs or (done < epochs + spare and now().extends(scores))
         return within and schedule.go_on(scores, losses, settings.patience)
+
+    def now() -> Schedule:
+        return schedule.after(*_progress(model, earlier + history))
 
     while goes_on():
         tick, epoch = time.perf_counter(), len(history) + 1
@@ -176,7 +182,7 @@ def run_stage(
         alike = torch.Generator().manual_seed(_draw(seed, name, epoch))
         own = torch.Generator().manual_seed(_draw(seed, name, epoch, rank()))
         torch.manual_seed(_draw(seed, name, epoch, rank(), "model"))
-        entry = _epoch(model, step, optimizer, train, settings, schedule, len(history), alike, own)
+        entry = _epoch(model, step, optimizer, train, settings, now(), len(history), alike, own)
         metrics = broadcast_from_rank0(lambda: evaluate(model, valid))
         keep_best_branches(model, valid, branches)
         model.observe(valid)
@@ -270,7 +276,7 @@ def _epoch(
         _add(sums["energy"], {name: distributed.mean(e, batch.present[name]) for name, e in out.energy.items()})
     means = {kind: {k: v.item() / len(batches) for k, v in total.items()} for kind, total in sums.items()}
     gradient, weight = shares(means["gradient"]), model.balance_weights()
-    return {**means, "gradient": gradient, "weight": weight, "steps": len(batches)}
+    return {**means, "gradient": gradient, "weight": weight, "strength": model.strength, "steps": len(batches)}
 
 
 def _add(total: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:

@@ -15,8 +15,13 @@ from ebmc_msa.training.stages import train
 from generated import interaction
 
 
+def rested(epochs):
+    """Scores and losses of a run whose validation stopped improving at its first epoch."""
+    return [1.0] * epochs, [1.0] * epochs
+
+
 def test_strength_is_0_for_most_of_the_warm_up_and_then_rises_to_1():
-    schedule = Schedule(warmup=100, per_epoch=10)
+    schedule = Schedule(warmup=100, per_epoch=10).after(*rested(7))
     assert [schedule.strength(t) for t in (0, 69, 70)] == [0, 0, 0]
     assert schedule.strength(85) == pytest.approx(0.5)
     assert [schedule.strength(t) for t in (100, 1000)] == [1, 1]
@@ -25,7 +30,33 @@ def test_strength_is_0_for_most_of_the_warm_up_and_then_rises_to_1():
 
 
 def test_without_warm_up_all_is_strong_from_the_first_step():
-    assert Schedule(warmup=0, per_epoch=10).strength(0) == 1
+    assert Schedule(warmup=0, per_epoch=10).after([], []).strength(0) == 1
+
+
+def test_joint_training_lasts_while_validation_improves():
+    schedule = Schedule(warmup=100, per_epoch=10, rest=3)
+    scores = [float(min(epoch, 12)) for epoch in range(1, 21)]  # the twelfth is the last that is better
+    flat = [1.0] * 20
+    for losses in (flat, scores):  # a loss that rises
+        assert [schedule.after(scores[:e], losses[:e]).strength(10 * e) for e in (9, 14, 15)] == [0, 0, 0]
+        assert schedule.after(scores[:16], losses[:16]).strength(165) == pytest.approx(0.5)
+        assert schedule.after(scores, losses).begins == 150
+    falling = [-score for score in scores]
+    assert schedule.after(flat, falling).begins == 150
+    assert schedule._replace(rest=0).after(scores, losses).begins == 70
+
+
+def test_when_joint_training_ends_is_settled_by_what_came_before():
+    """An epoch that is better after that does not bring it back."""
+    schedule = Schedule(warmup=100, per_epoch=10, rest=3)
+    scores, losses = rested(9)
+    assert schedule.after(scores, losses).begins == schedule.after([*scores, 2.0], [*losses, 0.5]).begins == 70
+
+
+@pytest.mark.parametrize("per_epoch", [3, 10, 17, 70, 100, 1000])
+def test_joint_training_lasts_for_70_percent_of_the_warm_up_at_least(per_epoch):
+    assert Schedule(100, per_epoch).after(*rested(60)).begins == 70
+    assert Schedule(100, per_epoch, rest=3).after(*rested(60)).begins >= 70
 
 
 @pytest.mark.parametrize(
@@ -56,7 +87,8 @@ def splits(dataset):
     )
 
 
-def test_training_follows_the_schedule(monkeypatch):
+@pytest.mark.parametrize("rest", [0, 3])
+def test_training_follows_the_schedule(monkeypatch, rest):
     """Corruption and modality dropout as well: all that EBMC adds is absent at first and whole in the end."""
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     seen = []
@@ -66,11 +98,16 @@ def test_training_follows_the_schedule(monkeypatch):
     monkeypatch.setattr(stages, "corrupt_at_random", lambda batch, std, rate, _: seen[-1].append(rate) or batch)
     settings = Settings(stage1_epochs=4, stage2_epochs=4, batch_size=32, warmup_steps=10)
     model = EBMC(spec, settings)
-    train(model, training, valid, settings, 0, lambda *_: None)
-    expected = [Schedule(10, 2).strength(t) for t in range(16)]
+    model.rest = rest
+    trained = train(model, training, valid, settings, 0, lambda *_: None)
+    epochs = [entry for stage in trained.stages for entry in stage.history]
+    scores, losses = [entry["valid"]["acc"] for entry in epochs], [entry["valid"]["loss"] for entry in epochs]
+    schedule = Schedule(10, 2, rest).after(scores, losses)
+    expected = [schedule.strength(t) for t in range(16)]
     assert [drop for _, drop, _ in seen] == pytest.approx([0.3 * s for s in expected])
     assert [corruption for *_, corruption in seen] == pytest.approx([0.25 * s for s in expected])
-    assert [expected[0], expected[-1]] == [0, 1]
+    assert expected[0] == 0
+    assert rest or expected[-1] == 1
 
 
 def test_at_strength_0_only_the_task_loss_is_left():
@@ -132,20 +169,12 @@ def test_a_decoy_does_not_hide_the_modality_that_knows(accuracy):
     assert scores["first"] > 78
 
 
-@pytest.mark.parametrize(
-    ("scores", "losses", "expected"),
-    [
-        ([1.0, 2.0], [1.0, 1.1], True),
-        ([1.0, 1.0], [1.0, 0.9], True),
-        ([2.0, 1.0], [0.9, 1.0], False),
-        ([], [], False),
-    ],
-)
-def test_stage_1_borrows_epochs_while_joint_training_improves(scores, losses, expected):
-    schedule = Schedule(100, per_epoch=10)
-    assert schedule.extends(scores, losses) is expected
-    assert not schedule._replace(before=50).extends(scores, losses)  # joint training is over
-    assert not schedule._replace(warmup=0).extends(scores, losses)
+def test_stage_1_borrows_epochs_while_joint_training_goes_on():
+    schedule = Schedule(100, per_epoch=10, rest=3)
+    assert schedule.after([1.0, 2.0], [1.0, 1.1]).extends([1.0, 2.0])
+    assert not schedule.after(*rested(7)).extends([1.0] * 7)
+    assert not schedule.after([], []).extends([])  # a stage of no epochs stays one
+    assert not schedule._replace(warmup=0).after(*rested(1)).extends([1.0])
 
 
 def test_epochs_borrowed_come_from_the_second_stage():
