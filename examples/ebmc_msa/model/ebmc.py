@@ -39,7 +39,8 @@ class EBMC(Model):
     the teachers' mean trust on validation.
 
     The training loop raises `strength` from 0 to 1. It scales all terms but the task loss, and what rebuilt features
-    and fusion weights change: at 0 the modalities are fused as in a concatenation.
+    and fusion weights change: at 0 the modalities are fused as in a concatenation. It stays 0 until `rest` epochs of
+    that bring no progress on validation.
 
     Where modalities tell more together than any of them alone, trust in single modalities is a poor guide. So both
     the fusion weights and distillation are tempered by `fused_trust`, the stage-1 model's mean trust among the

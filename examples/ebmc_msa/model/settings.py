@@ -69,7 +69,9 @@ class Settings:
     stage1_epochs: int = option(100, "at most, enhance", type=count, metavar="N")  # paper
     stage2_epochs: int = option(100, "at most, balance", type=count, metavar="N")  # paper
     patience: int = option(15, "epochs without a better validation score or loss", type=whole, metavar="N")
-    warmup_steps: int = option(400, "of joint training, from which regularisation grows", type=count, metavar="N")
+    warmup_steps: int = option(
+        400, "of joint training, at least, and of the rise of the rest", type=count, metavar="N"
+    )
     batch_size: int = option(64, "utterances a step", type=whole, metavar="N")  # paper
     lr: float = option(1e-3, "learning rate of AdamW", type=positive, metavar="X")
     weight_decay: float = 1e-2

@@ -106,7 +106,7 @@ def losses(run: Run) -> str:
             )
     note = "" if alone else "Each term is on its own scale: compare shapes, not heights. "
     if run.model == "ebmc":
-        note += "In the warm-up all terms but L_task and L_uni grow from no weight to the one stated. "
+        note += "After joint training all terms but L_task and L_uni grow from no weight to the one stated. "
     return "".join(parts) + p(note + how_to_read(run), "quiet")
 
 
@@ -130,7 +130,7 @@ def prediction(terms: Mapping[str, Any], chosen: Mapping[str, Any], alone: bool)
     lines = {stage: {"task": found["task"]} for stage, found in terms.items()}
     caption = "It falls. Where it still falls and the validation metric gets worse, the model over-fits. "
     if not alone:
-        caption += "It rises as modality dropout and corruption set in, late in the warm-up: training gets harder."
+        caption += "It rises as modality dropout and corruption set in, after joint training: training gets harder."
     svg = plots.over_time(lines, chosen, {}, ylabel="loss")
     return figure(svg, "L_task on training: the loss of the prediction", caption)
 

@@ -13,12 +13,14 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.predict import answers, predict
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.encoders import encode
 from ebmc_msa.model.ensemble import FUSED, Mixture, TrustEnsemble
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import checkpoint
 from ebmc_msa.training.stages import train
 from modbalance import EnergyCoordinator
 from modbalance.functional import scale_temperature
+from modbalance.presence import select
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,24 @@ def test_enhanced_features_reach_the_head(balanced, split):
         torch.nn.init.normal_(p.data)
     assert not torch.allclose(predict(balanced, batch).outputs, before, atol=1e-2)
     enhance.load_state_dict(state)
+
+
+def test_in_joint_training_features_are_fused_as_in_a_concatenation(split, tmp_path):
+    """At strength 0: no rebuilt features and equal weights, in training, on validation and in a copy that is read."""
+    spec, *_, test = split
+    batch, settings = test.rows(torch.arange(32)), Settings(dropout=0.0, encoder="mean")
+    torch.manual_seed(0)
+    model = EBMC(spec, settings).eval()
+    model.strength, model.log_trust = 0.0, {"text": 0.0, "audio": -1.0, "vision": -2.0}
+    checkpoint.save(tmp_path / "ebmc-0.pt", "ebmc", 0, model, settings)
+    with torch.no_grad():
+        mixed = {name: 2 * model.mix[name](x / 2) for name, x in encode(model.encoders, batch).items()}
+        expected = model.head(sum(select(x, batch.present[name]) for name, x in mixed.items()))
+        for ebmc in (model, checkpoint.read(tmp_path / "ebmc-0.pt", torch.device("cpu"))[2]):
+            for outputs in (ebmc.answer(batch), ebmc(batch).outputs, ebmc.train()(batch).outputs):
+                torch.testing.assert_close(outputs, expected)
+            ebmc.eval().strength = 1.0
+            assert not torch.allclose(ebmc.answer(batch), expected, atol=1e-3)
 
 
 def test_trust_is_exact_over_present_modalities(balanced, split):
@@ -314,7 +334,8 @@ def test_weights_of_emc_come_from_validation_and_are_recorded(split, monkeypatch
 
     def run(state=None):
         torch.manual_seed(0)
-        model = EBMC(spec, Settings(stage1_epochs=1, stage2_epochs=4, gamma=0.5, observe=True, lr=0.03))
+        settings = Settings(stage1_epochs=1, stage2_epochs=4, warmup_steps=0, gamma=0.5, observe=True, lr=0.03)
+        model = EBMC(spec, settings)
         keep = None if state else lambda state: saved.append(copy.deepcopy(state))
         return train(model, train_split, valid, model.settings, 0, lambda *_: None, save=keep, state=state).stages
 
