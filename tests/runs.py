@@ -12,7 +12,20 @@ import torch
 from ebmc_msa.data import files
 from ebmc_msa.training import command, console, resume, run
 
-SHORT = ["--stage1-epochs", "2", "--stage2-epochs", "2", "--batch-size", "8", "--device", "cpu", "--jobs", "1"]
+SHORT = [
+    "--stage1-epochs",
+    "2",
+    "--stage2-epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--device",
+    "cpu",
+    "--jobs",
+    "1",
+    "--warmup-steps",
+    "0",
+]
 BRIEF = ["--stage1-epochs", "1", "--stage2-epochs", "1"]
 COMPARE = ["--compare"]
 

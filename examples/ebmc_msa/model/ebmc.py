@@ -38,9 +38,10 @@ class EBMC(Model):
     probes learn. `start_balancing` freezes a teacher per modality and opens stage II: the full loss, and fusion by
     the teachers' mean trust on validation.
 
-    The training loop raises `strength` from 0 to 1. It scales all terms but the task loss, and what rebuilt features
-    and fusion weights change: at 0 the modalities are fused as in a concatenation. It stays 0 until `rest` epochs of
-    that bring no progress on validation.
+    `strength`, which the training loop raises from 0 to 1, scales the rebuilt features and the logits of the fusion
+    weights, and in training all terms but the task loss, the unimodal losses and the fit of the probes. At 0 the
+    modalities are fused as in a concatenation. It stays 0 for 70 % of the warm-up, and until `joint_patience` epochs
+    bring no progress on validation.
 
     Where modalities tell more together than any of them alone, trust in single modalities is a poor guide. So both
     the fusion weights and distillation are tempered by `fused_trust`, the stage-1 model's mean trust among the
@@ -52,11 +53,9 @@ class EBMC(Model):
     stage II on. `joint` has a single stage with all three, and teachers only for the ensemble.
     """
 
-    rest = 3
-
     def __init__(self, spec: Spec, settings: Settings) -> None:
         super().__init__()
-        self.spec, self.settings = spec, settings
+        self.spec, self.settings, self.rest = spec, settings, settings.joint_patience
         dims = dict.fromkeys(spec.dims, settings.dim)
         lambdas = {"lambda_1": settings.lambda_1, "lambda_2": settings.lambda_2}
         task = {"num_outputs": spec.num_outputs, "task": spec.task, "class_weight": weight_of(spec)}
@@ -145,16 +144,19 @@ class EBMC(Model):
         batch = self.imputed(batch)
         present, features = batch.present, encode(self.encoders, batch)
         if self.enhancing and "cce" not in self.settings.without:
-            shared, private = (
-                {name: select(part[name](x), present[name]) for name, x in features.items()}
-                for part in (self.decouple.shared, self.decouple.private)
-            )
-            inputs = generator_inputs(shared, private, present, gates=self._gates(present))
+            rebuilt = self._rebuilt(features, present) if self.strength else dict.fromkeys(features, 0.0)
             features = {
-                name: select((x + self.strength * self.enhance.generators[name](inputs[name])) / 2, present[name])
-                for name, x in features.items()
+                name: select((x + self.strength * rebuilt[name]) / 2, present[name]) for name, x in features.items()
             }
         return self.head(self._fuse(features, self.fusion_weights(present)))
+
+    def _rebuilt(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shared, private = (
+            {name: select(part[name](x), present[name]) for name, x in features.items()}
+            for part in (self.decouple.shared, self.decouple.private)
+        )
+        inputs = generator_inputs(shared, private, present, gates=self._gates(present))
+        return {name: self.enhance.generators[name](inputs[name]) for name in features}
 
     def fusion_weights(self, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of mean 1 over the present modalities, `(B,)`: their number times softmax(strength `log_trust`).
@@ -167,7 +169,7 @@ class EBMC(Model):
         return dict(zip(present, weights, strict=True))
 
     def _fuse(self, features: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-        # Twice: one half of each feature is rebuilt, and that half is near 0 at first.
+        # Twice: half of each feature is rebuilt, and in joint training that half is 0.
         return 2 * self.distill.fuse({name: self.mix[name](x) for name, x in features.items()}, weights)
 
     def _gates(self, present: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

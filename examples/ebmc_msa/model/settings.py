@@ -70,8 +70,9 @@ class Settings:
     stage2_epochs: int = option(100, "at most, balance", type=count, metavar="N")  # paper
     patience: int = option(15, "epochs without a better validation score or loss", type=whole, metavar="N")
     warmup_steps: int = option(
-        400, "of joint training, at least, and of the rise of the rest", type=count, metavar="N"
+        400, "of joint training at least, with a ramp of all else at its end", type=count, metavar="N"
     )
+    joint_patience: int = 3  # epochs of joint training without progress after which EBMC begins that ramp
     batch_size: int = option(64, "utterances a step", type=whole, metavar="N")  # paper
     lr: float = option(1e-3, "learning rate of AdamW", type=positive, metavar="X")
     weight_decay: float = 1e-2

@@ -9,7 +9,7 @@ from ebmc_msa.evaluation.metrics import METRICS
 from ebmc_msa.report import plots
 from ebmc_msa.report.html import figure, grid, p
 from ebmc_msa.report.run_view import Run
-from ebmc_msa.report.sections import curves, how_to_read, selected, undone
+from ebmc_msa.report.sections import answering, curves, how_to_read, selected
 
 Settings = Mapping[str, Any]
 
@@ -121,7 +121,7 @@ def selection(run: Run) -> str:
         caption += "Here the best epoch is the last one: the model was still improving, and more epochs may help. "
     else:
         caption += "Training went on after it and did not get better. "
-    caption += undone(run).lstrip()
+    caption += answering(run).lstrip()
     title = f"{metric.name} on validation, the measure that selects the epoch"
     return figure(plots.over_time(scores, selected(run), {}, ylabel=metric.label), title, caption)
 

@@ -33,5 +33,10 @@ class Record:
     samples: dict[str, list[float]]  # score of each test utterance: full, missing, corrupted
     valid: dict[str, float]  # mean of these scores on validation
 
+    @property
+    def strength(self) -> dict[str, float]:
+        """That of the selected epoch, by stage; 0 is joint training."""
+        return {entry["stage"]: entry["strength"] for entry in self.history if entry["selected"]}
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -33,7 +33,7 @@ def contribution(run: Run) -> str:
     ) + ("; dots are single seeds." if len(run.records) > 1 else ".")
     uneven = (np.mean([imbalance(r.contribution[when]) for r in run.records]) for when in moments)
     caption += " Imbalance, 0 for equal shares and 1 for a single contributor: "
-    caption += " → ".join(f"{value:.2f}" for value in uneven) + "." + undone(run)
+    caption += " → ".join(f"{value:.2f}" for value in uneven) + "." + answering(run)
     title = "How much each modality contributes to the prediction"
     title += " before and after balancing" if len(moments) > 1 else ""
     return grid([figure(plots.contributions(shares, plots.palette(run.modalities)), title, caption)])
@@ -81,16 +81,22 @@ def how_to_read(run: Run) -> str:
     )
 
 
-def undone(run: Run) -> str:
-    """In which seeds the second stage is undone; nothing where it is in none."""
+def answering(run: Run) -> str:
+    """In which seeds the second stage is undone, and in which the epoch that answers is one of joint training."""
+    caption, (first, *second) = "", run.records[0].epochs
     seeds = [str(record.seed) for record in run.records if record.undone]
-    if not seeds:
-        return ""
-    first, second = run.records[0].epochs
-    return (
-        f" {STAGES[second]} was nowhere as good on validation as {STAGES[first]} and was undone for seed "
-        f"{', '.join(seeds)}."
-    )
+    if seeds:
+        caption += (
+            f" {STAGES[second[0]]} was nowhere as good on validation as {STAGES[first]} and was undone for seed "
+            f"{', '.join(seeds)}."
+        )
+    last = [(record, first if record.undone or not second else second[0]) for record in run.records]
+    seeds = [str(record.seed) for record, stage in last if record.strength.get(stage, 1.0) == 0]
+    if seeds and run.model == "ebmc":
+        caption += (
+            f" The selected epoch is one of joint training, without rebuilt features, for seed {', '.join(seeds)}."
+        )
+    return caption
 
 
 def missing(run: Run) -> str:
@@ -247,6 +253,7 @@ SETTINGS = {  # those that are no option of train.py
     "beta": "weight of L_CCE",
     "gamma": "weight of L_EMC; at 0 its probes alone learn",
     "eta": "weight of L_IMTD",
+    "joint_patience": "epochs without progress on validation that end joint training",
     "observe": "L_EMC weighs modalities by their energies on validation",
     "lambda_1": "weight of L_dis in L_MSD",
     "lambda_2": "weight of L_uni in L_MSD",

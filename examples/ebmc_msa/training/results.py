@@ -66,6 +66,7 @@ def summary(
             "selection": {
                 **selection,
                 "epochs": {str(record.seed): record.epochs for record in group},
+                "strength": {str(record.seed): record.strength for record in group},
                 "undone": [record.seed for record in group if record.undone],
                 "last_is_best": any(last_is_best(record) for record in group),
             },

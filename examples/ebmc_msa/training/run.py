@@ -123,12 +123,18 @@ def one(
 
     def after_epoch(stage: str, epoch: int, entry: dict[str, Any]) -> None:
         key = KINDS[spec.kind].selects
-        done = epoch + (settings.stage1_epochs if stage == settings.order.partition("-")[2] else 0)
-        show(name, seed, completed=done, state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}")
+        reached[stage] = epoch
+        show(
+            name,
+            seed,
+            completed=sum(reached.values()),
+            state=f"{stage} {epoch}, valid {key} {entry['valid'][key]:.3f}",
+        )
         events.epoch(entry)
 
     save, state = run.saver(name, seed), run.training(name, seed)
     events = log.model(name, seed, state)
+    reached = {} if state is None else {stage["name"]: stage["epochs"] for stage in state["stages"]}
     barrier()  # all have read it before the first goes on to remove it
     train_split = train_split.with_any_modality()
     trained = train_model(model, train_split, valid, settings, seed, after_epoch, save=save, state=state)

@@ -6,24 +6,24 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-JOINT, RAMP = 0.7, 0.3  # shares of the warm-up: joint training, at least, and the rise that follows it
+JOINT = 0.7  # share of the warm-up that is joint training at least
 
 
 class Schedule(NamedTuple):
     r"""How strong everything but the task loss is, by optimiser step $t$ of a run with a warm-up of $W$ steps.
 
-    $$s(t) = \operatorname{clip}\left(\frac{t - t_0}{0.3\,W},\ 0,\ 1\right)$$
+    $$s(t) = \operatorname{clip}\left(\frac{t / W - t_0}{0.3},\ 0,\ 1\right)$$
 
-    Until $t_0$ the task loss is alone: for 70 % of the warm-up, and on until validation rests. Under full
-    regularisation from the first step a network learns what each modality shows by itself and stays there: what only
-    several modalities together show pays off late.
+    Until $t_0$ a model is trained jointly. Under full regularisation from the first step a network learns what each
+    modality shows by itself and stays there: what only several modalities together show pays off late.
 
     Args:
         warmup: W; 0 is none.
         per_epoch: steps of an epoch.
-        rest: epochs without progress on validation that end joint training; 0 ends it with 70 % of the warm-up.
+        rest: epochs without progress on validation that end joint training, which lasts for 70 % of the warm-up at
+            least; with 0 that is its end.
         before: steps of earlier stages.
-        begins: t_0; infinite while joint training goes on. See `after`.
+        begins: t_0, in warm-ups; infinite while joint training goes on. See `after`.
     """
 
     warmup: int
@@ -33,21 +33,20 @@ class Schedule(NamedTuple):
     begins: float = math.inf
 
     def after(self, scores: Sequence[float], losses: Sequence[float]) -> Schedule:
-        """This schedule with the t_0 that these validation scores and losses tell, by epoch from the first stage on.
+        """This schedule with t_0 by the validation scores and losses of all epochs since the first stage began.
 
         Progress is a better score or a lower loss.
         """
-        earliest, rest = JOINT * self.warmup, self.rest if self.warmup else 0
-        for done in range(int(earliest // self.per_epoch), len(scores) + 1):
-            if done - _last_progress(scores[:done], losses[:done]) >= rest:
-                return self._replace(begins=max(earliest, done * self.per_epoch))
-        return self._replace(begins=math.inf)
+        for done in range(int(JOINT * self.warmup // self.per_epoch), len(scores) + 1):
+            if self.warmup and done - _last_progress(scores[:done], losses[:done]) >= self.rest:
+                return self._replace(begins=max(JOINT, done * self.per_epoch / self.warmup))
+        return self._replace(begins=math.inf if self.warmup else 0.0)
 
     def strength(self, step: int) -> float:
         """s at a step of this stage, counted from 0."""
         if not self.warmup:
             return 1.0
-        return min(1.0, max(0.0, (self.before + step - self.begins) / (RAMP * self.warmup)))
+        return min(1.0, max(0.0, ((self.before + step) / self.warmup - self.begins) / (1 - JOINT)))
 
     def go_on(self, scores: Sequence[float], losses: Sequence[float], patience: int) -> bool:
         """Whether a stage with these validation scores and losses by epoch, higher and lower is better, continues.

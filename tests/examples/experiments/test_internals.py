@@ -27,7 +27,7 @@ def looked():
     spec = Spec.of(dataset)
     splits = {name: SplitView.of(split, spec, torch.device("cpu")) for name, split in dataset.splits.items()}
     torch.manual_seed(0)
-    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2))
+    model = EBMC(spec, Settings(stage1_epochs=2, stage2_epochs=2, warmup_steps=0))
     ebmc = train(model, splits["train"], splits["valid"], model.settings, 0, lambda *_: None)
 
     def kept():

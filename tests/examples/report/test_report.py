@@ -73,7 +73,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(folder, dataset, seeds):
-    settings = Settings(stage1_epochs=2, stage2_epochs=2, encoder="mean", dim=8)
+    settings = Settings(stage1_epochs=2, stage2_epochs=2, warmup_steps=0, encoder="mean", dim=8)
     options = {"model": "ebmc", "compare": True, "device": "cpu", "predictions": None, "log": None, "seeds": seeds}
     args = Namespace(**options, out=folder, name="run", data=None, against=None, jobs=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -113,6 +113,16 @@ def test_the_page_says_where_a_stage_was_undone(sentiment):
         for part in (sections.contribution, losses.selection):
             assert ("undone" in part(view)) == bool(words)
             assert words in part(view)
+
+
+def test_the_page_says_where_joint_training_answers(sentiment):
+    results, records = sentiment.part(["ebmc"])
+    words = "The selected epoch is one of joint training, without rebuilt features, for seed 1112."
+    for strength in (0.0, 1.0):
+        history = [{**entry, "strength": strength} for entry in records[1].history]
+        view = run_view.Run.of(results, [records[0], replace(records[1], history=history)])
+        for part in (sections.contribution, losses.selection):
+            assert (words in part(view)) == (strength == 0)
 
 
 @pytest.mark.parametrize(("name", "models"), [("sentiment", ["ebmc"]), ("sentiment", None), ("classes", None)])

@@ -80,6 +80,7 @@ def trained(name, changes):
         **changes,
         stage1_epochs=2,
         stage2_epochs=2,
+        warmup_steps=0,
         batch_size=11,
         lr=1e-2,
         dim=8,

@@ -40,23 +40,31 @@ def test_joint_training_lasts_while_validation_improves():
     for losses in (flat, scores):  # a loss that rises
         assert [schedule.after(scores[:e], losses[:e]).strength(10 * e) for e in (9, 14, 15)] == [0, 0, 0]
         assert schedule.after(scores[:16], losses[:16]).strength(165) == pytest.approx(0.5)
-        assert schedule.after(scores, losses).begins == 150
+        assert schedule.after(scores, losses).begins == 1.5
     falling = [-score for score in scores]
-    assert schedule.after(flat, falling).begins == 150
-    assert schedule._replace(rest=0).after(scores, losses).begins == 70
+    assert schedule.after(flat, falling).begins == 1.5
+    assert schedule._replace(rest=0).after(scores, losses).begins == 0.7
 
 
 def test_when_joint_training_ends_is_settled_by_what_came_before():
     """An epoch that is better after that does not bring it back."""
     schedule = Schedule(warmup=100, per_epoch=10, rest=3)
     scores, losses = rested(9)
-    assert schedule.after(scores, losses).begins == schedule.after([*scores, 2.0], [*losses, 0.5]).begins == 70
+    assert schedule.after(scores, losses).begins == schedule.after([*scores, 2.0], [*losses, 0.5]).begins == 0.7
 
 
-@pytest.mark.parametrize("per_epoch", [3, 10, 17, 70, 100, 1000])
-def test_joint_training_lasts_for_70_percent_of_the_warm_up_at_least(per_epoch):
-    assert Schedule(100, per_epoch).after(*rested(60)).begins == 70
-    assert Schedule(100, per_epoch, rest=3).after(*rested(60)).begins >= 70
+@pytest.mark.parametrize(("per_epoch", "begins"), [(3, 0.7), (10, 0.7), (17, 0.7), (20, 0.8), (100, 4), (1000, 40)])
+def test_joint_training_lasts_for_70_percent_of_the_warm_up_and_four_epochs_at_least(per_epoch, begins):
+    assert Schedule(100, per_epoch, rest=3).after(*rested(60)).begins == begins
+
+
+@pytest.mark.parametrize("warmup", [1, 90, 187, 200, 400])
+def test_without_rest_the_ramp_is_the_same_for_every_run(warmup):
+    for seen in range(12):
+        schedule = Schedule(warmup, per_epoch=40).after(*rested(seen))
+        for step in range(40 * seen, 40 * seen + 40):  # of the epoch that comes
+            expected = max(0.0, (step / warmup - 0.7) / (1 - 0.7)) if step < warmup else 1.0
+            assert schedule.strength(step) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,27 +95,28 @@ def splits(dataset):
     )
 
 
-@pytest.mark.parametrize("rest", [0, 3])
-def test_training_follows_the_schedule(monkeypatch, rest):
-    """Corruption and modality dropout as well: all that EBMC adds is absent at first and whole in the end."""
+@pytest.mark.parametrize(("patience", "begins"), [(0, 0.7), (3, 1.0)])
+def test_training_follows_the_schedule(monkeypatch, patience, begins):
+    """Corruption and modality dropout as well: all that EBMC adds is absent at first and whole in the end.
+
+    Validation improves for two epochs, so that joint training lasts for five, one of them in the second stage.
+    """
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     seen = []
     monkeypatch.setattr(
         stages, "modality_dropout", lambda present, rate, generator: seen.append(["drop", rate["first"]]) or present
     )
     monkeypatch.setattr(stages, "corrupt_at_random", lambda batch, std, rate, _: seen[-1].append(rate) or batch)
-    settings = Settings(stage1_epochs=4, stage2_epochs=4, batch_size=32, warmup_steps=10)
-    model = EBMC(spec, settings)
-    model.rest = rest
-    trained = train(model, training, valid, settings, 0, lambda *_: None)
-    epochs = [entry for stage in trained.stages for entry in stage.history]
-    scores, losses = [entry["valid"]["acc"] for entry in epochs], [entry["valid"]["loss"] for entry in epochs]
-    schedule = Schedule(10, 2, rest).after(scores, losses)
-    expected = [schedule.strength(t) for t in range(16)]
+    scores = iter([1.0, 2.0] + 8 * [1.5])
+    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
+    settings = Settings(stage1_epochs=4, stage2_epochs=4, batch_size=32, warmup_steps=10, joint_patience=patience)
+    trained = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None)
+    expected = [min(1.0, max(0.0, (t / 10 - begins) / 0.3)) for t in range(16)]
     assert [drop for _, drop, _ in seen] == pytest.approx([0.3 * s for s in expected])
     assert [corruption for *_, corruption in seen] == pytest.approx([0.25 * s for s in expected])
-    assert expected[0] == 0
-    assert rest or expected[-1] == 1
+    epochs = [entry for stage in trained.stages for entry in stage.history]
+    assert [epoch["strength"] for epoch in epochs] == pytest.approx(expected[1::2])
+    assert trained.student.strength == 0  # the epoch selected, the second, is one of joint training
 
 
 def test_at_strength_0_only_the_task_loss_is_left():
@@ -182,5 +191,5 @@ def test_epochs_borrowed_come_from_the_second_stage():
     settings = Settings(stage1_epochs=2, stage2_epochs=3, warmup_steps=1000)
     torch.manual_seed(0)
     one, two = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None).stages
-    assert 2 < one.epochs <= 4
+    assert one.epochs == 4
     assert one.epochs + two.epochs == 5
