@@ -1,5 +1,7 @@
 """The warm-up, when a stage ends, and what both are for: targets that no modality shows by itself."""
 
+import copy
+
 import pytest
 import torch
 
@@ -117,6 +119,23 @@ def test_training_follows_the_schedule(monkeypatch, patience, begins):
     epochs = [entry for stage in trained.stages for entry in stage.history]
     assert [epoch["strength"] for epoch in epochs] == pytest.approx(expected[1::2])
     assert trained.student.strength == 0  # the epoch selected, the second, is one of joint training
+
+
+def test_a_run_that_stopped_in_the_ramp_goes_on_as_if_it_had_not(monkeypatch):
+    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": 1.0, "ua": 1.0, "f1": 1.0, "loss": 1.0})
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    settings = Settings(stage1_epochs=3, stage2_epochs=3, batch_size=32, warmup_steps=7, joint_patience=1)
+    saved = []
+
+    def run(state=None):
+        torch.manual_seed(0)
+        keep = None if state else lambda state: saved.append(copy.deepcopy(state))
+        trained = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None, save=keep, state=state)
+        return [{**epoch, "seconds": 0} for stage in trained.stages for epoch in stage.history]
+
+    whole = run()
+    (middle,) = (i for i, epoch in enumerate(whole) if 0 < epoch["strength"] < 1)
+    assert run(saved[middle]) == whole
 
 
 def test_at_strength_0_only_the_task_loss_is_left():
