@@ -7,19 +7,9 @@ import pytest
 
 from ebmc_msa.report import plots
 from ebmc_msa.training import command, console, resume, run
+from runs import SHORT
 
-BRIEF = [
-    "--log",
-    "tensorboard",
-    "--stage1-epochs",
-    "2",
-    "--stage2-epochs",
-    "2",
-    "--batch-size",
-    "8",
-    "--device",
-    "cpu",
-]
+BRIEF = ["--log", "tensorboard", *SHORT]
 
 
 @pytest.fixture
