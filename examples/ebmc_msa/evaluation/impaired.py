@@ -60,17 +60,20 @@ def scores_by_part(model: Model, split: SplitView, impaired: Impaired) -> dict[s
     def restricted(keep: tuple[str, ...]) -> np.ndarray:
         left = tuple(name for name in model.spec.dims if name in keep)
         if left not in found:
-            found[left] = _scores(model, split.with_present(restrict(split.present, left)))
+            found[left] = sample_scores(model, split.with_present(restrict(split.present, left)))
         return found[left]
 
     *incomplete, whole = conditions(impaired.present).values()
     full = restricted(whole)
     missing = np.mean([restricted(keep) for keep in incomplete], 0) if incomplete else full
-    corrupted = np.mean([_scores(model, split, _corruption(split, impaired, kind)) for kind in corruption.KINDS], 0)
+    corrupted = np.mean(
+        [sample_scores(model, split, _corruption(split, impaired, kind)) for kind in corruption.KINDS], 0
+    )
     return {"full": full.tolist(), "missing": missing.tolist(), "corrupted": corrupted.tolist()}
 
 
-def _scores(model: Model, split: SplitView, change: Change | None = None) -> np.ndarray:
+def sample_scores(model: Model, split: SplitView, change: Change | None = None) -> np.ndarray:
+    """Score of each utterance, `compared_by` the kind's metric, `(N,)`."""
     spec, metric = model.spec, METRICS[compared_by(model.spec.kind)]
     outputs = predict(model, split, change).outputs
     pair = label_predictions(spec, outputs), label_targets(spec, split.target)

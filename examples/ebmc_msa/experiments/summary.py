@@ -20,7 +20,7 @@ from ebmc_msa.experiments.trust import trust_summary, trust_table
 from ebmc_msa.report import internals
 from ebmc_msa.report.plots import COLOURS, FAINT, INK, WIDTH, drawing
 
-VERSION = 3  # of a stored result; one of another version is measured anew
+VERSION = 4  # of a stored result; one of another version is measured anew
 Methods = Mapping[str, Method]  # by label
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # (seeds, samples) by label and part
 

@@ -116,7 +116,8 @@ def selection(run: Run) -> str:
     metric = METRICS[key]
     scores = {stage: {key: lines[key]} for stage, lines in curves(run, "valid").items()}
     way = "higher" if metric.higher else "lower"
-    caption = f"One point per epoch; {way} is better. The best epoch of each stage is kept. "
+    after = ", of those after joint training and its ramp where there are any" if run.model == "ebmc" else ""
+    caption = f"One point per epoch; {way} is better. The best epoch of each stage is kept{after}. "
     if run.models[run.model]["selection"].get("last_is_best"):
         caption += "Here the best epoch is the last one: the model was still improving, and more epochs may help. "
     else:

@@ -23,7 +23,7 @@ from ebmc_msa.data import DataError
 from ebmc_msa.data.files import read_tensors, write_tensors, write_text
 from ebmc_msa.training.distributed import count, rank, unless_another_ends
 
-VERSION = 7  # of what NAME.partial/state holds
+VERSION = 8  # of what NAME.partial/state holds
 SHARE = 0.03  # of the time, at most, goes into saving
 
 

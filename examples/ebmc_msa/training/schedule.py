@@ -48,14 +48,21 @@ class Schedule(NamedTuple):
             return 1.0
         return min(1.0, max(0.0, ((self.before + step) / self.warmup - self.begins) / (1 - JOINT)))
 
+    def warming(self, epochs: int) -> int:
+        """How many of the first `epochs` epochs of a stage begin below full strength; 0 without `rest`."""
+        return sum(self.strength(epoch * self.per_epoch) < 1 for epoch in range(epochs)) if self.rest else 0
+
     def go_on(self, scores: Sequence[float], losses: Sequence[float], patience: int) -> bool:
         """Whether a stage with these validation scores and losses by epoch, higher and lower is better, continues.
 
         It ends after `patience` epochs without a better score or a lower loss; accuracy can rest on a plateau while
-        the loss still falls. The first part of the warm-up does not count.
+        the loss still falls. The first part of the warm-up does not count, and with `rest` no epoch below full
+        strength: what joint training reaches is no measure of a model that is regularised.
         """
         joint = -(-max(round(JOINT * self.warmup) - self.before, 0) // self.per_epoch)
-        return len(scores) - max(_last_progress(scores, losses), joint) < patience
+        warming = self.warming(len(scores))
+        progress = warming + _last_progress(scores[warming:], losses[warming:])
+        return len(scores) - max(progress, joint) < patience
 
     def extends(self, scores: Sequence[float]) -> bool:
         """Whether the first stage, its epochs over, borrows one from the next: while joint training goes on.

@@ -22,7 +22,7 @@ from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
-from ebmc_msa.training.best import Weights, better
+from ebmc_msa.training.best import Weights, better, clearly_better
 from ebmc_msa.training.distributed import broadcast_from_rank0, parallel, rank, shard
 from ebmc_msa.training.schedule import Schedule
 from modbalance import distributed
@@ -67,7 +67,8 @@ def train(
 ) -> Trained:
     """Train all stages of a model; each ends at the epoch selected on validation.
 
-    A second stage that is nowhere as good there as the first one is undone.
+    A second stage that is nowhere as good there as the first one is undone. Where only the second one was regularised
+    in full, the first one has to be better by more than a standard error.
 
     After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
     is first built, training continues from there to the same bits.
@@ -131,10 +132,15 @@ def train(
         state = None
     if stage1 is None:
         stage1 = start_balancing()
-    best = [max(_progress(model, stage.history)[0], default=-math.inf) for stage in stages]
-    if len(stages) == 2 and best[1] < best[0]:
-        model.undo_balancing(stage1)
-        stages[1] = stages[1]._replace(undone=True)
+    if len(stages) == 2 and stages[0].history:
+        if model.rest and stage1.strength < model.strength:
+            undone = broadcast_from_rank0(lambda: clearly_better(stage1, model, valid))
+        else:
+            one, two = (_progress(model, stage.history)[0][stage.epoch - 1] for stage in stages)
+            undone = two < one
+        if undone:
+            model.undo_balancing(stage1)
+            stages[1] = stages[1]._replace(undone=True)
     return Trained(model.finalize(valid), model, stages, stage1)
 
 
@@ -157,25 +163,32 @@ def run_stage(
 ) -> Stage:
     """Train with early stopping; the model ends at the epoch that is best on validation.
 
+    With `model.rest` joint training is a phase of its own that ends at its best epoch too. It and the ramp give the
+    selected epoch only where they are better by more than a standard error than all at full strength: what has not
+    seen a corrupted sample is at an advantage on clean ones.
+
     The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it. `earlier` is the
     history of the stages before.
     """
     step = parallel(model)
     history: list[dict[str, Any]] = []
-    best: Best | None = None
+    joint: Best | None = None  # of the epochs below full strength
+    best: Best | None = None  # of the others
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-        history, best = state["history"], state["best"]
+        history, joint, best = state["history"], state["joint"], state["best"]
 
     def goes_on() -> bool:
         done, (scores, losses) = len(history), _progress(model, history)
         within = done < epochs or (done < epochs + spare and now().extends(scores))
-        return within and schedule.go_on(scores, losses, settings.patience)
+        return within and now().go_on(scores, losses, settings.patience)
 
     def now() -> Schedule:
         return schedule.after(*_progress(model, earlier + history))
 
     while goes_on():
+        if joint is not None and history[-1]["strength"] == 0 and now().begins < math.inf:
+            model.load_state_dict(joint[1])  # joint training is over
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; corrupted samples and dropout in the model are not.
@@ -196,20 +209,30 @@ def run_stage(
                 "seconds": time.perf_counter() - tick,
             }
         )
-        best = better(best, selection_score(model.spec.kind, metrics), model)
-        save({"optimizer": optimizer.state_dict(), "history": history, "best": best})
+        score = selection_score(model.spec.kind, metrics)
+        if now().warming(epoch) == epoch:
+            joint = better(joint, score, model)
+        else:
+            best = better(best, score, model)
+        save({"optimizer": optimizer.state_dict(), "history": history, "joint": joint, "best": best})
         progress(name, epoch, history[-1])
+    if joint is not None and (best is None or _wins(joint, best, model, valid)):
+        best = joint
+    selected = 0
     if best is not None:
         model.load_state_dict(best[1])
-        history[_best(model, history) - 1]["selected"] = True
+        scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
+        selected = scores.index(best[0], 0 if best is joint else now().warming(len(history))) + 1
+        history[selected - 1]["selected"] = True
     seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
-    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), _best(model, history))
+    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), selected)
 
 
-def _best(model: Model, history: list[dict[str, Any]]) -> int:
-    """The first of the epochs that are best on validation, counted from 1; 0 before any."""
-    scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
-    return scores.index(max(scores)) + 1 if scores else 0
+def _wins(joint: Best, best: Best, model: Model, valid: SplitView) -> bool:
+    rival = copy.deepcopy(model)
+    rival.load_state_dict(joint[1])
+    model.load_state_dict(best[1])
+    return broadcast_from_rank0(lambda: clearly_better(rival, model, valid))
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

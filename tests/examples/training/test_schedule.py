@@ -1,9 +1,11 @@
 """The warm-up, when a stage ends, and what both are for: targets that no modality shows by itself."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
@@ -11,8 +13,10 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.scores import evaluate
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
+from ebmc_msa.model.prediction import Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import stages
+from ebmc_msa.training.best import clearly_better
 from ebmc_msa.training.schedule import Schedule
 from ebmc_msa.training.stages import train
 from generated import imbalanced, interaction
@@ -91,6 +95,22 @@ def test_joint_training_does_not_count_as_waiting():
     assert not Schedule(60, per_epoch=10, before=20).go_on(*flat, 2)
 
 
+def test_below_full_strength_no_epoch_counts():
+    """The ramp ends with epoch 10. What joint training reached neither ends the stage nor keeps it going."""
+    schedule = Schedule(100, per_epoch=10, rest=3).after(*rested(7))
+    assert [schedule.warming(epochs) for epochs in (0, 7, 10, 11, 30)] == [0, 7, 10, 10, 10]
+    assert schedule._replace(before=80).warming(5) == 2
+    assert [schedule.go_on(*rested(epochs), 2) for epochs in (9, 10, 11, 12, 13)] == [True] * 4 + [False]
+    worse = [9.0] * 10 + [1.0, 2.0, 3.0], [0.1] * 10 + [1.0, 1.0, 1.0]
+    assert schedule.go_on(*worse, 2)
+    joint = Schedule(100, per_epoch=10, rest=30).after(*rested(20))
+    assert joint.warming(20) == 20
+    assert joint.go_on(*rested(20), 2)
+    plain = Schedule(100, per_epoch=10).after(*rested(20))
+    assert plain.warming(20) == 0
+    assert not plain.go_on(*rested(20), 2)
+
+
 def splits(dataset):
     spec = Spec.of(dataset)
     return spec, *(
@@ -111,6 +131,7 @@ def test_training_follows_the_schedule(monkeypatch, patience, begins):
     )
     monkeypatch.setattr(stages, "corrupt_at_random", lambda batch, std, rate, _: seen[-1].append(rate) or batch)
     scores = iter([1.0, 2.0] + 8 * [1.5])
+    monkeypatch.setattr(stages, "clearly_better", lambda *_: True)
     monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
     settings = Settings(stage1_epochs=4, stage2_epochs=4, batch_size=32, warmup_steps=10, joint_patience=patience)
     trained = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None)
@@ -123,6 +144,7 @@ def test_training_follows_the_schedule(monkeypatch, patience, begins):
 
 
 def test_a_run_that_stopped_in_the_ramp_goes_on_as_if_it_had_not(monkeypatch):
+    monkeypatch.setattr(stages, "clearly_better", lambda *_: True)
     monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": 1.0, "ua": 1.0, "f1": 1.0, "loss": 1.0})
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     settings = Settings(stage1_epochs=3, stage2_epochs=3, batch_size=32, warmup_steps=7, joint_patience=1)
@@ -226,3 +248,77 @@ def test_epochs_borrowed_come_from_the_second_stage():
     one, two = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None).stages
     assert one.epochs == 4
     assert one.epochs + two.epochs == 5
+
+
+SHORT = Settings(stage1_epochs=40, stage2_epochs=2, warmup_steps=20, patience=5, lr=0.01, batch_size=16)
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_an_epoch_of_joint_training_is_selected_where_it_is_clearly_better(monkeypatch, clear):
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    monkeypatch.setattr(stages, "clearly_better", lambda *_: clear)
+    torch.manual_seed(1)
+    trained = train(EBMC(spec, SHORT), training, valid, SHORT, 1, lambda *_: None)
+    one, two = trained.stages
+    full = [entry["strength"] for entry in one.history].index(1) + 1  # the first epoch with it begins below
+    accuracies = [entry["valid"]["acc"] for entry in one.history]
+    assert max(accuracies[:full]) > max(accuracies[full:])  # else the test tests nothing
+    start, end = (0, full) if clear else (full, len(accuracies))
+    assert one.epoch == start + 1 + accuracies[start:end].index(max(accuracies[start:end]))
+    assert [i for i, entry in enumerate(one.history, 1) if entry["selected"]] == [one.epoch]
+    assert two.history[0]["strength"] == 1
+    assert trained.stage1.strength == one.history[one.epoch - 1]["strength"] == 1 - clear
+    worse = two.history[two.epoch - 1]["valid"]["acc"] < accuracies[one.epoch - 1]
+    assert two.undone is (clear or worse)
+
+
+def test_a_stage_of_nothing_else_answers_with_an_epoch_of_joint_training():
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    settings = replace(SHORT, stage1_epochs=2, warmup_steps=1000)
+    torch.manual_seed(1)
+    one, _ = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None).stages
+    assert one.history[one.epoch - 1]["strength"] == 0
+
+
+def test_clearly_better_is_by_more_than_a_standard_error():
+    """Ten samples: 7, 6, 5 and 4 right of the same outputs, so the paired gains are 0 or 1."""
+    spec, *_, test = splits(interaction("mixed", sizes=(64, 32, 10)))
+
+    class Right(Concat):
+        def forward(self, batch):
+            wrong = (test.target + 1) % 4
+            outputs = 9.0 * one_hot(torch.cat([test.target[: self.right], wrong[self.right :]]), 4)
+            return Prediction(outputs, outputs, {}, {}, outputs.sum(), {})
+
+    def model(right):
+        found = Right(spec, Settings())
+        found.right = right
+        return found
+
+    # gain 0.1 and standard error sqrt(0.1 / 10) = 0.1; gain 0.2 and sqrt(0.2 * 0.8 / 9) = 0.133
+    assert not clearly_better(model(5), model(5), test)
+    assert not clearly_better(model(4), model(5), test)
+    assert clearly_better(model(7), model(5), test)
+    assert not clearly_better(model(5), model(7), test)
+    assert not clearly_better(model(1), model(0), test.select(torch.arange(1)))
+
+
+def test_regularisation_begins_at_the_best_epoch_of_joint_training(monkeypatch):
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    begins, ends, epoch = [], [], stages._epoch
+
+    def watched(model, *rest):
+        begins.append(copy.deepcopy(model.head.state_dict()))
+        entry = epoch(model, *rest)
+        ends.append(copy.deepcopy(model.head.state_dict()))
+        return entry
+
+    monkeypatch.setattr(stages, "_epoch", watched)
+    torch.manual_seed(1)
+    one, _ = train(EBMC(spec, SHORT), training, valid, SHORT, 1, lambda *_: None).stages
+    joint = [entry["valid"]["acc"] for entry in one.history if entry["strength"] == 0]
+    best = joint.index(max(joint))
+    assert best < len(joint) - 1  # else the test tests nothing
+    for name, weights in begins[len(joint)].items():
+        assert torch.equal(weights, ends[best][name])
+        assert not torch.equal(weights, ends[len(joint) - 1][name])
