@@ -21,7 +21,7 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.data.task import MOSI
 from ebmc_msa.evaluation import corruption
 from ebmc_msa.evaluation.metrics import KINDS, METRICS
-from ebmc_msa.evaluation.predict import Change, label_predictions, label_targets, predict
+from ebmc_msa.evaluation.predict import Change, answers, label_predictions, label_targets
 from ebmc_msa.model.prediction import Model
 
 PARTS = ("full", "missing", "corrupted")
@@ -75,7 +75,7 @@ def scores_by_part(model: Model, split: SplitView, impaired: Impaired) -> dict[s
 def sample_scores(model: Model, split: SplitView, change: Change | None = None) -> np.ndarray:
     """Score of each utterance, `compared_by` the kind's metric, `(N,)`."""
     spec, metric = model.spec, METRICS[compared_by(model.spec.kind)]
-    outputs = predict(model, split, change).outputs
+    outputs = answers(model, split, change)
     pair = label_predictions(spec, outputs), label_targets(spec, split.target)
     predicted, true = (x.cpu().double().numpy() for x in pair)
     if spec.kind == "sentiment" and spec.range not in (None, MOSI):

@@ -36,7 +36,7 @@ class Model(nn.Module):
     spec: Spec
     encoders: nn.ModuleDict
     strength = 1.0  # of all that is not joint training, 0 to 1; set by the training loop at each step
-    rest = 0  # epochs of joint training without progress on validation before strength rises; see `Schedule`
+    rest = 0  # epochs without progress on validation that end joint training; 0: no such phase, see `Schedule`
     partly_unused = False  # whether the loss can leave parameters out; DDP must know
 
     def __call__(self, batch: Batch, *arguments: Any, **keywords: Any) -> Prediction:

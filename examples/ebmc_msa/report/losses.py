@@ -106,7 +106,10 @@ def losses(run: Run) -> str:
             )
     note = "" if alone else "Each term is on its own scale: compare shapes, not heights. "
     if run.model == "ebmc":
-        note += "After joint training all terms but L_task and L_uni grow from no weight to the one stated. "
+        note += (
+            "After joint training the model goes back to its best epoch, and all terms but L_task and L_uni grow "
+            "from no weight to the one stated. "
+        )
     return "".join(parts) + p(note + how_to_read(run), "quiet")
 
 
@@ -116,10 +119,12 @@ def selection(run: Run) -> str:
     metric = METRICS[key]
     scores = {stage: {key: lines[key]} for stage, lines in curves(run, "valid").items()}
     way = "higher" if metric.higher else "lower"
-    after = ", of those after joint training and its ramp where there are any" if run.model == "ebmc" else ""
-    caption = f"One point per epoch; {way} is better. The best epoch of each stage is kept{after}. "
+    caption = f"One point per epoch; {way} is better. The best epoch of each stage is kept"
+    if run.model == "ebmc":
+        caption += ", one before full regularisation only where it is clearly better or there is no other"
+    caption += ". "
     if run.models[run.model]["selection"].get("last_is_best"):
-        caption += "Here the best epoch is the last one: the model was still improving, and more epochs may help. "
+        caption += "Here it is the last one: the model may still have been improving, and more epochs may help. "
     else:
         caption += "Training went on after it and did not get better. "
     caption += answering(run).lstrip()

@@ -87,7 +87,7 @@ def answering(run: Run) -> str:
     seeds = [str(record.seed) for record in run.records if record.undone]
     if seeds:
         caption += (
-            f" {STAGES[second[0]]} was nowhere as good on validation as {STAGES[first]} and was undone for seed "
+            f" {STAGES[second[0]]} ended worse on validation than {STAGES[first]} and was undone for seed "
             f"{', '.join(seeds)}."
         )
     last = [(record, first if record.undone or not second else second[0]) for record in run.records]

@@ -137,12 +137,12 @@ def control_to_get(results: Mapping[str, Any]) -> str:
 
 
 def unfinished(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Which models were still improving when their epochs were used up; nothing if none was."""
+    """Which models may have been improving still when their epochs were used up; nothing if none was."""
     models = results.get("models") or {results["model"]: results}
     found = [names[name] for name, entry in models.items() if entry["selection"].get("last_is_best")]
     if not found:
         return ""
     return (
-        f"Still improving when training ended, the last epoch being the best: {'; '.join(found)}. More epochs may "
-        "help: --stage1-epochs, --stage2-epochs."
+        f"Maybe still improving when training ended, the last epoch being the selected one: {'; '.join(found)}. More "
+        "epochs may help: --stage1-epochs, --stage2-epochs."
     )

@@ -90,7 +90,7 @@ def summary(
 
 
 def last_is_best(record: Record) -> bool:
-    """Whether its last stage ended for want of epochs, still improving."""
+    """Whether its last stage ended for want of epochs with the selected one."""
     stage, epoch = list(record.epochs.items())[-1]
     return 0 < epoch == record.cost[stage]["epochs"]
 

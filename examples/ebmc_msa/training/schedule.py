@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 JOINT = 0.7  # share of the warm-up that is joint training at least
+ROUNDING = 1e-9  # of a strength
 
 
 class Schedule(NamedTuple):
@@ -21,7 +22,7 @@ class Schedule(NamedTuple):
         warmup: W; 0 is none.
         per_epoch: steps of an epoch.
         rest: epochs without progress on validation that end joint training, which lasts for 70 % of the warm-up at
-            least; with 0 that is its end.
+            least; with 0 that is its end, and its epochs count like any other.
         before: steps of earlier stages.
         begins: t_0, in warm-ups; infinite while joint training goes on. See `after`.
     """
@@ -50,7 +51,8 @@ class Schedule(NamedTuple):
 
     def warming(self, epochs: int) -> int:
         """How many of the first `epochs` epochs of a stage begin below full strength; 0 without `rest`."""
-        return sum(self.strength(epoch * self.per_epoch) < 1 for epoch in range(epochs)) if self.rest else 0
+        starts = (self.strength(epoch * self.per_epoch) for epoch in range(epochs))
+        return sum(strength < 1 - ROUNDING for strength in starts) if self.rest else 0
 
     def go_on(self, scores: Sequence[float], losses: Sequence[float], patience: int) -> bool:
         """Whether a stage with these validation scores and losses by epoch, higher and lower is better, continues.

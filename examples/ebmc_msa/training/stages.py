@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from ebmc_msa.data.batch import Batch
 from ebmc_msa.data.dataset import DataError
 from ebmc_msa.data.missing import dropout_rates
 from ebmc_msa.data.split import SplitView, by_length, outputs_and_targets, shuffled
+from ebmc_msa.evaluation.impaired import sample_scores
 from ebmc_msa.evaluation.scores import evaluate, outputs_score, selection_score
 from ebmc_msa.model.encoders import feature_std
 from ebmc_msa.model.prediction import Model, Prediction
@@ -24,7 +26,7 @@ from ebmc_msa.model.settings import Settings
 from ebmc_msa.model.text_encoder import parameter_groups
 from ebmc_msa.training.best import Weights, better, clearly_better
 from ebmc_msa.training.distributed import broadcast_from_rank0, parallel, rank, shard
-from ebmc_msa.training.schedule import Schedule
+from ebmc_msa.training.schedule import ROUNDING, Schedule
 from modbalance import distributed
 from modbalance.diagnostics import gradient_norms, shares
 from modbalance.dropout import modality_dropout
@@ -51,7 +53,7 @@ class Stage(NamedTuple):
     seconds: float
     step_ms: float
     epoch: int  # the one selected
-    undone: bool = False  # since it was nowhere as good as the stage before
+    undone: bool = False  # since it was worse than the stage before
 
 
 def train(
@@ -67,8 +69,8 @@ def train(
 ) -> Trained:
     """Train all stages of a model; each ends at the epoch selected on validation.
 
-    A second stage that is nowhere as good there as the first one is undone. Where only the second one was regularised
-    in full, the first one has to be better by more than a standard error.
+    A second stage whose selected epoch is worse there than that of the first is undone. Where the first one's has
+    less strength, worse means by more than a standard error.
 
     After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
     is first built, training continues from there to the same bits.
@@ -133,12 +135,14 @@ def train(
     if stage1 is None:
         stage1 = start_balancing()
     if len(stages) == 2 and stages[0].history:
-        if model.rest and stage1.strength < model.strength:
-            undone = broadcast_from_rank0(lambda: clearly_better(stage1, model, valid))
-        else:
-            one, two = (_progress(model, stage.history)[0][stage.epoch - 1] for stage in stages)
-            undone = two < one
-        if undone:
+        one, two = (_progress(model, stage.history)[0][stage.epoch - 1] for stage in stages)
+        weaker = model.rest and stage1.strength < model.strength - ROUNDING
+        if two < one and (
+            not weaker
+            or broadcast_from_rank0(
+                lambda: clearly_better(model.spec.kind, sample_scores(stage1, valid), sample_scores(model, valid))
+            )
+        ):
             model.undo_balancing(stage1)
             stages[1] = stages[1]._replace(undone=True)
     return Trained(model.finalize(valid), model, stages, stage1)
@@ -161,10 +165,11 @@ def run_stage(
     save: Save,
     state: dict[str, Any] | None,
 ) -> Stage:
-    """Train with early stopping; the model ends at the epoch that is best on validation.
+    """Train with early stopping; the model ends at the epoch selected on validation.
 
-    With `model.rest` joint training is a phase of its own that ends at its best epoch too. It and the ramp give the
-    selected epoch only where they are better by more than a standard error than all at full strength: what has not
+    It is the best one. With `model.rest` joint training is a phase of its own, after which training goes on from its
+    best epoch (the optimiser's state stays), and an epoch that begins below full strength is selected only where it
+    is better by more than a standard error than the best of the others, or where there are no others: what has not
     seen a corrupted sample is at an advantage on clean ones.
 
     The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it. `earlier` is the
@@ -172,11 +177,11 @@ def run_stage(
     """
     step = parallel(model)
     history: list[dict[str, Any]] = []
-    joint: Best | None = None  # of the epochs below full strength
-    best: Best | None = None  # of the others
+    below: Best | None = None  # of the epochs that begin below full strength
+    full: Best | None = None  # of the others
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-        history, joint, best = state["history"], state["joint"], state["best"]
+        history, below, full = state["history"], state["below"], state["full"]
 
     def goes_on() -> bool:
         done, (scores, losses) = len(history), _progress(model, history)
@@ -186,9 +191,17 @@ def run_stage(
     def now() -> Schedule:
         return schedule.after(*_progress(model, earlier + history))
 
+    def joint_training_just_ended() -> bool:
+        last = schedule.after(*_progress(model, (earlier + history)[:-1]))
+        return last.begins == math.inf and now().begins < math.inf
+
+    def scores_of(best: Best) -> np.ndarray:
+        model.load_state_dict(best[1])
+        return sample_scores(model, valid)
+
     while goes_on():
-        if joint is not None and history[-1]["strength"] == 0 and now().begins < math.inf:
-            model.load_state_dict(joint[1])  # joint training is over
+        if below is not None and joint_training_just_ended():
+            model.load_state_dict(below[1])
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are
         # alike on all processes, being those of the whole batch; corrupted samples and dropout in the model are not.
@@ -211,28 +224,26 @@ def run_stage(
         )
         score = selection_score(model.spec.kind, metrics)
         if now().warming(epoch) == epoch:
-            joint = better(joint, score, model)
+            below = better(below, score, model)
         else:
-            best = better(best, score, model)
-        save({"optimizer": optimizer.state_dict(), "history": history, "joint": joint, "best": best})
+            full = better(full, score, model)
+        save({"optimizer": optimizer.state_dict(), "history": history, "below": below, "full": full})
         progress(name, epoch, history[-1])
-    if joint is not None and (best is None or _wins(joint, best, model, valid)):
-        best = joint
-    selected = 0
+    best, selected = full or below, 0
+    if (
+        full is not None
+        and below is not None
+        and below[0] > full[0]
+        and broadcast_from_rank0(lambda: clearly_better(model.spec.kind, scores_of(below), scores_of(full)))
+    ):
+        best = below
     if best is not None:
         model.load_state_dict(best[1])
         scores = [selection_score(model.spec.kind, entry["valid"]) for entry in history]
-        selected = scores.index(best[0], 0 if best is joint else now().warming(len(history))) + 1
+        selected = scores.index(best[0], 0 if best is below else now().warming(len(history))) + 1
         history[selected - 1]["selected"] = True
     seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
     return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), selected)
-
-
-def _wins(joint: Best, best: Best, model: Model, valid: SplitView) -> bool:
-    rival = copy.deepcopy(model)
-    rival.load_state_dict(joint[1])
-    model.load_state_dict(best[1])
-    return broadcast_from_rank0(lambda: clearly_better(rival, model, valid))
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -106,7 +106,7 @@ def test_the_page_says_where_a_stage_was_undone(sentiment):
     results, records = sentiment.part(["ebmc"])
     for where, words in (
         ([False, False], ""),
-        ([False, True], "Balance was nowhere as good on validation as Enhance and was undone for seed 1112."),
+        ([False, True], "Balance ended worse on validation than Enhance and was undone for seed 1112."),
     ):
         changed = [replace(record, undone=undone) for record, undone in zip(records, where, strict=True)]
         view = run_view.Run.of(results, changed)
@@ -323,7 +323,7 @@ def test_the_last_epoch_being_the_best_is_pointed_out(sentiment, last):
     results, records = sentiment.part(["ebmc"], [1111])
     results["selection"]["last_is_best"] = last
     view = run_view.Run.of(results, records)
-    assert ("the last epoch being the best: EBMC" in overview.overview(view)) == last
+    assert ("the last epoch being the selected one: EBMC" in overview.overview(view)) == last
     assert ("more epochs may help" in losses.selection(view)) == last
 
 

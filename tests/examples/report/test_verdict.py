@@ -109,7 +109,7 @@ def test_one_seed_is_pointed_out():
     assert "over seeds and utterances" in verdict.caution({"seeds": [1, 2]})
 
 
-@pytest.mark.parametrize(("last", "text"), [(True, "the last epoch being the best: EBMC."), (False, "")])
+@pytest.mark.parametrize(("last", "text"), [(True, "the last epoch being the selected one: EBMC."), (False, "")])
 def test_training_that_ended_too_early_is_pointed_out(last, text):
     models = {"ebmc": {"selection": {"last_is_best": last}}, "concat": {"selection": {"last_is_best": False}}}
     found = verdict.unfinished({"models": models}, NAMES)

@@ -77,10 +77,7 @@ def trained(name, changes):
     """In float64: the optimizer turns the rounding of a gradient near 0 into a whole step."""
     dropout = 0.3 if name == "concat" else 0.0  # of EBMC it also hides own parts, on each process in its own way
     settings = Settings(
-        **changes,
-        stage1_epochs=2,
-        stage2_epochs=2,
-        warmup_steps=0,
+        **{"stage1_epochs": 2, "stage2_epochs": 2, "warmup_steps": 0, **changes},
         batch_size=11,
         lr=1e-2,
         dim=8,
@@ -103,6 +100,7 @@ def trained(name, changes):
         ("ebmc", {}),
         ("ebmc", {"without": ("cce", "msd")}),
         ("ebmc", {"gamma": 0.5, "observe": True}),
+        ("ebmc", {"stage1_epochs": 12, "warmup_steps": 6, "joint_patience": 1}),
         ("concat", {}),
         ("ebmc", {"context": "gru"}),
         ("concat", {"context": "transformer"}),

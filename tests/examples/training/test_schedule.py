@@ -3,9 +3,9 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from torch.nn.functional import one_hot
 
 from ebmc_msa.data.batch import Spec
 from ebmc_msa.data.missing import restrict
@@ -13,7 +13,6 @@ from ebmc_msa.data.split import SplitView
 from ebmc_msa.evaluation.scores import evaluate
 from ebmc_msa.model.concat import Concat
 from ebmc_msa.model.ebmc import EBMC
-from ebmc_msa.model.prediction import Prediction
 from ebmc_msa.model.settings import Settings
 from ebmc_msa.training import stages
 from ebmc_msa.training.best import clearly_better
@@ -103,6 +102,8 @@ def test_below_full_strength_no_epoch_counts():
     assert [schedule.go_on(*rested(epochs), 2) for epochs in (9, 10, 11, 12, 13)] == [True] * 4 + [False]
     worse = [9.0] * 10 + [1.0, 2.0, 3.0], [0.1] * 10 + [1.0, 1.0, 1.0]
     assert schedule.go_on(*worse, 2)
+    for done in range(14, 60):  # 280 steps and more, of 20 an epoch; the ramp has six epochs, whatever its rounding
+        assert Schedule(400, 20, rest=3, begins=done * 20 / 400).warming(200) == done + 6
     joint = Schedule(100, per_epoch=10, rest=30).after(*rested(20))
     assert joint.warming(20) == 20
     assert joint.go_on(*rested(20), 2)
@@ -141,24 +142,6 @@ def test_training_follows_the_schedule(monkeypatch, patience, begins):
     epochs = [entry for stage in trained.stages for entry in stage.history]
     assert [epoch["strength"] for epoch in epochs] == pytest.approx(expected[1::2])
     assert trained.student.strength == 0  # the epoch selected, the second, is one of joint training
-
-
-def test_a_run_that_stopped_in_the_ramp_goes_on_as_if_it_had_not(monkeypatch):
-    monkeypatch.setattr(stages, "clearly_better", lambda *_: True)
-    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": 1.0, "ua": 1.0, "f1": 1.0, "loss": 1.0})
-    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
-    settings = Settings(stage1_epochs=3, stage2_epochs=3, batch_size=32, warmup_steps=7, joint_patience=1)
-    saved = []
-
-    def run(state=None):
-        torch.manual_seed(0)
-        keep = None if state else lambda state: saved.append(copy.deepcopy(state))
-        trained = train(EBMC(spec, settings), training, valid, settings, 0, lambda *_: None, save=keep, state=state)
-        return [{**epoch, "seconds": 0} for stage in trained.stages for epoch in stage.history]
-
-    whole = run()
-    (middle,) = (i for i, epoch in enumerate(whole) if 0 < epoch["strength"] < 1)
-    assert run(saved[middle]) == whole
 
 
 def test_at_strength_0_only_the_task_loss_is_left():
@@ -253,6 +236,27 @@ def test_epochs_borrowed_come_from_the_second_stage():
 SHORT = Settings(stage1_epochs=40, stage2_epochs=2, warmup_steps=20, patience=5, lr=0.01, batch_size=16)
 
 
+def test_a_run_that_stopped_at_a_turn_goes_on_as_if_it_had_not():
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    saved = []
+
+    def run(state=None):
+        torch.manual_seed(2)
+        keep = None if state else lambda state: saved.append(copy.deepcopy(state))
+        trained = train(EBMC(spec, SHORT), training, valid, SHORT, 2, lambda *_: None, save=keep, state=state)
+        epochs = [{**epoch, "seconds": 0} for stage in trained.stages for epoch in stage.history]
+        return epochs, trained.stages[0].epochs, trained.student.state_dict()
+
+    whole, one, weights = run()
+    strengths = [epoch["strength"] for epoch in whole]
+    joint = strengths.count(0)
+    assert 0 < strengths[joint] < 1
+    for last in (joint - 1, joint, joint + 1, one - 1, one):
+        again, _, found = run(saved[last])
+        assert again == whole
+        assert all(torch.equal(value, weights[name]) for name, value in found.items() if torch.is_tensor(value))
+
+
 @pytest.mark.parametrize("clear", [False, True])
 def test_an_epoch_of_joint_training_is_selected_where_it_is_clearly_better(monkeypatch, clear):
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
@@ -281,29 +285,51 @@ def test_a_stage_of_nothing_else_answers_with_an_epoch_of_joint_training():
 
 
 def test_clearly_better_is_by_more_than_a_standard_error():
-    """Ten samples: 7, 6, 5 and 4 right of the same outputs, so the paired gains are 0 or 1."""
-    spec, *_, test = splits(interaction("mixed", sizes=(64, 32, 10)))
-
-    class Right(Concat):
-        def forward(self, batch):
-            wrong = (test.target + 1) % 4
-            outputs = 9.0 * one_hot(torch.cat([test.target[: self.right], wrong[self.right :]]), 4)
-            return Prediction(outputs, outputs, {}, {}, outputs.sum(), {})
-
-    def model(right):
-        found = Right(spec, Settings())
-        found.right = right
-        return found
-
-    # gain 0.1 and standard error sqrt(0.1 / 10) = 0.1; gain 0.2 and sqrt(0.2 * 0.8 / 9) = 0.133
-    assert not clearly_better(model(5), model(5), test)
-    assert not clearly_better(model(4), model(5), test)
-    assert clearly_better(model(7), model(5), test)
-    assert not clearly_better(model(5), model(7), test)
-    assert not clearly_better(model(1), model(0), test.select(torch.arange(1)))
+    """Of right and wrong answers, w samples won and l lost are clear where (w - l)^2 > w + l."""
+    for n in (4, 7, 10, 50):
+        for won, lost in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 1), (3, 0), (0, 2)):
+            for shift in range(n):
+                scores, than = np.full(n, 50.0), np.full(n, 50.0)
+                scores[:won], than[won : won + lost] = 150.0, 150.0
+                found = clearly_better("classes", np.roll(scores, shift), np.roll(than, shift))
+                assert found is (won > lost and (won - lost) ** 2 > won + lost), (n, won, lost, shift)
+    error, less = np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.4, 2.6])
+    assert clearly_better("sentiment", less, error)
+    assert not clearly_better("sentiment", error, less)
+    assert not clearly_better("classes", np.ones(1), np.zeros(1))
+    assert not clearly_better("classes", np.ones(0), np.zeros(0))
 
 
-def test_regularisation_begins_at_the_best_epoch_of_joint_training(monkeypatch):
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_second_stage_of_more_strength_is_undone_where_the_first_is_clearly_better(monkeypatch, clear):
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    monkeypatch.setattr(stages, "clearly_better", lambda *_: clear)
+    scores = iter([3.0, 2.0, 2.0, 2.0] + 20 * [1.0])
+    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
+    settings = replace(SHORT, stage1_epochs=4, stage2_epochs=6)  # 16 steps: joint training and the ramp's beginning
+    torch.manual_seed(1)
+    trained = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
+    one, two = trained.stages
+    assert (one.epoch, one.history[0]["strength"]) == (1, 0)
+    assert two.history[two.epoch - 1]["strength"] == 1
+    assert two.undone is clear
+    assert trained.student.strength == 1 - clear
+
+
+def test_what_is_selected_by_another_metric_has_to_be_better_by_that_too(monkeypatch):
+    """Several labels are selected by F1 and compared by accuracy."""
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    monkeypatch.setattr(stages, "clearly_better", lambda *_: True)
+    scores = iter([1.0, 1.0, 1.0, 1.0] + 40 * [2.0])
+    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
+    torch.manual_seed(1)
+    one, two = train(EBMC(spec, SHORT), training, valid, SHORT, 1, lambda *_: None).stages
+    assert one.history[one.epoch - 1]["valid"]["acc"] == 2
+    assert not two.undone
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])  # 64: one step an epoch
+def test_regularisation_begins_once_at_the_best_epoch_of_joint_training(monkeypatch, batch_size):
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     begins, ends, epoch = [], [], stages._epoch
 
@@ -313,12 +339,17 @@ def test_regularisation_begins_at_the_best_epoch_of_joint_training(monkeypatch):
         ends.append(copy.deepcopy(model.head.state_dict()))
         return entry
 
+    scores = iter([1.0, 3.0] + 40 * [2.0])
     monkeypatch.setattr(stages, "_epoch", watched)
+    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
+    settings = replace(SHORT, batch_size=batch_size, warmup_steps=320 // batch_size)
     torch.manual_seed(1)
-    one, _ = train(EBMC(spec, SHORT), training, valid, SHORT, 1, lambda *_: None).stages
-    joint = [entry["valid"]["acc"] for entry in one.history if entry["strength"] == 0]
-    best = joint.index(max(joint))
-    assert best < len(joint) - 1  # else the test tests nothing
-    for name, weights in begins[len(joint)].items():
-        assert torch.equal(weights, ends[best][name])
-        assert not torch.equal(weights, ends[len(joint) - 1][name])
+    train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
+    jumps = [
+        i
+        for i in range(1, 12)
+        if not all(torch.equal(weights, ends[i - 1][name]) for name, weights in begins[i].items())
+    ]
+    assert jumps == [5]  # two epochs, and three without progress
+    for name, weights in begins[5].items():
+        assert torch.equal(weights, ends[1][name])
