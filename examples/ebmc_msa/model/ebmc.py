@@ -48,7 +48,7 @@ class EBMC(Model):
     teachers and itself on validation: at 1 fusion stays as it is in stage I and nothing is distilled.
 
     A stage II that ends worse on validation than stage I is undone (`undo_balancing`); the teachers stay. Where
-    stage I ended at less strength, worse means by more than a standard error.
+    stage I ended at less strength and stage II came to rest, worse means by more than a standard error.
 
     Two other orders of the stages exist for comparison. `balance-enhance` has EMC in stage I, and MSD and CCE from
     stage II on. `joint` has a single stage with all three, and teachers only for the ensemble.

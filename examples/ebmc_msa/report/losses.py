@@ -121,7 +121,7 @@ def selection(run: Run) -> str:
     way = "higher" if metric.higher else "lower"
     caption = f"One point per epoch; {way} is better. The best epoch of each stage is kept"
     if run.model == "ebmc":
-        caption += ", one before full regularisation only where it is clearly better or there is no other"
+        caption += ", one before full regularisation only where it is clearly better or the epochs ran out"
     caption += ". "
     if run.models[run.model]["selection"].get("last_is_best"):
         caption += "Here it is the last one: the model may still have been improving, and more epochs may help. "

@@ -53,6 +53,7 @@ class Stage(NamedTuple):
     seconds: float
     step_ms: float
     epoch: int  # the one selected
+    cut_short: bool  # by its epochs, before its patience ran out
     undone: bool = False  # since it was worse than the stage before
 
 
@@ -70,7 +71,7 @@ def train(
     """Train all stages of a model; each ends at the epoch selected on validation.
 
     A second stage whose selected epoch is worse there than that of the first is undone. Where the first one's has
-    less strength, worse means by more than a standard error.
+    less strength, and the second stage had its time, worse means by more than a standard error.
 
     After each epoch `save` is called with all that the next one depends on. With that as `state`, and the model as it
     is first built, training continues from there to the same bits.
@@ -139,6 +140,7 @@ def train(
         weaker = model.rest and stage1.strength < model.strength - ROUNDING
         if two < one and (
             not weaker
+            or stages[1].cut_short
             or broadcast_from_rank0(
                 lambda: clearly_better(model.spec.kind, sample_scores(stage1, valid), sample_scores(model, valid))
             )
@@ -168,9 +170,10 @@ def run_stage(
     """Train with early stopping; the model ends at the epoch selected on validation.
 
     It is the best one. With `model.rest` joint training is a phase of its own, after which training goes on from its
-    best epoch (the optimiser's state stays), and an epoch that begins below full strength is selected only where it
-    is better by more than a standard error than the best of the others, or where there are no others: what has not
-    seen a corrupted sample is at an advantage on clean ones.
+    best epoch (the optimiser's state stays). Then, in a stage that has come to rest, an epoch that begins below full
+    strength is selected only where it is better by more than a standard error than the best of the others: what has
+    not seen a corrupted sample is at an advantage on clean ones. A stage that its epochs cut short has not shown what
+    the others can reach.
 
     The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it. `earlier` is the
     history of the stages before.
@@ -229,12 +232,11 @@ def run_stage(
             full = better(full, score, model)
         save({"optimizer": optimizer.state_dict(), "history": history, "below": below, "full": full})
         progress(name, epoch, history[-1])
+    cut_short = now().go_on(*_progress(model, history), settings.patience)
     best, selected = full or below, 0
-    if (
-        full is not None
-        and below is not None
-        and below[0] > full[0]
-        and broadcast_from_rank0(lambda: clearly_better(model.spec.kind, scores_of(below), scores_of(full)))
+    ahead = full is not None and below is not None and below[0] > full[0]
+    if ahead and (
+        cut_short or broadcast_from_rank0(lambda: clearly_better(model.spec.kind, scores_of(below), scores_of(full)))
     ):
         best = below
     if best is not None:
@@ -243,7 +245,7 @@ def run_stage(
         selected = scores.index(best[0], 0 if best is below else now().warming(len(history))) + 1
         history[selected - 1]["selected"] = True
     seconds, steps = (sum(entry[key] for entry in history) for key in ("seconds", "steps"))
-    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), selected)
+    return Stage(name, len(history), history, seconds, 1000 * seconds / max(steps, 1), selected, cut_short)
 
 
 def _progress(model: Model, history: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

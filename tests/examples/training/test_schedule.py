@@ -233,7 +233,7 @@ def test_epochs_borrowed_come_from_the_second_stage():
     assert one.epochs + two.epochs == 5
 
 
-SHORT = Settings(stage1_epochs=40, stage2_epochs=2, warmup_steps=20, patience=5, lr=0.01, batch_size=16)
+SHORT = Settings(stage1_epochs=60, stage2_epochs=10, warmup_steps=20, patience=5, lr=0.01, batch_size=16)
 
 
 def test_a_run_that_stopped_at_a_turn_goes_on_as_if_it_had_not():
@@ -270,10 +270,25 @@ def test_an_epoch_of_joint_training_is_selected_where_it_is_clearly_better(monke
     start, end = (0, full) if clear else (full, len(accuracies))
     assert one.epoch == start + 1 + accuracies[start:end].index(max(accuracies[start:end]))
     assert [i for i, entry in enumerate(one.history, 1) if entry["selected"]] == [one.epoch]
+    assert not one.cut_short
     assert two.history[0]["strength"] == 1
     assert trained.stage1.strength == one.history[one.epoch - 1]["strength"] == 1 - clear
-    worse = two.history[two.epoch - 1]["valid"]["acc"] < accuracies[one.epoch - 1]
-    assert two.undone is (clear or worse)
+
+
+def test_in_a_stage_that_its_epochs_cut_short_the_best_epoch_is_selected(monkeypatch):
+    spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
+    monkeypatch.setattr(stages, "clearly_better", lambda *_: pytest.fail("asked"))
+    scores = iter([1.0, 3.0] + 40 * [2.0])
+    monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
+    settings = replace(SHORT, stage1_epochs=9, stage2_epochs=3)
+    torch.manual_seed(1)
+    trained = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
+    one, two = trained.stages
+    assert one.history[-1]["strength"] == 1
+    assert [stage.cut_short for stage in trained.stages] == [True, True]
+    assert one.epoch == 2
+    assert two.undone
+    assert trained.student.strength == 0
 
 
 def test_a_stage_of_nothing_else_answers_with_an_epoch_of_joint_training():
@@ -304,9 +319,9 @@ def test_clearly_better_is_by_more_than_a_standard_error():
 def test_a_second_stage_of_more_strength_is_undone_where_the_first_is_clearly_better(monkeypatch, clear):
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     monkeypatch.setattr(stages, "clearly_better", lambda *_: clear)
-    scores = iter([3.0, 2.0, 2.0, 2.0] + 20 * [1.0])
+    scores = iter([3.0, 2.0, 2.0, 2.0] + 40 * [1.0])
     monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
-    settings = replace(SHORT, stage1_epochs=4, stage2_epochs=6)  # 16 steps: joint training and the ramp's beginning
+    settings = replace(SHORT, stage1_epochs=4, stage2_epochs=20)  # 16 steps: joint training and the ramp's beginning
     torch.manual_seed(1)
     trained = train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
     one, two = trained.stages
