@@ -170,10 +170,10 @@ def run_stage(
     """Train with early stopping; the model ends at the epoch selected on validation.
 
     It is the best one. With `model.rest` joint training is a phase of its own, after which training goes on from its
-    best epoch (the optimiser's state stays). Then, in a stage that has come to rest, an epoch that begins below full
-    strength is selected only where it is better by more than a standard error than the best of the others: what has
-    not seen a corrupted sample is at an advantage on clean ones. A stage that its epochs cut short has not shown what
-    the others can reach.
+    best epoch (the optimiser's state stays) where at least `patience` epochs at full strength are left; a short stage
+    has none to lose. Then, in a stage that has come to rest, an epoch that begins below full strength is selected
+    only where it is better by more than a standard error than the best of the others: what has not seen a corrupted
+    sample is at an advantage on clean ones. A stage that its epochs cut short has not shown what they can reach.
 
     The stage has `epochs` epochs at most, and up to `spare` more while `schedule.extends` it. `earlier` is the
     history of the stages before.
@@ -202,8 +202,11 @@ def run_stage(
         model.load_state_dict(best[1])
         return sample_scores(model, valid)
 
+    def can_come_to_rest() -> bool:
+        return epochs - now().warming(epochs) >= settings.patience
+
     while goes_on():
-        if below is not None and joint_training_just_ended():
+        if below is not None and joint_training_just_ended() and can_come_to_rest():
             model.load_state_dict(below[1])
         tick, epoch = time.perf_counter(), len(history) + 1
         # Each epoch draws from its own seeds, so that no generator needs to be saved. Order and modality dropout are

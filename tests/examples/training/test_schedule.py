@@ -343,8 +343,9 @@ def test_what_is_selected_by_another_metric_has_to_be_better_by_that_too(monkeyp
     assert not two.undone
 
 
-@pytest.mark.parametrize("batch_size", [16, 64])  # 64: one step an epoch
-def test_regularisation_begins_once_at_the_best_epoch_of_joint_training(monkeypatch, batch_size):
+@pytest.mark.parametrize(("batch_size", "epochs", "far"), [(16, 60, 1), (16, 12, 1), (16, 11, 0), (64, 60, 1)])
+def test_regularisation_begins_once_at_the_best_epoch_of_joint_training(monkeypatch, batch_size, epochs, far):
+    """With 64 an epoch is one step. At the end of 12 epochs five are at full strength, as many as `patience`."""
     spec, training, valid, _ = splits(interaction("mixed", sizes=(64, 32, 1)))
     begins, ends, epoch = [], [], stages._epoch
 
@@ -357,14 +358,14 @@ def test_regularisation_begins_once_at_the_best_epoch_of_joint_training(monkeypa
     scores = iter([1.0, 3.0] + 40 * [2.0])
     monkeypatch.setattr(stages, "_epoch", watched)
     monkeypatch.setattr(stages, "evaluate", lambda *_: {"acc": next(scores), "ua": 0.0, "f1": 0.0, "loss": 1.0})
-    settings = replace(SHORT, batch_size=batch_size, warmup_steps=320 // batch_size)
+    settings = replace(SHORT, batch_size=batch_size, warmup_steps=320 // batch_size, stage1_epochs=epochs)
     torch.manual_seed(1)
     train(EBMC(spec, settings), training, valid, settings, 1, lambda *_: None)
     jumps = [
         i
-        for i in range(1, 12)
+        for i in range(1, 11)
         if not all(torch.equal(weights, ends[i - 1][name]) for name, weights in begins[i].items())
     ]
-    assert jumps == [5]  # two epochs, and three without progress
+    assert jumps == [5] * far  # two epochs, and three without progress
     for name, weights in begins[5].items():
-        assert torch.equal(weights, ends[1][name])
+        assert torch.equal(weights, ends[1 if far else 4][name])
