@@ -107,8 +107,8 @@ def losses(run: Run) -> str:
     note = "" if alone else "Each term is on its own scale: compare shapes, not heights. "
     if run.model == "ebmc":
         note += (
-            "After joint training the model goes back to its best epoch, and all terms but L_task and L_uni grow "
-            "from no weight to the one stated. "
+            "After joint training all terms but L_task and L_uni grow from no weight to the one stated; in a long "
+            "stage the model first goes back to the best epoch of joint training. "
         )
     return "".join(parts) + p(note + how_to_read(run), "quiet")
 
